@@ -1,0 +1,268 @@
+"""The configuration: a YAML file, checked whole, with every mistake named by path and line at once."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from sdbridge.errors import SdbridgeError
+from sdbridge.parameters.table import TABLE
+
+ENVIRONMENT_PREFIX = "SDBRIDGE_"
+
+
+class _Section(BaseModel):
+    """A part of the file. Unknown keys are refused, so that a misspelt one never passes in silence."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Text = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int | float) else value)]
+
+
+class TextureConfig(_Section):
+    """One input or output: a backend's name, the source or sender name, and the backend's own options."""
+
+    backend: str = "auto"
+    name: Text = ""
+    options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    fit: Literal["fill", "fit", "stretch", "native"] = "fill"
+    flip_horizontal: bool = False
+    flip_vertical: bool = False
+    rotate: Literal[0, 90, 180, 270] = 0
+    alpha: Literal["keep", "opaque", "input"] = "keep"
+
+
+class OutputConfig(TextureConfig):
+    """A sender. ``role`` chooses the generated picture or the control image."""
+
+    role: Literal["generated", "control"] = "generated"
+    fit: Literal["fill", "fit", "stretch", "native"] = "native"
+    width: int = Field(0, ge=0, le=8192)
+    height: int = Field(0, ge=0, le=8192)
+
+
+class InputsConfig(_Section):
+    """What comes in, by role."""
+
+    main: TextureConfig = TextureConfig()
+    control: TextureConfig | None = None
+    mask: TextureConfig | None = None
+    style: TextureConfig | None = None
+
+
+class EngineSection(_Section):
+    """Which engine, which model, on what."""
+
+    kind: str = "image"
+    model: str = ""
+    width: int = Field(512, ge=64, le=2048)
+    height: int = Field(512, ge=64, le=2048)
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
+    vae: str = "auto"
+    acceleration: Literal["auto", "eager", "compile", "tensorrt"] = "auto"
+    in_process: bool = False
+    threads: int = Field(0, ge=0, le=256)
+    allow_pickle: bool = False
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class HoldSection(_Section):
+    """Supervision that no controller changes: how long silence lasts before the engine is restarted."""
+
+    stall_s: float = Field(10.0, gt=0, le=600)
+    restarts_a_minute: int = Field(5, ge=1, le=60)
+
+
+class LogSection(_Section):
+    """Where and how much is logged. An empty folder means the system's place for logs."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    folder: str = ""
+
+
+class CueConfig(_Section):
+    """One line of the cue list: a preset or values, recalled with a fade, perhaps followed by the next."""
+
+    name: Text
+    preset: Text = ""
+    values: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    fade: float = Field(0.0, ge=0, le=3600)
+    follow: float | None = Field(None, ge=0)
+
+
+class Config(_Section):
+    """The whole file. Features add keys under their own key only."""
+
+    name: Text = "sdbridge"
+    port: int = Field(9000, ge=0, le=65535)
+    lan: bool = False
+    token: Text = ""
+    input: InputsConfig = InputsConfig()
+    output: tuple[OutputConfig, ...] = (OutputConfig(),)
+    engine: EngineSection = EngineSection()
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    presets_dir: str = ""
+    cues: tuple[CueConfig, ...] = ()
+    hold: HoldSection = HoldSection()
+    log: LogSection = LogSection()
+    compat: tuple[str, ...] = ()
+    osc: dict[str, Any] = Field(default_factory=dict)
+    midi: dict[str, Any] = Field(default_factory=dict)
+    dmx: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_printable(cls, name: str) -> str:
+        if not name.strip() or not name.isprintable() or len(name) > 64:
+            raise ValueError("must be 1 to 64 printable characters: other programs show it")
+        return name.strip()
+
+    @field_validator("parameters")
+    @classmethod
+    def _parameters_are_known(cls, values: dict[str, Any]) -> dict[str, Any]:
+        accepted: dict[str, Any] = {}
+        wrong: list[str] = []
+        for name, value in values.items():
+            try:
+                row = TABLE.find(str(name))
+                accepted[row.name] = row.coerce(value)
+            except SdbridgeError as error:
+                wrong.append(error.what)
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return accepted
+
+
+def load_config(
+    path: Path | None,
+    overrides: Mapping[str, object] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Config:
+    """Read ``path`` (None: all defaults) and lay environment and flags over it.
+
+    Precedence: ``overrides`` (command-line flags, dotted keys such as ``engine.model``) over
+    ``SDBRIDGE_ENGINE__MODEL`` style variables over the file over the defaults.
+    Raises SdbridgeError SDB-CONFIG-MISSING or SDB-CONFIG-INVALID, the latter with every mistake.
+    """
+    tree: dict[str, Any] = {}
+    lines: dict[tuple[str | int, ...], int] = {}
+    if path is not None:
+        tree, lines = _read_yaml(path)
+    for key, value in _from_environment(os.environ if environment is None else environment).items():
+        _lay(tree, key, value)
+    for key, given in (overrides or {}).items():
+        if given is not None:
+            _lay(tree, tuple(key.split(".")), given)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        where = str(path) if path else "the given settings"
+        mistakes = [_say(item, lines) for item in error.errors()]
+        count = f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}"
+        text = f"{count} in {where}\n  " + "\n  ".join(mistakes) + "\n"
+        raise SdbridgeError("SDB-CONFIG-INVALID", text) from None
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str | int, ...], int]]:
+    """The file's tree and the line of every key."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SdbridgeError("SDB-CONFIG-MISSING", f"there is no file {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SdbridgeError("SDB-CONFIG-INVALID", f"{path} cannot be read as UTF-8 text: {error}") from None
+    try:
+        tree = yaml.safe_load(text)
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise SdbridgeError("SDB-CONFIG-INVALID", f"{path} is no valid YAML: {error}") from None
+    if tree is None:
+        return {}, {}
+    if not isinstance(tree, dict):
+        raise SdbridgeError(
+            "SDB-CONFIG-INVALID", f"{path} must hold keys and values, not {type(tree).__name__}"
+        )
+    lines: dict[tuple[str | int, ...], int] = {}
+    _collect_lines(node, (), lines)
+    return tree, lines
+
+
+def _collect_lines(
+    node: yaml.Node | None, at: tuple[str | int, ...], lines: dict[tuple[str | int, ...], int]
+) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here = (*at, str(key.value))
+            lines[here] = key.start_mark.line + 1
+            _collect_lines(value, here, lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            lines[(*at, index)] = value.start_mark.line + 1
+            _collect_lines(value, (*at, index), lines)
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[tuple[str, ...], Any]:
+    """``SDBRIDGE_PORT=9100`` and ``SDBRIDGE_ENGINE__DEVICE=cpu``; other SDBRIDGE_ names are left alone."""
+    found: dict[tuple[str, ...], Any] = {}
+    for name, text in environment.items():
+        if not name.startswith(ENVIRONMENT_PREFIX):
+            continue
+        key = tuple(part.lower() for part in name.removeprefix(ENVIRONMENT_PREFIX).split("__"))
+        if key[0] in Config.model_fields:
+            found[key] = yaml.safe_load(text) if text.strip() else text
+    return found
+
+
+def _lay(tree: dict[str, Any], key: tuple[str, ...], value: object) -> None:
+    for part in key[:-1]:
+        below = tree.setdefault(part, {})
+        if not isinstance(below, dict):
+            below = tree[part] = {}
+        tree = below
+    tree[key[-1]] = value
+
+
+def _say(item: Any, lines: Mapping[tuple[str | int, ...], int]) -> str:
+    """One mistake as ``line 7, engine.widht: unknown key, did you mean width?``."""
+    at = tuple(part for part in item["loc"])
+    line = next((lines[at[:end]] for end in range(len(at), 0, -1) if at[:end] in lines), None)
+    where = ".".join(str(part) for part in at) or "the file"
+    prefix = f"line {line}, {where}" if line else where
+    if item["type"] == "extra_forbidden":
+        known = _keys_beside(at)
+        near = difflib.get_close_matches(str(at[-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known))}"
+        return f"{prefix}: unknown key, {hint}"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    given = item.get("input")
+    if isinstance(given, str | int | float | bool):
+        message += f" (it is {given!r})"
+    return f"{prefix}: {message}"
+
+
+def _keys_beside(at: tuple[str | int, ...]) -> list[str]:
+    """The keys that the section holding ``at`` does know."""
+    section: Any = Config
+    for part in at[:-1]:
+        if isinstance(part, int):
+            continue
+        field = section.model_fields.get(part)
+        if field is None:
+            return []
+        section = next((t for t in _types_in(field.annotation) if hasattr(t, "model_fields")), None)
+        if section is None:
+            return []
+    return list(section.model_fields)
+
+
+def _types_in(annotation: Any) -> list[Any]:
+    inner = getattr(annotation, "__args__", ())
+    return [annotation, *(t for part in inner for t in _types_in(part))]

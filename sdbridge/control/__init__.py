@@ -1,0 +1,1 @@
+"""Who may write parameters: OSC, OSCQuery, the page and HTTP, MIDI, DMX."""

@@ -1,0 +1,130 @@
+"""What every engine promises: the Engine protocol, its states, and the values that cross the pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal, Protocol
+
+from sdbridge.frame import Chunk
+from sdbridge.parameters.parameter import Value
+from sdbridge.parameters.store import Rejection
+
+ResetKind = Literal["soft", "recache", "hard"]
+
+
+class EngineState(StrEnum):
+    """Where the engine stands. ``building`` is not a state: it is progress beside ``streaming``."""
+
+    STOPPED = "stopped"
+    LOADING = "loading"
+    WARMING_UP = "warming_up"
+    STREAMING = "streaming"
+    FAILED = "failed"
+
+
+#: state -> states it may go to. Anything else is a bug and raises.
+TRANSITIONS: Mapping[EngineState, frozenset[EngineState]] = {
+    EngineState.STOPPED: frozenset({EngineState.LOADING}),
+    EngineState.LOADING: frozenset({EngineState.WARMING_UP, EngineState.FAILED, EngineState.STOPPED}),
+    EngineState.WARMING_UP: frozenset({EngineState.STREAMING, EngineState.FAILED, EngineState.STOPPED}),
+    EngineState.STREAMING: frozenset({EngineState.FAILED, EngineState.STOPPED}),
+    EngineState.FAILED: frozenset({EngineState.LOADING, EngineState.STOPPED}),
+}
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """Fixed facts of a loaded engine, from which the bridge sizes its slots and states latency truthfully.
+
+    ``chunk_in`` main frames make one tick (``first_in`` for the first); a tick gives ``chunk_out``
+    frames (``first_out`` for the first). ``pipeline_ticks`` is how many ticks a frame stays inside
+    (n - 1 for a stream batch of n). ``capabilities`` names groups of parameters that mean something
+    here, such as ``controlnet``; the others are accepted and reported as unused once.
+    """
+
+    kind: str
+    chunk_in: int = 1
+    first_in: int = 1
+    chunk_out: int = 1
+    first_out: int = 1
+    size_multiple: int = 8
+    pipeline_ticks: int = 0
+    capabilities: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class WarmUpReport:
+    """How long getting ready took, and on what the engine runs."""
+
+    load_s: float
+    warm_up_s: float
+    device: str
+    dtype: str
+    acceleration: str
+    why: str
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """Numbers of the last second, plain floats so that they cross the pipe cheaply. Times in ms."""
+
+    tick_ms: float = 0.0
+    parts_ms: Mapping[str, float] = field(default_factory=dict)
+    vram_mb: float = 0.0
+    vram_total_mb: float = 0.0
+    ticks: int = 0
+    skipped: int = 0
+    unused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Long work under way: ``done`` of ``total`` (0 total: unknown), with time left if it can be told."""
+
+    stage: str
+    done: float
+    total: float
+    message: str = ""
+    left_s: float | None = None
+
+
+class Engine(Protocol):
+    """One engine. All calls come from one thread, the engine loop; only ``tick`` is hot.
+
+    ``load`` reads local files only and raises SdbridgeError with an SDB-MODEL or SDB-ENGINE code.
+    ``apply`` takes accepted, coerced values; it refuses (never raises) what this model cannot do.
+    ``tick`` takes a Chunk, or None when no input came (txt2img, or to drain the pipe), and gives
+    the oldest finished Chunk, or None while the pipe fills.
+    ``flush`` gives what is still inside, oldest first. ``unload`` frees everything.
+    """
+
+    spec: EngineSpec
+
+    def load(self, values: Mapping[str, Value]) -> None: ...
+    def warm_up(self, width: int, height: int) -> WarmUpReport: ...
+    def apply(self, changes: Mapping[str, Value], revision: int) -> tuple[Rejection, ...]: ...
+    def tick(self, chunk: Chunk | None) -> Chunk | None: ...
+    def reset(self, how: ResetKind) -> None: ...
+    def flush(self) -> tuple[Chunk, ...]: ...
+    def stats(self) -> EngineStats: ...
+    def unload(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What the bridge tells a new engine, besides parameter values. Paths are local and exist.
+
+    ``kind`` is a name in ``engine/registry.py``. ``options`` is the rest of the config's ``engine``
+    section, for kinds that need more.
+    """
+
+    kind: str = "image"
+    model: str = ""
+    device: str = "auto"
+    dtype: str = "auto"
+    vae: str = "auto"
+    acceleration: str = "auto"
+    threads: int = 0
+    options: Mapping[str, object] = field(default_factory=dict)

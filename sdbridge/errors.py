@@ -1,0 +1,58 @@
+"""Every error a user can meet: its code, what to do next, and what the output shows meanwhile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ErrorKind:
+    """One row of the table. ``next_step`` is an instruction, ``output`` the state of the show."""
+
+    code: str
+    next_step: str
+    output: str = "The output goes on."
+
+
+ERROR_KINDS: dict[str, ErrorKind] = {}
+
+
+def _kind(code: str, next_step: str, output: str = "The output goes on.") -> None:
+    ERROR_KINDS[code] = ErrorKind(code, next_step, output)
+
+
+# --- frames and parameters ---
+_kind("SDB-FRAME-FORMAT", "Hand over uint8 RGBA with the top row first.")
+_kind("SDB-PARAM-UNKNOWN", "See `sdbridge osc` for every address.", "Nothing changed; the output goes on.")
+_kind("SDB-PARAM-TYPE", "See `sdbridge osc` for the type.", "Nothing changed; the output goes on.")
+_kind("SDB-PARAM-RANGE", "See `sdbridge osc` for the range.", "Nothing changed; the output goes on.")
+_kind("SDB-PARAM-NAN", "Send a finite number.", "Nothing changed; the output goes on.")
+_kind(
+    "SDB-PARAM-READONLY",
+    "Values under /sdbridge/status can only be read.",
+    "Nothing changed; the output goes on.",
+)
+
+# --- configuration and start-up ---
+_kind("SDB-CONFIG-INVALID", "Mend the lines named above.", "Started in safe mode on the demo's defaults.")
+_kind("SDB-CONFIG-MISSING", "Check the path, or leave it out to run the demo.", "Nothing was started.")
+
+
+class SdbridgeError(Exception):
+    """An error with a code from the table.
+
+    ``str(error)`` reads ``CODE: what and the numbers. Next step. What the output shows.``
+    ``what`` says what happened with the numbers, as half a sentence without a final stop.
+    """
+
+    def __init__(self, code: str, what: str, next_step: str | None = None, output: str | None = None) -> None:
+        kind = ERROR_KINDS[code]
+        self.code = code
+        self.what = what.rstrip(".")
+        self.next_step = next_step or kind.next_step
+        self.output = output or kind.output
+        super().__init__(f"{code}: {self.what}. {self.next_step} {self.output}")
+
+    def __reduce__(self) -> tuple[type[SdbridgeError], tuple[str, str, str, str]]:
+        """Errors cross the pipe between engine and bridge whole."""
+        return (type(self), (self.code, self.what, self.next_step, self.output))

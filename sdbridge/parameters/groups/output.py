@@ -1,0 +1,85 @@
+"""Rows: what leaves the bridge, whatever the engine does."""
+
+from sdbridge.parameters.parameter import Parameter
+
+G = "output"
+
+ROWS = (
+    Parameter(
+        "output.freeze",
+        "bool",
+        False,
+        group=G,
+        effect="bridge",
+        help="Hold the present picture until released; the engine goes on.",
+    ),
+    Parameter(
+        "output.black",
+        "bool",
+        False,
+        group=G,
+        effect="bridge",
+        help="Show black until released; the engine goes on.",
+    ),
+    Parameter(
+        "panic",
+        "trigger",
+        group=G,
+        effect="bridge",
+        help="At once: cut to black, drop every queue, stop all fades and cues. Released by output/black 0.",
+    ),
+    Parameter(
+        "output.fps",
+        "float",
+        0.0,
+        0.0,
+        240.0,
+        unit="fps",
+        group=G,
+        effect="bridge",
+        help="Rate of the output, whatever the engine's. 0 follows the engine, and repeats at 30 when it is late.",
+    ),
+    Parameter(
+        "hold.action",
+        "enum",
+        "hold",
+        choices=("hold", "black", "image", "input"),
+        group=G,
+        effect="bridge",
+        help="What to show when frames stay away for hold/after: the last frame, black, an image, or the input.",
+    ),
+    Parameter(
+        "hold.after",
+        "float",
+        2.0,
+        0.1,
+        3600.0,
+        unit="s",
+        group=G,
+        effect="bridge",
+        help="Seconds without a new frame before hold/action sets in; until then the last frame is held.",
+    ),
+    Parameter(
+        "hold.fade",
+        "float",
+        1.0,
+        0.0,
+        30.0,
+        unit="s",
+        group=G,
+        effect="bridge",
+        help="Seconds of the crossfade into hold/action and back.",
+    ),
+    Parameter(
+        "hold.recover",
+        "int",
+        5,
+        1,
+        300,
+        unit="frames",
+        group=G,
+        effect="bridge",
+        help="Good frames in a row before the picture comes back.",
+    ),
+    Parameter("hold.image", "str", "", group=G, effect="bridge", help="Image file for hold/action image."),
+)

@@ -1,0 +1,1 @@
+"""Who may carry pixels: one file per backend, all with the methods of ``stub.py``."""
