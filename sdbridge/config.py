@@ -44,8 +44,8 @@ class OutputConfig(TextureConfig):
 
     role: Literal["generated", "control"] = "generated"
     fit: Literal["fill", "fit", "stretch", "native"] = "native"
-    width: int = Field(0, ge=0, le=8192)
-    height: int = Field(0, ge=0, le=8192)
+    width: int = Field(default=0, ge=0, le=8192)
+    height: int = Field(default=0, ge=0, le=8192)
 
 
 class InputsConfig(_Section):
@@ -62,14 +62,14 @@ class EngineSection(_Section):
 
     kind: str = "image"
     model: str = ""
-    width: int = Field(512, ge=64, le=2048)
-    height: int = Field(512, ge=64, le=2048)
+    width: int = Field(default=512, ge=64, le=2048)
+    height: int = Field(default=512, ge=64, le=2048)
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
     vae: str = "auto"
     acceleration: Literal["auto", "eager", "compile", "tensorrt"] = "auto"
     in_process: bool = False
-    threads: int = Field(0, ge=0, le=256)
+    threads: int = Field(default=0, ge=0, le=256)
     allow_pickle: bool = False
     options: dict[str, Any] = Field(default_factory=dict)
 
@@ -77,8 +77,8 @@ class EngineSection(_Section):
 class HoldSection(_Section):
     """Supervision that no controller changes: how long silence lasts before the engine is restarted."""
 
-    stall_s: float = Field(10.0, gt=0, le=600)
-    restarts_a_minute: int = Field(5, ge=1, le=60)
+    stall_s: float = Field(default=10.0, gt=0, le=600)
+    restarts_a_minute: int = Field(default=5, ge=1, le=60)
 
 
 class LogSection(_Section):
@@ -94,15 +94,15 @@ class CueConfig(_Section):
     name: Text
     preset: Text = ""
     values: dict[str, bool | int | float | str] = Field(default_factory=dict)
-    fade: float = Field(0.0, ge=0, le=3600)
-    follow: float | None = Field(None, ge=0)
+    fade: float = Field(default=0.0, ge=0, le=3600)
+    follow: float | None = Field(default=None, ge=0)
 
 
 class Config(_Section):
     """The whole file. Features add keys under their own key only."""
 
     name: Text = "sdbridge"
-    port: int = Field(9000, ge=0, le=65535)
+    port: int = Field(default=9000, ge=0, le=65535)
     lan: bool = False
     token: Text = ""
     input: InputsConfig = InputsConfig()
@@ -156,8 +156,8 @@ def load_config(
     lines: dict[tuple[str | int, ...], int] = {}
     if path is not None:
         tree, lines = _read_yaml(path)
-    for key, value in _from_environment(os.environ if environment is None else environment).items():
-        _lay(tree, key, value)
+    for place, value in _from_environment(os.environ if environment is None else environment).items():
+        _lay(tree, place, value)
     for key, given in (overrides or {}).items():
         if given is not None:
             _lay(tree, tuple(key.split(".")), given)

@@ -52,7 +52,9 @@ class Chunk:
     @staticmethod
     def of(main: Frame, **others: Frame) -> Chunk:
         """A chunk of one entry: ``Chunk.of(frame, control=other)``."""
-        return Chunk((MappingProxyType({"main": main, **others}),))
+        entry: dict[Role, Frame] = {"main": main}
+        entry.update(others)  # type: ignore[arg-type]  # keywords are role names
+        return Chunk((MappingProxyType(entry),))
 
     @property
     def main(self) -> Frame:

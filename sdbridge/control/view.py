@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from sdbridge.clock import Clock
@@ -36,5 +36,8 @@ class BridgeView(Protocol):
 
     def choose_input(self, role: Role, backend: str, name: str) -> None: ...
     def choose_output(self, index: int, backend: str, name: str) -> None: ...
+    def mounts(self) -> Mapping[str, object]:
+        """ASGI apps that senders offer, by path, such as ``/output.mjpeg``."""
+
     def log_lines(self, count: int) -> Sequence[str]:
         """The newest lines of the log, oldest first, for "copy diagnostics" and the page."""

@@ -84,7 +84,7 @@ class ParameterStore:
         return self.set_sequence(list(values.items()), source)
 
     def set_sequence(self, pairs: list[tuple[str, object]], source: str = "") -> Outcome:
-        """As ``set_many``, from pairs: the last value wins, while every trigger fires, as often as it came."""
+        """As ``set_many``, from pairs: the last value wins, but every trigger fires as often as it came."""
         accepted: dict[str, Value] = {}
         triggers: list[str] = []
         rejected: list[Rejection] = []

@@ -100,6 +100,11 @@ class Sender:
         """
 
     @property
+    def mounts(self) -> Mapping[str, object]:
+        """ASGI apps to serve on the bridge's own port, by path (MJPEG, WebRTC); most have none."""
+        return {}
+
+    @property
     def receivers(self) -> int:
         """How many are connected; -1 where the transport cannot tell."""
         return -1

@@ -139,7 +139,7 @@ CONTROLNET_ROWS = (
         "aligned",
         choices=("aligned", "newest"),
         group="controlnet",
-        help="aligned: each frame in the stream batch keeps its own control image; newest: all take the latest.",
+        help="aligned: each frame in the stream keeps its own control image; newest: all take the latest.",
     ),
     Parameter(
         "control_output",

@@ -29,7 +29,7 @@ ROWS = (
         "str",
         "",
         group=G,
-        help='Positions in the schedule by hand, such as "16,32" (t_index_list). Empty: from strength and steps.',
+        help='Positions in the schedule by hand, such as "16,32" (t_index_list). Empty: from strength.',
     ),
     Parameter(
         "schedule_steps",

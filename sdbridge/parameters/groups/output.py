@@ -37,7 +37,7 @@ ROWS = (
         unit="fps",
         group=G,
         effect="bridge",
-        help="Rate of the output, whatever the engine's. 0 follows the engine, and repeats at 30 when it is late.",
+        help="Rate of the output. 0 follows the engine, and repeats at 30 when it is late.",
     ),
     Parameter(
         "hold.action",
@@ -46,7 +46,7 @@ ROWS = (
         choices=("hold", "black", "image", "input"),
         group=G,
         effect="bridge",
-        help="What to show when frames stay away for hold/after: the last frame, black, an image, or the input.",
+        help="What to show when frames stay away: the last frame, black, an image, or the input.",
     ),
     Parameter(
         "hold.after",
