@@ -1,0 +1,197 @@
+"""Where conditioning plugs into the stream: the extension base class and the values it is handed.
+
+The stream batch has ``n`` steps times ``F`` frames; row ``r = step * F + f`` holds frame ``f`` of the
+chunk that entered ``step`` ticks ago. Tensors are on the engine's device. An extension never
+decides the order of rows, never synchronises with the host in the hooks, and never raises in them:
+what is wrong is found in ``apply`` and answered with a Rejection there.
+
+Attention layers are shared property: the stream owns the processors of self-attention (``attn1``,
+for the feature bank), extensions those of cross-attention (``attn2``, for IP-Adapters). Change single
+modules' ``processor``, never the whole UNet's with ``set_attn_processor``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sdbridge.engine.interface import ResetKind
+from sdbridge.frame import Role
+from sdbridge.parameters.parameter import Value
+from sdbridge.parameters.store import Rejection
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+#: What came in, by role: float32 RGBA ``[F, 4, H, W]`` in 0..1, at the engine's size. ``main`` is
+#: missing in txt2img without an input; the others are missing when nothing is connected.
+RoleImages = Mapping[Role, "Tensor"]
+
+_EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one UNet call. ``n`` steps, ``F`` frames, ``R = n * F`` conditioned rows.
+
+    latents           ``[R, 4, h, w]`` noised, float32 (float64 in float64 tests), as the sampler keeps them
+    timesteps         ``[R]`` the model's noise index of each row
+    timesteps_host    the same as ints, so that a decision needs no device synchronisation
+    fraction          per row, 0.0 = pure noise .. 1.0 = finished: ``1 - (t + 1) / 1000`` (ControlNet start/end)
+    luggage           per row, what this extension's ``enter`` gave for the frame in that row (None: the
+                      row is empty, its result is thrown away)
+    source            ``[R, 4, h, w]`` clean latent of the input frame in that row (zeros in txt2img)
+    mirrors           per row of the UNet call, the conditioned row it is a copy of: ``0 .. R-1`` followed
+                      by the extra guidance rows (``initialize``: rows 0..F-1 again, ``full``: all again)
+    guidance_rows     number of those extra rows, ``len(mirrors) - R``
+    alpha, sigma      ``[R, 1, 1, 1]`` signal and noise amount of each row: latent = alpha x0 + sigma eps
+    """
+
+    latents: Tensor
+    timesteps: Tensor
+    timesteps_host: tuple[int, ...]
+    fraction: tuple[float, ...]
+    luggage: tuple[Any, ...]
+    source: Tensor
+    mirrors: tuple[int, ...]
+    guidance_rows: int
+    alpha: Tensor
+    sigma: Tensor
+    frames: int = 1
+
+    @property
+    def count(self) -> int:
+        """R: conditioned rows, without the extra guidance rows."""
+        return len(self.timesteps_host)
+
+
+@dataclass(frozen=True)
+class UnetCall:
+    """What the UNet is about to be given; ``B = len(rows.mirrors)`` rows. Use ``dataclasses.replace``.
+
+    sample                          ``[B, 4, h, w]`` in the model's dtype; an inpainting UNet wants ``[B, 9, h, w]``
+    timesteps                       ``[B]``
+    encoder_hidden_states           ``[B, tokens, width]``; guidance rows carry the negative prompt
+    added_cond                      SDXL's ``text_embeds`` and ``time_ids``, IP-Adapter's ``image_embeds``
+    down_residuals, mid_residual    ControlNet, ``[B, c, h', w']`` each, already scaled and summed
+    intrablock_residuals            T2I-Adapter features
+    cross_attention                 passed to attention processors (``cross_attention_kwargs``)
+    timestep_cond                   ``[B, d]`` guidance embedding of fully distilled LCM models
+    """
+
+    sample: Tensor
+    timesteps: Tensor
+    encoder_hidden_states: Tensor
+    added_cond: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
+    down_residuals: tuple[Tensor, ...] | None = None
+    mid_residual: Tensor | None = None
+    intrablock_residuals: tuple[Tensor, ...] | None = None
+    cross_attention: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
+    timestep_cond: Tensor | None = None
+
+
+class ModelParts(Protocol):
+    """The loaded model as an extension may see it (``load.LoadedModel`` is one)."""
+
+    family: str  # sd15 | sd21 | sdxl, by structure
+    prediction: str  # epsilon | v_prediction | sample
+    unet: Any  # diffusers UNet2DConditionModel
+    vae: Any
+    text_encoders: tuple[Any, ...]
+    tokenizers: tuple[Any, ...]
+    device: torch.device
+    dtype: torch.dtype
+    latent_scale: float  # VAE latents times this are the UNet's latents
+    pixels_per_latent: int  # 8
+
+
+@dataclass(frozen=True)
+class ExtensionContext:
+    """What the engine gives each extension once, when the model is loaded.
+
+    beside              run slow work (reading files, preparing products) in the engine's own loading
+                        thread; poll the future in ``frame_edge`` and put the result in there
+    weights_changed     call in the engine thread after writing into the model's tensors: copies that
+                        accelerations hoisted are refreshed
+    prompts_changed     call after changing a text encoder's weights: embeddings are made again
+    report              one line for people about something that happened beside the loop (code, message);
+                        the bridge shows it as an error or a note
+    encode              image ``[F, 3, H, W]`` 0..1 -> clean latent ``[F, 4, h, w]`` of the stream's dtype
+    options             the config's ``engine.options`` (for instance ``allow_pickle``)
+    """
+
+    model: ModelParts
+    beside: Callable[[Callable[[], Any]], Future[Any]]
+    weights_changed: Callable[[], None]
+    prompts_changed: Callable[[], None]
+    report: Callable[[str, str], None]
+    encode: Callable[[Tensor], Tensor]
+    options: Mapping[str, object] = field(default_factory=lambda: _EMPTY)
+
+
+class StreamExtension:
+    """One kind of conditioning in the stream. Every method here does nothing; override what is needed.
+
+    All calls come from the engine thread. ``parameters`` are the prefixes of parameter names it
+    understands (``("controlnet.", "control_alignment")``); only those reach its ``apply``.
+    """
+
+    name: str = ""
+    parameters: tuple[str, ...] = ()
+    #: "" or a sampler's name (lcm, tcd, turbo) that ``scheduler = auto`` should take: a distilled LoRA says so.
+    scheduler_hint: str = ""
+
+    def apply(self, changes: Mapping[str, Value]) -> tuple[Rejection, ...]:
+        """Take accepted values between two frames; answer what this model cannot do. Never slow."""
+        return ()
+
+    def frame_edge(self) -> bool:
+        """Once before every tick: put in what was loaded beside. True if the picture may change by it."""
+        return False
+
+    def resized(self, width: int, height: int, frames: int) -> None:
+        """The stream now runs at this size in pixels and with this many frames a step."""
+
+    def before_encode(self, image: Tensor, roles: RoleImages) -> Tensor:
+        """image ``[F, 3, H, W]`` 0..1, about to be encoded -> the image to encode instead."""
+        return image
+
+    def enter(self, roles: RoleImages, latent: Tensor) -> Sequence[Any]:
+        """F objects, one per frame that enters row 0; each travels with its frame and comes back as luggage.
+
+        ``latent`` is the frames' clean latent ``[F, 4, h, w]`` (zeros in txt2img).
+        """
+        return (None,) * int(latent.shape[0])
+
+    def unet_inputs(self, rows: Rows, call: UnetCall) -> UnetCall:
+        """Add residuals, tokens or channels to the UNet's call."""
+        return call
+
+    def after_x0(self, rows: Rows, x0: Tensor) -> Tensor:
+        """x0 ``[R, 4, h, w]``, every row's clean estimate, before it is noised for the next step."""
+        return x0
+
+    def after_decode(self, image: Tensor, luggage: Sequence[Any]) -> Tensor:
+        """image ``[F, 3, H, W]`` 0..1 just decoded, and its frames' luggage -> the image to send.
+
+        May come back larger (upscaling); a fourth channel is taken as alpha.
+        """
+        return image
+
+    def outputs(self, luggage: Sequence[Any]) -> Mapping[Role, Tensor]:
+        """Further pictures for the frames being sent, such as ``control``: ``[F, 3, H, W]`` 0..1."""
+        return {}
+
+    def unused(self) -> tuple[str, ...]:
+        """Parameters that are set but have no meaning now, for status."""
+        return ()
+
+    def reset(self, how: ResetKind) -> None:
+        """Forget what was remembered of earlier frames; ``hard`` also starts random states anew."""
+
+    def unload(self) -> None:
+        """Give back everything."""
