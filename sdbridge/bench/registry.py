@@ -1,0 +1,31 @@
+"""Which benchmark cases there are: name -> (what it measures, import string of the function that does)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+
+#: A case takes keyword options (seconds, config, weights) and gives plain numbers by name.
+Case = Callable[..., Mapping[str, object]]
+
+
+@dataclass(frozen=True)
+class BenchCase:
+    """One measurement. ``group`` decides which run by default: faults and soak only when asked."""
+
+    name: str
+    summary: str
+    target: str
+    group: str = "default"
+
+    def load(self) -> Case:
+        module, function = self.target.split(":")
+        return getattr(import_module(module), function)
+
+
+CASES: tuple[BenchCase, ...] = ()
+
+
+def find(name: str) -> BenchCase | None:
+    return next((case for case in CASES if case.name == name), None)

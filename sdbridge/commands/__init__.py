@@ -1,0 +1,1 @@
+"""What each ``sdbridge`` command does; ``cli.py`` only reads the arguments."""

@@ -1,0 +1,63 @@
+"""``sdbridge bench``: run cases one after another and print their figures."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+
+from sdbridge import __version__
+from sdbridge.bench import registry
+from sdbridge.commands.say import ERR, OUT, print_json, print_table
+from sdbridge.errors import SdbridgeError
+
+
+def run_bench(
+    config: Path | None, names: tuple[str, ...], weights: str, seconds: float, faults: bool, as_json: bool
+) -> int:
+    """Exit 2 for an unknown case, 1 when a case could not be measured."""
+    if names == ("list",):
+        print_table(("case", "group", "measures"), [(c.name, c.group, c.summary) for c in registry.CASES])
+        return 0
+    unknown = [name for name in names if registry.find(name) is None]
+    if unknown:
+        ERR.print(f"SDB-BENCH-UNKNOWN: no case {', '.join(unknown)}; 'sdbridge bench --case list' names them.")
+        return 2
+    group = "faults" if faults else "default"
+    cases = [c for c in registry.CASES if (c.name in names if names else c.group == group)]
+    results: dict[str, Mapping[str, object]] = {}
+    failed = False
+    for case in cases:
+        ERR.print(f"measuring {case.name}: {case.summary} ...")
+        try:
+            results[case.name] = case.load()(seconds=seconds, config=config, weights=weights)
+        except SdbridgeError as error:
+            results[case.name] = {"error": str(error)}
+            failed = True
+    if as_json:
+        print_json({"machine": machine_facts(), "cases": results})
+    else:
+        OUT.print("  ".join(f"{key} {value}" for key, value in machine_facts().items()))
+        print_table(
+            ("case", "figure", "value"),
+            [(name, key, _number(value)) for name, figures in results.items() for key, value in figures.items()],
+        )
+    return 1 if failed else 0
+
+
+def machine_facts() -> dict[str, str]:
+    """What a figure means nothing without."""
+    return {
+        "sdbridge": __version__,
+        "python": platform.python_version(),
+        "torch": metadata.version("torch"),
+        "system": platform.platform(),
+        "cores": str(psutil.cpu_count()),
+    }
+
+
+def _number(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

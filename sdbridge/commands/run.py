@@ -1,0 +1,134 @@
+"""``sdbridge run``: read the config, start the bridge, say where everything is, stop cleanly."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import signal
+import sys
+import webbrowser
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+
+from sdbridge import __version__, paths
+from sdbridge.bridge import Bridge
+from sdbridge.commands.say import ERR
+from sdbridge.config import Config, load_config
+from sdbridge.demo import demo_config_path
+from sdbridge.errors import SdbridgeError
+from sdbridge.log import Logging
+from sdbridge.status import Status
+
+log = logging.getLogger(__name__)
+SUMMARY_KEYS = (
+    "state",
+    "frames_in",
+    "frames_out",
+    "dropped",
+    "held",
+    "fps",
+    "latency_ms",
+    "applied_revision",
+    "errors",
+)
+
+
+def run_bridge(
+    path: Path | None, overrides: Mapping[str, object], frames: int | None, summary: Path | None, browser: bool
+) -> int:
+    """Run until stopped or ``frames`` are out. Returns the exit code."""
+    config, mistakes = config_or_safe_mode(path, overrides)
+    folder = Path(config.log.folder).expanduser() if config.log.folder else paths.log_dir()
+    with Logging(config.log.level, folder) as logging_, Bridge(config, log_lines=logging_.lines) as bridge:
+        if mistakes is not None:
+            log.error("%s", mistakes)
+            bridge.note_error(str(mistakes), safe_mode=True)
+        with _signals_stop(bridge):
+            bridge.start()
+            _say_where_everything_is(config, bridge, logging_.file)
+            if browser:
+                webbrowser.open(f"http://127.0.0.1:{bridge.port}/")
+            status = bridge.run(frames=frames)
+    if summary is not None:
+        write_summary(summary, status)
+    return 0
+
+
+def config_or_safe_mode(path: Path | None, overrides: Mapping[str, object]) -> tuple[Config, SdbridgeError | None]:
+    """The config, or the demo's with the mistakes to report: a typo must not keep a show from starting.
+
+    A path that does not exist is refused (SDB-CONFIG-MISSING): that is a mistake in the command itself.
+    """
+    try:
+        return load_config(path or demo_config_path(), overrides), None
+    except SdbridgeError as error:
+        if error.code != "SDB-CONFIG-INVALID" or path is None:
+            raise
+        return load_config(demo_config_path(), overrides), error
+
+
+@contextmanager
+def _signals_stop(bridge: Bridge) -> Iterator[None]:
+    """SIGINT and SIGTERM stop in good order; a second one stops at once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if bridge.stopping:
+            ERR.print("sdbridge: stopping at once")
+            bridge.kill()
+            os._exit(130)
+        ERR.print("sdbridge: stopping (again to stop at once)")
+        bridge.stop()
+
+    names = ("SIGINT", "SIGTERM", "SIGBREAK")
+    before = {n: signal.signal(n, stop) for n in (getattr(signal, name, None) for name in names) if n is not None}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _say_where_everything_is(config: Config, bridge: Bridge, log_file: Path | None) -> None:
+    """The first lines a person sees: each names the thing to type elsewhere."""
+    status = bridge.status()
+    host = "this machine and the network" if config.lan else "this machine only"
+    lines = [
+        f"[bold]sdbridge {__version__}[/] · Python {platform.python_version()} · torch {_torch_version()} · "
+        f"{platform.system()} {platform.machine()}",
+        f"Model   {status.model or config.engine.model or config.engine.kind} · "
+        f"{config.engine.width}×{config.engine.height}",
+    ]
+    lines += [f"Input   {texture.role}: {texture.line}" for texture in status.inputs]
+    lines += [f"Output  {texture.role}: {texture.line}" for texture in status.outputs]
+    lines += [
+        f"OSC     udp {bridge.port} on {host} · addresses: sdbridge osc",
+        f"Page    http://127.0.0.1:{bridge.port}/",
+    ]
+    if log_file is not None:
+        lines.append(f"Log     {log_file}")
+    lines.append("Ctrl+C stops (twice: at once)")
+    for line in lines:
+        ERR.print(line, soft_wrap=True)
+
+
+def _torch_version() -> str:
+    """Read from the package's metadata: the bridge never imports torch."""
+    try:
+        return metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def write_summary(path: Path, status: Status) -> None:
+    """Write the keys that status and summary share. A path that cannot be written is told, not raised."""
+    values = status.as_json()
+    text = json.dumps({key: values[key] for key in SUMMARY_KEYS}, indent=2)
+    try:
+        path.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        sys.stderr.write(f"SDB-SUMMARY-WRITE: {path} cannot be written ({error}); here it is:\n{text}\n")

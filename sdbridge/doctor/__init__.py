@@ -1,0 +1,1 @@
+"""What ``sdbridge doctor`` checks: a file per kind of check, each giving findings."""
