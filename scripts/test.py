@@ -1,4 +1,4 @@
-"""Install what is missing and run every check: ruff, mypy, then pytest. ``python scripts/test.py [PYTEST ARGS]``.
+"""Install what is missing and run every check: ruff, mypy, pytest. ``python scripts/test.py [PYTEST ARGS]``.
 
 Without arguments it runs the ordinary suite; with some it runs pytest alone with them, such as
 ``python scripts/test.py -m slow``. Standard library only.

@@ -1,4 +1,4 @@
-"""The command line: ``sdbridge run``, ``doctor``, ``pull`` and their kin. Each command's work is in ``commands/``."""
+"""The command line: ``sdbridge run``, ``doctor``, ``pull`` ... The work of each is in ``commands/``."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def run(
     ] = None,
     port: Annotated[
         int | None,
-        typer.Option(min=0, max=65535, help="OSC (UDP) and page (TCP) port; 0 takes a free one. Default 9000."),
+        typer.Option(
+            min=0, max=65535, help="OSC (UDP) and page (TCP) port; 0 takes a free one. Default 9000."
+        ),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Model folder, .safetensors file or catalog id.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cuda, mps or cpu.")] = None,
@@ -103,7 +105,7 @@ def sources(
     backend: Annotated[str | None, typer.Argument(help="spout, syphon, ndi, ...; without one: all.")] = None,
     json: AsJson = False,
 ) -> None:
-    """List what can be received now (Spout senders, NDI sources, cameras, screens) and which backends work."""
+    """List what can be received now (Spout senders, NDI sources, screens) and which backends work."""
     from sdbridge.commands.sources import run_sources
 
     raise typer.Exit(run_sources(backend, json))
@@ -113,7 +115,9 @@ def sources(
 def osc(
     json: AsJson = False,
     find: Annotated[str, typer.Option(help="Show only addresses that contain this.")] = "",
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as it stands in docs/osc.md.")] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the table as it stands in docs/osc.md.")
+    ] = False,
 ) -> None:
     """Print every OSC address with its type, range, default and meaning."""
     from sdbridge.commands.osc import run_osc
@@ -125,14 +129,17 @@ def osc(
 def bench(
     config: ConfigFile = None,
     case: Annotated[
-        list[str] | None, typer.Option(help="Measure this case only; may be given several times. 'list' names them.")
+        list[str] | None,
+        typer.Option(help="Measure this case only; may be given several times. 'list' names them."),
     ] = None,
     weights: Annotated[str, typer.Option(help="'random' measures at true size without a download.")] = "",
     seconds: Annotated[float, typer.Option(min=1, help="How long each case measures.")] = 10.0,
-    faults: Annotated[bool, typer.Option("--faults", help="Break things on purpose and time the gaps.")] = False,
+    faults: Annotated[
+        bool, typer.Option("--faults", help="Break things on purpose and time the gaps.")
+    ] = False,
     json: AsJson = False,
 ) -> None:
-    """Measure speed on this machine: bridge, engine, control, start-up. The figures in docs come from here."""
+    """Measure speed on this machine: bridge, engine, control, start-up."""
     from sdbridge.commands.bench import run_bench
 
     raise typer.Exit(run_bench(config, tuple(case or ()), weights, seconds, faults, json))
@@ -163,7 +170,7 @@ def service(
 
 
 def main() -> None:
-    """Entry point. Exit 0 good, 1 fault, 2 usage or configuration; faults are one line, traces go to the log."""
+    """Entry point. Exit 0 good, 1 fault, 2 usage or config; faults are one line, traces go to the log."""
     try:
         app()
     except SdbridgeError as error:
@@ -171,9 +178,11 @@ def main() -> None:
         sys.exit(2 if error.code.startswith("SDB-CONFIG") else 1)
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception as error:  # noqa: BLE001 - the outermost edge: a trace for us, a sentence for people
+    except Exception as error:  # edge: a trace for us, a sentence for people
         logging.getLogger(__name__).exception("unexpected fault in the command line")
-        typer.echo(f"SDB-CLI-FAULT: {type(error).__name__}: {error}. This is a bug; the trace is above.", err=True)
+        typer.echo(
+            f"SDB-CLI-FAULT: {type(error).__name__}: {error}. This is a bug; the trace is above.", err=True
+        )
         sys.exit(1)
 
 

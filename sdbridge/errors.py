@@ -35,6 +35,13 @@ _kind(
 
 # --- configuration and start-up ---
 _kind("SDB-CONFIG-INVALID", "Mend the lines named above.", "Started in safe mode on the demo's defaults.")
+_kind("SDB-INSTALL-PYTHON", "Install Python 3.12 and run the script with it.", "Nothing was started.")
+_kind("SDB-INSTALL-FAILED", "Try again; if it stays so, delete .venv.", "Nothing was started.")
+_kind("SDB-CLI-FAULT", "This is a bug: send the trace in the log.", "Nothing is running.")
+_kind("SDB-TEXTURE-UNKNOWN", "See `sdbridge sources` for the backends.")
+_kind("SDB-LOG-WRITE", "Free the disk, or set log.folder.")
+_kind("SDB-SUMMARY-WRITE", "Give --summary a file that can be written.", "The run itself was good.")
+_kind("SDB-BENCH-UNKNOWN", "sdbridge bench --case list names them.", "Nothing was measured.")
 _kind("SDB-CONFIG-MISSING", "Check the path, or leave it out to run the demo.", "Nothing was started.")
 
 

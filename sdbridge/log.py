@@ -22,7 +22,16 @@ FILES_KEPT = 5
 LINES_KEPT = 500
 
 #: Talkative libraries whose remarks belong into the file, not on the console.
-_TO_FILE_ONLY = ("torch", "diffusers", "transformers", "huggingface_hub", "httpx", "uvicorn", "zeroconf", "py")
+_TO_FILE_ONLY = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "huggingface_hub",
+    "httpx",
+    "uvicorn",
+    "zeroconf",
+    "py",
+)
 
 
 class _Recent(logging.Handler):
@@ -50,7 +59,9 @@ class _ForgivingFile(logging.handlers.RotatingFileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         if not self._told.is_set():
             self._told.set()
-            Console(stderr=True).print(f"SDB-LOG-WRITE: the log {self.baseFilename} cannot be written; going on.")
+            Console(stderr=True).print(
+                f"SDB-LOG-WRITE: the log {self.baseFilename} cannot be written; going on."
+            )
 
 
 class Logging:
@@ -76,7 +87,11 @@ class Logging:
         self._add(self._recent)
         if self._console:
             handler = RichHandler(
-                level=self._level, console=Console(stderr=True), show_path=False, markup=False, log_time_format="%X"
+                level=self._level,
+                console=Console(stderr=True),
+                show_path=False,
+                markup=False,
+                log_time_format="%X",
             )
             handler.addFilter(_not_from_libraries)
             self._add(handler)

@@ -1,4 +1,4 @@
-"""Where sdbridge keeps things: one folder for everything if SDBRIDGE_HOME is set, the system's places if not."""
+"""Where sdbridge keeps things: one folder if SDBRIDGE_HOME is set, the system's places if not."""
 
 from __future__ import annotations
 

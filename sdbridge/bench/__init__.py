@@ -1,1 +1,1 @@
-"""``sdbridge bench``: what each case measures, a file per area. Figures in docs/performance.md come from here."""
+"""``sdbridge bench``: what each case measures, a file per area. docs/performance.md is made from it."""

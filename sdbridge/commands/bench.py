@@ -24,7 +24,9 @@ def run_bench(
         return 0
     unknown = [name for name in names if registry.find(name) is None]
     if unknown:
-        ERR.print(f"SDB-BENCH-UNKNOWN: no case {', '.join(unknown)}; 'sdbridge bench --case list' names them.")
+        ERR.print(
+            f"SDB-BENCH-UNKNOWN: no case {', '.join(unknown)}; 'sdbridge bench --case list' names them."
+        )
         return 2
     group = "faults" if faults else "default"
     cases = [c for c in registry.CASES if (c.name in names if names else c.group == group)]
@@ -43,7 +45,11 @@ def run_bench(
         OUT.print("  ".join(f"{key} {value}" for key, value in machine_facts().items()))
         print_table(
             ("case", "figure", "value"),
-            [(name, key, _number(value)) for name, figures in results.items() for key, value in figures.items()],
+            [
+                (name, key, _number(value))
+                for name, figures in results.items()
+                for key, value in figures.items()
+            ],
         )
     return 1 if failed else 0
 

@@ -34,7 +34,9 @@ def run_doctor(config: Path | None, as_json: bool, report: Path | None) -> int:
     if as_json:
         print_json({"wrong": wrong, "findings": [asdict(finding) for finding in findings]})
     else:
-        OUT.print(f"\n{len(findings)} checks, {wrong} wrong." if wrong else f"\n{len(findings)} checks, all well.")
+        OUT.print(
+            f"\n{len(findings)} checks, {wrong} wrong." if wrong else f"\n{len(findings)} checks, all well."
+        )
     if report is not None:
         report.write_text(redact("\n".join(_lines(findings))) + "\n", encoding="utf-8")
     return 1 if wrong else 0
@@ -57,7 +59,11 @@ def check_everything(config: Path | None) -> Iterator[Finding]:
 
 def redact(text: str) -> str:
     """Without what identifies a person or opens a door: user name, machine name, tokens."""
-    for private, stand_in in ((str(Path.home()), "~"), (getpass.getuser(), "USER"), (socket.gethostname(), "HOST")):
+    for private, stand_in in (
+        (str(Path.home()), "~"),
+        (getpass.getuser(), "USER"),
+        (socket.gethostname(), "HOST"),
+    ):
         if len(private) > 2:
             text = text.replace(private, stand_in)
     return re.sub(r"(?i)(token|password|secret|key)(\s*[=:]\s*)\S+", r"\1\2***", text)
@@ -72,4 +78,6 @@ def _port_of(config: Path | None) -> int:
 
 def _lines(findings: Iterable[Finding]) -> Iterator[str]:
     for finding in findings:
-        yield f"{finding.grade:5} {finding.name}: {finding.text}" + (f" -> {finding.step}" if finding.step else "")
+        yield f"{finding.grade:5} {finding.name}: {finding.text}" + (
+            f" -> {finding.step}" if finding.step else ""
+        )

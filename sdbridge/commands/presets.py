@@ -17,7 +17,9 @@ def run_presets(action: str, name: str, new_name: str, as_json: bool) -> int:
         elif names:
             print_table(("number", "name"), [(str(i), n) for i, n in enumerate(names, 1)])
         else:
-            OUT.print(f"No presets yet in {paths.presets_dir()}. Save one on the page or with /sdbridge/preset/save.")
+            OUT.print(
+                f"No presets yet in {paths.presets_dir()}. Save one on the page or by /sdbridge/preset/save."
+            )
         return 0
     if action == "show" and name:
         print_json(dict(library.load(name).values))

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from sdbridge.commands.say import ERR, OUT, print_json, print_table
 from sdbridge.engine.interface import Progress as ProgressEvent
@@ -21,7 +28,7 @@ def run_pull(model: str | None, as_json: bool, yes: bool) -> int:
         OUT.print(f"{plan.id} is already here: {plan.folder}")
         return 0
     gigabytes = plan.missing_bytes / 2**30
-    ERR.print(f"{plan.id}: {gigabytes:.2f} GB to download, licence {plan.licence or 'see its page'} -> {plan.folder}")
+    ERR.print(f"{plan.id}: {gigabytes:.2f} GB to download, licence {plan.licence or '?'} -> {plan.folder}")
     if not yes and not as_json and not typer.confirm("Download?", default=True):
         return 1
     with Progress(

@@ -39,7 +39,11 @@ SUMMARY_KEYS = (
 
 
 def run_bridge(
-    path: Path | None, overrides: Mapping[str, object], frames: int | None, summary: Path | None, browser: bool
+    path: Path | None,
+    overrides: Mapping[str, object],
+    frames: int | None,
+    summary: Path | None,
+    browser: bool,
 ) -> int:
     """Run until stopped or ``frames`` are out. Returns the exit code."""
     config, mistakes = config_or_safe_mode(path, overrides)
@@ -59,7 +63,9 @@ def run_bridge(
     return 0
 
 
-def config_or_safe_mode(path: Path | None, overrides: Mapping[str, object]) -> tuple[Config, SdbridgeError | None]:
+def config_or_safe_mode(
+    path: Path | None, overrides: Mapping[str, object]
+) -> tuple[Config, SdbridgeError | None]:
     """The config, or the demo's with the mistakes to report: a typo must not keep a show from starting.
 
     A path that does not exist is refused (SDB-CONFIG-MISSING): that is a mistake in the command itself.
@@ -85,7 +91,9 @@ def _signals_stop(bridge: Bridge) -> Iterator[None]:
         bridge.stop()
 
     names = ("SIGINT", "SIGTERM", "SIGBREAK")
-    before = {n: signal.signal(n, stop) for n in (getattr(signal, name, None) for name in names) if n is not None}
+    before = {
+        n: signal.signal(n, stop) for n in (getattr(signal, name, None) for name in names) if n is not None
+    }
     try:
         yield
     finally:

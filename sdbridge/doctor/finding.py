@@ -10,7 +10,7 @@ Grade = Literal["good", "note", "wrong"]
 
 @dataclass(frozen=True)
 class Finding:
-    """``name`` what was looked at, ``text`` what was seen with its numbers, ``step`` what to do, if anything."""
+    """``name`` what was looked at, ``text`` what was seen in numbers, ``step`` what to do, if anything."""
 
     name: str
     grade: Grade

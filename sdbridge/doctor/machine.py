@@ -40,13 +40,16 @@ def check_python() -> Iterator[Finding]:
 def check_torch() -> Iterator[Finding]:
     """Torch is asked in a process of its own: importing it here would cost seconds and memory."""
     try:
-        result = subprocess.run([sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, timeout=120)
+        result = subprocess.run(
+            [sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, timeout=120
+        )
         facts = json.loads(result.stdout)
     except (OSError, subprocess.TimeoutExpired, json.JSONDecodeError) as error:
         yield Finding("torch", "wrong", f"torch does not import: {error}", "Run python scripts/run.py again.")
         return
     if facts["cuda"]:
-        text = f"torch {facts['torch']} on {facts['gpu']}, {facts['vram_gb']} GB, capability {facts['capability']}"
+        card = f"{facts['gpu']}, {facts['vram_gb']} GB, capability {facts['capability']}"
+        text = f"torch {facts['torch']} on {card}"
         yield Finding("torch", "good", text)
         return
     where = "Apple GPU (mps)" if facts["mps"] else f"CPU, {facts['threads']} threads"
@@ -66,7 +69,9 @@ def check_torch() -> Iterator[Finding]:
             "Update the NVIDIA driver.",
         )
     else:
-        yield Finding("torch", "good" if facts["mps"] else "note", f"torch {facts['torch']} on {where}; no NVIDIA GPU")
+        yield Finding(
+            "torch", "good" if facts["mps"] else "note", f"torch {facts['torch']} on {where}; no NVIDIA GPU"
+        )
 
 
 def _nvidia_driver() -> str:
@@ -103,8 +108,10 @@ def check_places() -> Iterator[Finding]:
 
 
 def check_port(port: int, running: str) -> Iterator[Finding]:
-    """Whether OSC (UDP) and page (TCP) can have their port. ``running`` names a daemon that holds it rightly."""
-    taken = [name for name, kind in (("UDP", socket.SOCK_DGRAM), ("TCP", socket.SOCK_STREAM)) if _taken(port, kind)]
+    """Whether OSC (UDP) and page (TCP) can have their port; ``running`` is a daemon that holds it rightly."""
+    taken = [
+        name for name, kind in (("UDP", socket.SOCK_DGRAM), ("TCP", socket.SOCK_STREAM)) if _taken(port, kind)
+    ]
     if not taken:
         yield Finding("port", "good", f"{port} is free for OSC (UDP) and the page (TCP)")
     elif running:
