@@ -1,0 +1,45 @@
+"""Logging: lines for the page, a rotated file, and a disk that fails without reaching the show."""
+
+import logging
+
+from sdbridge.log import Logging
+
+
+def test_lines_reach_the_file_and_the_page(tmp_path):
+    with Logging("info", tmp_path, console=False) as logs:
+        logging.getLogger("sdbridge.x").info("frame %d", 7)
+        assert logs.lines(5)[-1].endswith("frame 7")
+    assert "frame 7" in (tmp_path / "sdbridge.log").read_text()
+
+
+def test_everything_is_put_back(tmp_path):
+    root = logging.getLogger()
+    before = (root.level, list(root.handlers))
+    with Logging("debug", tmp_path, console=False):
+        pass
+    assert (root.level, list(root.handlers)) == before
+
+
+def test_a_folder_that_cannot_be_made_is_told_and_survived(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with Logging("info", blocked / "log", console=False) as logs:
+        assert logs.file is None
+        assert "SDB-LOG-WRITE" in logs.lines(1)[0]
+
+
+def test_a_write_that_fails_later_is_told_once(tmp_path, capsys):
+    with Logging("info", tmp_path, console=False):
+        handler = next(h for h in logging.getLogger().handlers if hasattr(h, "baseFilename"))
+
+        class FullDisk:
+            def write(self, text: str) -> None:
+                raise OSError(28, "No space left on device")
+
+            flush = close = tell = seek = lambda self, *a: 0
+
+        handler.stream = FullDisk()
+        for _ in range(3):
+            logging.getLogger("sdbridge.x").info("line")
+        handler.stream = None
+    assert capsys.readouterr().err.count("SDB-LOG-WRITE") == 1
