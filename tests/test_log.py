@@ -30,7 +30,9 @@ def test_a_folder_that_cannot_be_made_is_told_and_survived(tmp_path):
 
 def test_a_write_that_fails_later_is_told_once(tmp_path, capsys):
     with Logging("info", tmp_path, console=False):
-        handler = next(h for h in logging.getLogger().handlers if hasattr(h, "baseFilename"))
+        handler = next(
+            h for h in logging.getLogger().handlers if getattr(h, "baseFilename", "").endswith("sdbridge.log")
+        )
 
         class FullDisk:
             def write(self, text: str) -> None:
