@@ -44,6 +44,24 @@ _kind("SDB-SUMMARY-WRITE", "Give --summary a file that can be written.", "The ru
 _kind("SDB-BENCH-UNKNOWN", "sdbridge bench --case list names them.", "Nothing was measured.")
 _kind("SDB-CONFIG-MISSING", "Check the path, or leave it out to run the demo.", "Nothing was started.")
 
+# --- presets, cues and fades ---
+_kind("SDB-PRESET-UNKNOWN", "See /sdbridge/preset/list or the page.", "Nothing changed; the output goes on.")
+_kind("SDB-PRESET-NAME", "Choose a name of 1 to 100 printable characters.", "Nothing was saved.")
+_kind("SDB-PRESET-EXISTS", "Choose another name, or delete that preset first.", "Nothing was renamed.")
+_kind("SDB-PRESET-BROKEN", "Mend the file; it was left as it is.", "Nothing changed; the output goes on.")
+_kind(
+    "SDB-PRESET-WRITE",
+    "Free some disk space or check the folder's rights; the former file is whole.",
+    "Nothing was lost; the output goes on.",
+)
+_kind("SDB-CUE-UNKNOWN", "See the key cues of the config file.", "Nothing changed; the output goes on.")
+_kind(
+    "SDB-FADE-EASING",
+    "Take linear, ease_in, ease_out or ease_in_out.",
+    "Nothing changed; the output goes on.",
+)
+_kind("SDB-FADE-SECONDS", "Send 0 to 3600 seconds.", "Nothing changed; the output goes on.")
+
 
 class SdbridgeError(Exception):
     """An error with a code from the table.

@@ -8,6 +8,7 @@ from typing import Protocol
 from sdbridge.clock import Clock
 from sdbridge.config import Config
 from sdbridge.frame import Frame, Role
+from sdbridge.parameters.show import Show
 from sdbridge.parameters.store import ParameterStore
 from sdbridge.status import Status
 
@@ -24,6 +25,7 @@ class BridgeView(Protocol):
     store: ParameterStore
     config: Config
     clock: Clock
+    show: Show
 
     def status(self) -> Status: ...
     def input_frame(self, role: Role = "main") -> Frame | None: ...

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sdbridge.errors import SdbridgeError
@@ -110,6 +111,16 @@ class ParameterStore:
             if changed or triggers:
                 self._publish(Change(changed, tuple(triggers), revision, source))
         return Outcome(revision, tuple(rejected))
+
+    @contextmanager
+    def steady(self) -> Iterator[None]:
+        """While this is held no other thread changes a value: to read, decide and write as one step.
+
+        Setters of other threads wait, so hold it for microseconds and never over disk or network.
+        Subscribers are called with it held: what only subscribers and holders touch needs no lock of its own.
+        """
+        with self._delivery:
+            yield
 
     def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
         """Call ``subscriber`` with every Change from now on; returns the function that ends it."""
