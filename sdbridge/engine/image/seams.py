@@ -41,7 +41,7 @@ class Rows:
     latents           ``[R, 4, h, w]`` noised, float32 (float64 in float64 tests), as the sampler keeps them
     timesteps         ``[R]`` the model's noise index of each row
     timesteps_host    the same as ints, so that a decision needs no device synchronisation
-    fraction          per row, 0.0 = pure noise .. 1.0 = finished: ``1 - (t + 1) / 1000`` (ControlNet start/end)
+    fraction          per row, 0.0 = pure noise .. 1.0 = finished: ``1 - (t + 1) / 1000``
     luggage           per row, what this extension's ``enter`` gave for the frame in that row (None: the
                       row is empty, its result is thrown away)
     source            ``[R, 4, h, w]`` clean latent of the input frame in that row (zeros in txt2img)
@@ -73,7 +73,7 @@ class Rows:
 class UnetCall:
     """What the UNet is about to be given; ``B = len(rows.mirrors)`` rows. Use ``dataclasses.replace``.
 
-    sample                          ``[B, 4, h, w]`` in the model's dtype; an inpainting UNet wants ``[B, 9, h, w]``
+    sample                          ``[B, 4, h, w]`` in the model's dtype; inpainting UNets want 9 channels
     timesteps                       ``[B]``
     encoder_hidden_states           ``[B, tokens, width]``; guidance rows carry the negative prompt
     added_cond                      SDXL's ``text_embeds`` and ``time_ids``, IP-Adapter's ``image_embeds``
@@ -142,7 +142,7 @@ class StreamExtension:
 
     name: str = ""
     parameters: tuple[str, ...] = ()
-    #: "" or a sampler's name (lcm, tcd, turbo) that ``scheduler = auto`` should take: a distilled LoRA says so.
+    #: "" or a sampler's name (lcm, tcd, turbo) that ``scheduler = auto`` takes: a distilled LoRA says so.
     scheduler_hint: str = ""
 
     def apply(self, changes: Mapping[str, Value]) -> tuple[Rejection, ...]:
