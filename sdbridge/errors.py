@@ -62,6 +62,31 @@ _kind(
 )
 _kind("SDB-FADE-SECONDS", "Send 0 to 3600 seconds.", "Nothing changed; the output goes on.")
 
+# --- page and HTTP ---
+_kind("SDB-WEB-PORT", "Stop the program that holds it, or start with --port 9001.", "Nothing was started.")
+_kind(
+    "SDB-WEB-HOST",
+    "Open the page by this machine's address, or as localhost.",
+    "Nothing changed; the output goes on.",
+)
+_kind(
+    "SDB-WEB-ORIGIN",
+    "Only the bridge's own page may do this from a browser.",
+    "Nothing changed; the output goes on.",
+)
+_kind(
+    "SDB-WEB-TOKEN",
+    "Open the link that the log shows at start, or enter the token on the page.",
+    "Nothing changed; the output goes on.",
+)
+_kind("SDB-WEB-TYPE", "Send Content-Type: application/json.", "Nothing changed; the output goes on.")
+_kind("SDB-WEB-SIZE", "Send less at once.", "Nothing changed; the output goes on.")
+_kind("SDB-WEB-BODY", "See /api/openapi.json for what is taken.", "Nothing changed; the output goes on.")
+_kind("SDB-WEB-PATH", "See /api/openapi.json for every address.")
+_kind("SDB-WEB-METHOD", "See /api/openapi.json for every address.", "Nothing changed; the output goes on.")
+_kind("SDB-WEB-ABSENT", "Try again when it is there.")
+_kind("SDB-WEB-FAULT", "Please report it with the text of Copy diagnostics.")
+
 
 class SdbridgeError(Exception):
     """An error with a code from the table.

@@ -113,8 +113,8 @@ class Parameter:
     def _as_text(self, value: object) -> str:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise self._wrong_type(value, "text")
-        text = value if isinstance(value, str) else format(value, "g")
-        text = text.replace("\x00", "")
+        text = value if isinstance(value, str) else str(value) if isinstance(value, int) else f"{value:g}"
+        text = text.replace("\x00", "").encode("utf-8", "replace").decode()  # JSON may bring half a surrogate
         if len(text) > LARGEST_TEXT:
             raise SdbridgeError(
                 "SDB-PARAM-RANGE", f"{self.address} takes up to {LARGEST_TEXT} characters, not {len(text)}"
@@ -129,7 +129,10 @@ class Parameter:
                 raise self._wrong_type(value, "a number") from None
         if not isinstance(value, bool | int | float):
             raise self._wrong_type(value, "a number")
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:  # a whole number of more than 308 digits
+            number = math.inf
         if not math.isfinite(number):
             raise self._not_finite(number)
         low = -math.inf if self.minimum is None else self.minimum

@@ -1,0 +1,145 @@
+"""Who may do what: Host, Origin, content type and token, asked over real sockets."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+from websockets.typing import Origin
+
+sys.path.insert(0, str(Path(__file__).parent))
+from web_view import WebView
+
+from sdbridge.config import Config
+from sdbridge.control.access import Access
+from sdbridge.control.diagnostics import redact
+from sdbridge.control.web import WebServer
+from sdbridge.errors import SdbridgeError
+
+SET = {"values": {"strength": 0.1}}
+
+
+@pytest.fixture(scope="module")
+def local() -> Iterator[WebServer]:
+    with WebServer(WebView()) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def lan() -> Iterator[WebServer]:
+    with WebServer(WebView(lan=True)) as server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "192.168.1.5", "[::ffff:1.2.3.4]", "", "a b"]
+)
+def test_foreign_hosts_are_refused_here(local: WebServer, host: str) -> None:
+    answer = httpx.get(local.url + "/api/status", headers={"host": host})
+    assert answer.status_code in (400, 403)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost:9000", "LOCALHOST", "[::1]:9000", "127.0.0.1:1"])
+def test_our_own_names_pass(local: WebServer, host: str) -> None:
+    assert httpx.get(local.url + "/api/status", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:1", "http://localhost"])
+def test_another_sites_posts_are_refused(local: WebServer, origin: str) -> None:
+    answer = httpx.post(local.url + "/api/parameters", json=SET, headers={"origin": origin})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "SDB-WEB-ORIGIN")
+
+
+def test_the_pages_own_posts_pass(local: WebServer) -> None:
+    assert (
+        httpx.post(local.url + "/api/parameters", json=SET, headers={"origin": local.url}).status_code == 200
+    )
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""]
+)
+def test_writes_must_be_json(local: WebServer, kind: str) -> None:
+    answer = httpx.post(local.url + "/api/parameters", content=b"{}", headers={"content-type": kind})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "SDB-WEB-TYPE")
+
+
+def test_a_foreign_pages_socket_is_refused(local: WebServer) -> None:
+    address = f"ws://127.0.0.1:{local.port}/api/live"
+    with (
+        pytest.raises((InvalidStatus, ConnectionClosed)),
+        connect(address, origin=Origin("http://evil.example")) as socket,
+    ):
+        socket.recv(timeout=5)
+
+
+def test_on_the_network_everybody_reads_and_the_token_writes(lan: WebServer) -> None:
+    address = lan.url + "/api/parameters"
+    assert httpx.get(address).status_code == 200
+    bare = httpx.post(address, json=SET)
+    assert (bare.status_code, bare.headers["www-authenticate"]) == (401, "Bearer")
+    assert bare.json()["error"]["code"] == "SDB-WEB-TOKEN"
+    assert lan.access.token not in bare.text
+    wrong = httpx.post(address, json=SET, headers={"authorization": "Bearer wrong"})
+    assert wrong.status_code == 401
+    for odd in ("Bearer \xff", "Basic abc", "Bearer"):
+        assert (
+            httpx.post(address, json=SET, headers={"authorization": odd.encode("latin-1")}).status_code == 401
+        )
+    good = httpx.post(address, json=SET, headers={"authorization": f"Bearer {lan.access.token}"})
+    assert good.status_code == 200
+
+
+def test_the_generated_token_is_long_and_new_each_time() -> None:
+    first, second = (Access(Config(lan=True)).token for _ in range(2))
+    assert first != second
+    assert len(first) >= 20
+    assert Access(Config(lan=True, token="chosen")).token == "chosen"
+    assert not Access(Config()).token_demanded
+
+
+def test_the_log_shows_the_link(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), WebServer(WebView(lan=True)) as server:
+        assert all(server.access.token in link for link in server.links)
+        assert "OSC and NDI carry no authentication" in caplog.text
+
+
+def test_network_names_pass_only_on_the_network() -> None:
+    Access(Config(lan=True)).check_host("192.168.7.7:9000")
+    with pytest.raises(SdbridgeError, match="SDB-WEB-HOST"):
+        Access(Config(lan=True)).check_host("evil.example:9000")
+    with pytest.raises(SdbridgeError, match="SDB-WEB-HOST"):
+        Access(Config()).check_host("192.168.7.7:9000")
+
+
+def test_diagnostics_hold_no_secrets() -> None:
+    view = WebView(
+        lan=True,
+        token="geheim-1234",
+        input={
+            "main": {
+                "backend": "video_file",
+                "name": "rtsp://joe:hunter2@cam/live",
+                "options": {"passphrase": "x9x9"},
+            }
+        },
+    )
+    view.lines = [
+        "opened srt://h:1?passphrase=opensesame&latency=20",
+        f"{Path.home()}/models",
+        "Bearer abcdef",
+        "geheim-1234",
+    ]
+    with WebServer(view) as server:
+        text = httpx.get(server.url + "/api/diagnostics").text
+    for secret in ("geheim-1234", "hunter2", "joe", "x9x9", "opensesame", "abcdef", str(Path.home())):
+        assert secret not in text
+    assert "latency=20" in text
+    assert "rtsp://<login>@cam/live" in text
+    assert redact("plain words") == "plain words"
