@@ -58,7 +58,7 @@ def guarded(call: Call) -> Call:
             return refusal(error)
         except ClientDisconnect:
             return Response(status_code=400)  # nobody is left to read it
-        except Exception:  # noqa: BLE001 - the control edge: logged with its trace, answered, and the show goes on
+        except Exception:  # noqa: BLE001  # edge: control; logged with its trace
             _log.exception("%s %s failed", request.method, request.url.path)
             return refusal(
                 SdbridgeError("SDB-WEB-FAULT", f"{request.method} {request.url.path} failed inside")

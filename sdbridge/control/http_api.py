@@ -17,7 +17,7 @@ from sdbridge.control.endpoint import Body, Endpoint, json_answer, read_body, wh
 from sdbridge.control.view import BridgeView
 from sdbridge.errors import SdbridgeError
 from sdbridge.frame import Frame
-from sdbridge.parameters.store import Outcome, Rejection
+from sdbridge.parameters.store import Outcome
 
 Easing = Literal["linear", "ease_in", "ease_out", "ease_in_out"]
 
@@ -32,6 +32,7 @@ class SetParameters(Body):
         }
     )
     fade_s: float = Field(default=0.0, ge=0, le=3600)
+    easing: Easing = "linear"
 
 
 def endpoints(view: BridgeView) -> tuple[Endpoint, ...]:
@@ -121,7 +122,9 @@ class _Core:
     async def set_parameters(self, request: Request) -> Response:
         wanted = await read_body(request, SetParameters)
         source = f"http:{request.client.host}:{request.client.port}" if request.client else "http"
-        outcome = await asyncio.to_thread(write, self._view, wanted.values, wanted.fade_s, source)
+        outcome = await asyncio.to_thread(
+            write, self._view, wanted.values, wanted.fade_s, source, wanted.easing
+        )
         return json_answer(outcome_json(outcome), 422 if _all_refused(wanted.values, outcome) else 200)
 
     async def input_png(self, request: Request) -> Response:
@@ -141,33 +144,13 @@ class _Core:
         return Response(text.encode("utf-8", "replace"), media_type="text/plain; charset=utf-8")
 
 
-def write(view: BridgeView, values: Mapping[str, object], fade_s: float, source: str) -> Outcome:
+def write(
+    view: BridgeView, values: Mapping[str, object], fade_s: float, source: str, easing: str = "linear"
+) -> Outcome:
     """Set ``values``, or let what can fade go there over ``fade_s`` seconds."""
     if fade_s <= 0:
         return view.store.set_many(values, source)
-    fading: dict[str, object] = {}
-    at_once: dict[str, object] = {}
-    refused: list[Rejection] = []
-    for name, value in values.items():
-        try:
-            row = view.store.table.find(name)
-            row.coerce(value)
-        except SdbridgeError as error:
-            refused.append(Rejection(name, error.code, str(error)))
-            continue
-        (fading if row.fade else at_once)[row.name] = value
-    outcome = view.store.set_many(at_once, source)
-    if fading:
-        show_of(view).fade(fading, fade_s)
-    return Outcome(outcome.revision, (*refused, *outcome.rejected))
-
-
-def show_of(view: BridgeView) -> Any:
-    """The presets, cues and fades. Raises SDB-WEB-ABSENT where the bridge runs without."""
-    show = getattr(view, "show", None)
-    if show is None:
-        raise SdbridgeError("SDB-WEB-ABSENT", "this bridge runs without presets and fades")
-    return show
+    return view.show.fade(values, fade_s, easing, source)
 
 
 def outcome_json(outcome: Outcome) -> dict[str, object]:

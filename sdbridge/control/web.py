@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from sdbridge.control import http_api, http_textures, openapi
+from sdbridge.control import http_api, http_show, http_textures, openapi
 from sdbridge.control.access import Access, Gate
 from sdbridge.control.endpoint import Endpoint, guarded, json_answer, refusal
 from sdbridge.control.live import Live
@@ -190,7 +190,7 @@ class _Site:
 
 def all_endpoints(view: BridgeView) -> tuple[Endpoint, ...]:
     """Every endpoint of the HTTP API."""
-    return (*http_api.endpoints(view), *http_textures.endpoints(view))
+    return (*http_api.endpoints(view), *http_show.endpoints(view), *http_textures.endpoints(view))
 
 
 def _read_page() -> dict[str, tuple[bytes, str, str]]:

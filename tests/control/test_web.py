@@ -83,7 +83,8 @@ def test_a_fade_takes_what_can_fade_and_sets_the_rest(web: httpx.Client, view: W
     )
     assert answer.status_code == 200
     assert [item["name"] for item in answer.json()["rejected"]] == ["nan"]
-    assert view.faded == [({"strength": 0.9}, 2.0)]
+    assert view.show.fading
+    assert view.store.get("strength") == 0.6  # it has only begun: nobody ticks here
     assert view.store.get("steps") == 3
 
 
@@ -221,3 +222,46 @@ def test_openapi_lists_every_endpoint(web: httpx.Client) -> None:
     assert document["openapi"].startswith("3.1")
     assert {"/api/status", "/api/parameters", "/api/sources", "/api/outputs"} <= set(document["paths"])
     assert "requestBody" in document["paths"]["/api/parameters"]["post"]
+
+
+def test_presets_from_save_to_delete(web: httpx.Client, view: WebView) -> None:
+    def post(path: str, **body: object) -> httpx.Response:
+        return web.post(f"/api/presets/{path}", json=body)
+
+    view.store.set_many({"strength": 0.9, "prompt": "a red forest"})
+    saved = post("save", name="Forest / night").json()
+    assert [(one["number"], one["name"], one["prompt"]) for one in saved["presets"]] == [
+        (1, "Forest / night", "a red forest")
+    ]
+    assert saved["active"] == "Forest / night"
+    view.store.set("strength", 0.2)
+    post("save", name="Calm")
+    assert post("recall", preset="forest / night").json()["rejected"] == []
+    assert view.store.get("strength") == 0.9
+    assert post("recall", preset=2, fade_s=3, easing="ease_in_out").status_code == 200
+    assert view.show.fading
+    assert post("morph", a=1, b=2, position=0.5).status_code == 200
+    assert view.store.get("strength") == pytest.approx(0.55)
+    renamed = post("rename", preset=2, name="Quiet").json()
+    assert [one["name"] for one in renamed["presets"]] == ["Forest / night", "Quiet"]
+    assert post("rename", preset=2, name="Forest / night").json()["error"]["code"] == "SDB-PRESET-EXISTS"
+    assert post("recall", preset="nobody").status_code == 404
+    assert post("save", name="  ").status_code == 422
+    assert len(post("delete", preset="Quiet").json()["presets"]) == 1
+    assert len(web.get("/api/presets").json()["presets"]) == 1
+
+
+def test_cues_go_and_come_back() -> None:
+    cues = [{"name": "open", "values": {"strength": 0.1}}, {"name": "storm", "values": {"strength": 1.0}}]
+    view = WebView(cues=cues)
+    with WebServer(view) as server, httpx.Client(base_url=server.url) as web:
+        listed = web.get("/api/cues").json()
+        assert ([cue["name"] for cue in listed["cues"]], listed["position"]) == (["open", "storm"], 0)
+        assert web.post("/api/cues/go", json={}).status_code == 200
+        assert view.store.get("strength") == 0.1
+        assert web.post("/api/cues/next", json={}).status_code == 200
+        assert view.store.get("strength") == 1.0
+        assert web.post("/api/cues/next", json={}).json()["error"]["code"] == "SDB-CUE-UNKNOWN"
+        assert web.post("/api/cues/previous", json={}).status_code == 200
+        assert web.post("/api/cues/go", json={"cue": "storm"}).status_code == 200
+        assert web.post("/api/cues/stop", json={}).json()["position"] == 2

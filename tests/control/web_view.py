@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import time
+import weakref
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from sdbridge.clock import SystemClock
 from sdbridge.config import Config
 from sdbridge.errors import SdbridgeError
 from sdbridge.frame import Frame
+from sdbridge.parameters.show import Show
 from sdbridge.parameters.store import ParameterStore
 from sdbridge.status import LatencyMs, SourceStatus, Status
 
@@ -28,14 +31,11 @@ class WebView:
         self.lines = ["10:00:00 INFO  page http://127.0.0.1:9000"]
         self.mounted: dict[str, object] = {}
         self.chosen: list[tuple[object, ...]] = []
-        self.show = SimpleNamespace(fade=self._fade)
+        self._folder = tempfile.mkdtemp(prefix="sdbridge-test-")
+        weakref.finalize(self, shutil.rmtree, self._folder, True)
+        self.show = Show(self.store, self._folder, self.clock, self.config.cues)
         self.now = Status()
         self.delay_s = 0.0
-        self.faded: list[tuple[dict[str, object], float]] = []
-
-    def _fade(self, values: dict[str, object], seconds: float) -> None:
-        self.faded.append((values, seconds))
-        self.store.set_many(values, "fade")
 
     def status(self) -> Status:
         values, revision = self.store.snapshot()
