@@ -88,6 +88,9 @@ _kind("SDB-WEB-FULL", "Close a page on another device.")
 _kind("SDB-WEB-ABSENT", "Try again when it is there.")
 _kind("SDB-WEB-FAULT", "Please report it with the text of Copy diagnostics.")
 
+# --- textures ---
+_kind("SDB-TEXTURE-OPTION", "Mend the option in the configuration; configs/ has examples.")
+
 
 class SdbridgeError(Exception):
     """An error with a code from the table.
