@@ -1,4 +1,4 @@
-"""A source for first runs: a drawn landscape whose sun wanders over hills and water that never stand still."""
+"""A source for first runs: a drawn landscape; its sun wanders, hills and water never stand still."""
 
 from __future__ import annotations
 
@@ -75,7 +75,9 @@ class DemoScene:
         self._rows = np.arange(height, dtype=np.float32)[:, None]
         self._shore = round(height * 0.72)
         share = np.linspace(0, 1, self._shore, dtype=np.float32)[:, None]
-        sky = (1 - share) * np.array([[52, 92, 168]], np.float32) + share * np.array([[244, 186, 132]], np.float32)
+        sky = (1 - share) * np.array([[52, 92, 168]], np.float32) + share * np.array(
+            [[244, 186, 132]], np.float32
+        )
         self._sky = np.full((height, width, 4), 255, np.uint8)
         self._sky[: self._shore, :, :3] = sky.astype(np.uint8)[:, None]
         radius = max(3, min(width, height) // 9)
@@ -123,7 +125,9 @@ class DemoScene:
         rows = self.height - self._shore
         depth = np.arange(rows)
         mirrored = picture[np.maximum(0, self._shore - 1 - depth * 2)]
-        ripple = 0.012 * self.width * np.sin(depth * 40.0 / max(1, rows) + seconds * 3.0) * (depth / max(1, rows))
+        ripple = (
+            0.012 * self.width * np.sin(depth * 40.0 / max(1, rows) + seconds * 3.0) * (depth / max(1, rows))
+        )
         for row, shift in enumerate(ripple.astype(int)):
             picture[self._shore + row] = np.roll(mirrored[row], int(shift), axis=0)
         water = picture[self._shore :, :, :3]
