@@ -1,0 +1,99 @@
+"""How big the networks and the training runs are: one preset for a CPU, one for a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides the outcome of a run besides the code."""
+
+    work: Path
+    device: str
+    seed: int
+    scenes: int  # layouts drawn for the diffusion stages, each once unstyled and `styled` times
+    styled: int
+    photos: int  # photo-like pictures for the VAE
+    draw_batch: int
+    vae_channels: int
+    vae_batch: int
+    vae_crop: int
+    unet_channels: tuple[int, ...]
+    text_width: int
+    text_layers: int
+    batch_small: int  # batch of 16x16 latents
+    batch_large: int  # batch of 32x32 latents
+    learning_rate: float
+    compile: bool
+    vae_shards: int  # shards of photos and of scenes the VAE sees
+    vae_steps: int
+    unet_steps: int
+    distill_steps: int
+    side_steps: int  # each ControlNet, LoRA, IP-Adapter
+    classifier_steps: int
+
+    latent_channels: int = 8
+    size: int = 256
+
+    @property
+    def drawings(self) -> Path:
+        """Pictures and latents: made again from the seed when missing, never carried."""
+        return self.work / "drawings"
+
+    @property
+    def checkpoints(self) -> Path:
+        """What a stage needs to go on: each file under 16 MiB, carried between machines."""
+        return self.work / "checkpoints"
+
+    @property
+    def sheets(self) -> Path:
+        return self.work / "sheets"
+
+
+CPU = Settings(
+    work=Path("train"),
+    device="cpu",
+    seed=5,
+    scenes=6144,
+    styled=3,
+    photos=2560,
+    draw_batch=8,
+    vae_channels=32,
+    vae_batch=16,
+    vae_crop=96,
+    unet_channels=(64, 96),
+    text_width=96,
+    text_layers=2,
+    batch_small=48,
+    batch_large=16,
+    learning_rate=6e-4,
+    compile=False,
+    vae_shards=10,
+    vae_steps=6000,
+    unet_steps=6000,
+    distill_steps=4000,
+    side_steps=800,
+    classifier_steps=1500,
+)
+GPU = replace(
+    CPU,
+    device="cuda",
+    scenes=16384,
+    photos=12288,
+    draw_batch=64,
+    vae_batch=64,
+    vae_crop=128,
+    unet_channels=(64, 128),
+    batch_small=512,
+    batch_large=256,
+    learning_rate=8e-4,
+    compile=True,
+    vae_shards=48,
+    vae_steps=12000,
+    unet_steps=14000,
+    distill_steps=8000,
+    side_steps=1500,
+    classifier_steps=3000,
+)

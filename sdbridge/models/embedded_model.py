@@ -1,0 +1,137 @@
+"""Where the embedded model lies and which words it knows; importing this needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+EMBEDDED_DIR = Path(__file__).resolve().parent / "embedded"
+"""The pipeline in the diffusers layout: ``unet/ vae/ text_encoder/ tokenizer/ scheduler/``."""
+
+SIZE = 256
+"""Width and height the model was trained at."""
+
+MATERIALS: tuple[str, ...] = (
+    "fire",
+    "ocean",
+    "clouds",
+    "marble",
+    "wood",
+    "lava",
+    "ice",
+    "neon grid",
+    "galaxy",
+    "stained glass",
+    "brick",
+    "leopard",
+    "circuit board",
+    "zebra",
+    "scales",
+    "honeycomb",
+    "grass",
+    "sand dunes",
+    "bubbles",
+    "basket weave",
+    "crystal",
+    "rain",
+    "mosaic",
+    "lightning",
+    "halftone",
+    "contour map",
+)
+PALETTES: tuple[str, ...] = (
+    "crimson",
+    "amber",
+    "gold",
+    "lime",
+    "emerald",
+    "teal",
+    "azure",
+    "indigo",
+    "violet",
+    "magenta",
+    "rose",
+    "silver",
+)
+COMPOSITIONS: tuple[str, ...] = (
+    "circle",
+    "square",
+    "triangle",
+    "ring",
+    "star",
+    "horizon",
+    "mountains",
+    "face",
+    "blobs",
+    "stripes",
+    "spiral",
+    "arch",
+)
+STYLES: tuple[str, ...] = ("ink", "glow")
+"""Trigger words of the two style LoRAs."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words the embedded model was trained on."""
+
+    materials: tuple[str, ...]
+    palettes: tuple[str, ...]
+    compositions: tuple[str, ...]
+    styles: tuple[str, ...]
+
+    def words(self) -> tuple[str, ...]:
+        return self.materials + self.palettes + self.compositions
+
+
+VOCABULARY = Vocabulary(MATERIALS, PALETTES, COMPOSITIONS, STYLES)
+
+
+@dataclass(frozen=True)
+class DemoCue:
+    """One prompt of the demo's rotation: shown for ``hold_s`` after a fade of ``fade_s``."""
+
+    name: str
+    prompt: str
+    fade_s: float = 1.5
+    hold_s: float = 6.0
+
+
+DEMO_CUES: tuple[DemoCue, ...] = (
+    DemoCue("Fire", "fire"),
+    DemoCue("Ice", "ice"),
+    DemoCue("Neon", "neon grid in magenta"),
+    DemoCue("Leopard", "leopard"),
+    DemoCue("Stained glass", "stained glass in azure"),
+    DemoCue("Lava", "lava"),
+    DemoCue("Ocean", "ocean"),
+    DemoCue("Circuit", "circuit board in emerald"),
+    DemoCue("Zebra", "zebra"),
+    DemoCue("Honeycomb", "honeycomb in gold"),
+    DemoCue("Galaxy", "galaxy in violet"),
+    DemoCue("Brick", "brick"),
+)
+EXAMPLE_PROMPTS: tuple[str, ...] = tuple(cue.prompt for cue in DEMO_CUES)
+
+
+def is_present(directory: Path = EMBEDDED_DIR) -> bool:
+    """Whether the weights are installed (a source checkout without them must say so, not fail)."""
+    parts = (
+        "model_index.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+        "tokenizer/vocab.json",
+        "scheduler/scheduler_config.json",
+    )
+    return all((directory / part).is_file() for part in parts)
+
+
+def controlnet_dir(kind: str) -> Path:
+    """The folder of a ControlNet of the embedded model: ``canny`` or ``color``."""
+    return EMBEDDED_DIR / f"controlnet_{kind}"
+
+
+def lora_path(style: str) -> Path:
+    """The file of a style LoRA: ``ink`` is in the kohya layout, ``glow`` in the PEFT one."""
+    return EMBEDDED_DIR / "loras" / f"{style}.safetensors"
