@@ -90,6 +90,21 @@ _kind("SDB-WEB-FAULT", "Please report it with the text of Copy diagnostics.")
 
 # --- textures ---
 _kind("SDB-TEXTURE-OPTION", "Mend the option in the configuration; configs/ has examples.")
+# --- slots, engine and supervision ---
+_kind("SDB-SLOT-LAYOUT", "Give the name of a slot that sdbridge made.", "Nothing changed; the output goes on.")
+_kind("SDB-SLOT-SIZE", "Send frames of the size that the slot was made for.", "The frame was left out.")
+_kind("SDB-ENGINE-KIND", "Set engine.kind to image or passthrough.", "The output follows the hold policy.")
+_kind(
+    "SDB-ENGINE-OOM",
+    "Choose a smaller size, fewer steps, or close what else uses the memory.",
+    "The last frame is held while the engine restarts.",
+)
+_kind(
+    "SDB-ENGINE-FAULT",
+    "See the log for the trace; the engine restarts if it goes on.",
+    "The last good frame is held.",
+)
+_kind("SDB-ENGINE-DIED", "It is restarted by itself.", "The last frame is held meanwhile.")
 
 
 class SdbridgeError(Exception):

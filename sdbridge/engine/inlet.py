@@ -1,0 +1,74 @@
+"""The engine's side of the input slots: the newest frame of each role, gathered into chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from sdbridge.frame import INPUT_ROLES, Chunk, Frame, Role
+from sdbridge.slot import SharedSlot
+
+
+class Inlet:
+    """Takes frames as they come; main frames drive the ticks, other roles keep their newest frame."""
+
+    def __init__(self) -> None:
+        self._slots: dict[Role, SharedSlot] = {}
+        self._newest: dict[Role, Frame] = {}
+        self._entries: list[Mapping[Role, Frame]] = []
+        self._wanted = 1
+
+    def attach(self, names: Mapping[str, str]) -> None:
+        """Open the input slots in ``names`` that are new; one that is gone already has a successor."""
+        for role in INPUT_ROLES:
+            name = names.get(f"in:{role}")
+            present = self._slots.get(role)
+            if name is None or (present is not None and present.name.lstrip("/") == name.lstrip("/")):
+                continue
+            try:
+                self._slots[role] = SharedSlot.attach(name)
+            except FileNotFoundError:
+                continue
+            if present is not None:
+                present.close()
+
+    def want(self, frames: int) -> None:
+        """How many main frames the next chunk takes."""
+        self._wanted = max(1, frames)
+
+    def take(self) -> Frame | None:
+        """Look into every slot; the main frame that came, if one did."""
+        fresh: Frame | None = None
+        for role in INPUT_ROLES:
+            slot = self._slots.get(role)
+            frame = slot.take() if slot is not None else None
+            if frame is not None:
+                self._newest[role] = frame
+                fresh = frame if role == "main" else fresh
+        return fresh
+
+    def keep_only(self, width: int, height: int) -> None:
+        """Forget frames of another size: they were on their way while the size changed."""
+        self._newest = {r: f for r, f in self._newest.items() if (f.width, f.height) == (width, height)}
+        self._entries = [e for e in self._entries if "main" in e and e["main"].width == width]
+
+    def gather(self) -> Chunk | None:
+        """Add the newest frames as an entry; the chunk, once it has all its entries."""
+        self._entries.append(MappingProxyType(dict(self._newest)))
+        if len(self._entries) < self._wanted:
+            return None
+        entries, self._entries = self._entries[-self._wanted :], []
+        return Chunk(tuple(entries))
+
+    def newest(self) -> Chunk | None:
+        """The newest frames of all roles whether new or not, for engines that paint from the prompt."""
+        return Chunk((MappingProxyType(dict(self._newest)),)) if "main" in self._newest else None
+
+    def forget(self) -> None:
+        self._newest.clear()
+        self._entries.clear()
+
+    def close(self) -> None:
+        for slot in self._slots.values():
+            slot.close()
+        self._slots.clear()

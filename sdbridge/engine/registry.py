@@ -1,0 +1,39 @@
+"""Which engine kinds there are: a name in the config, an import string here."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable
+
+from sdbridge.engine.interface import Engine, EngineConfig
+from sdbridge.errors import SdbridgeError
+
+#: kind -> "module:Class". The class is called with one EngineConfig; it does no work before ``load``.
+ENGINES: dict[str, str] = {
+    "image": "sdbridge.engine.image.engine:ImageEngine",
+    "passthrough": "sdbridge.engine.passthrough:PassthroughEngine",
+    "fake": "sdbridge.testing:FakeEngine",
+    "fake_chunks": "sdbridge.testing:FakeChunkEngine",
+    "faulty": "sdbridge.testing:FaultyEngine",
+}
+
+
+def make_engine(config: EngineConfig) -> Engine:
+    """The engine of ``config.kind``, which may also be an import string of one's own.
+
+    Raises SdbridgeError SDB-ENGINE-KIND for a name that is not known.
+    """
+    target = ENGINES.get(config.kind, config.kind)
+    module_name, separator, attribute = target.partition(":")
+    if not separator:
+        near = difflib.get_close_matches(config.kind, ENGINES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(sorted(ENGINES))}"
+        raise SdbridgeError("SDB-ENGINE-KIND", f"there is no engine kind {config.kind!r}{hint}")
+    try:
+        make: Callable[[EngineConfig], Engine] = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise SdbridgeError(
+            "SDB-ENGINE-KIND", f"engine kind {config.kind!r} cannot be imported: {error}"
+        ) from error
+    return make(config)

@@ -1,0 +1,314 @@
+"""The engine loop: takes frames, applies changes at the frame edge, ticks the engine, gives frames out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+
+from sdbridge.clock import Clock, SystemClock
+from sdbridge.engine.inbox import Inbox
+from sdbridge.engine.inlet import Inlet
+from sdbridge.engine.interface import Engine, EngineConfig, EngineState, EngineStats
+from sdbridge.engine.outlet import Outlet
+from sdbridge.engine.pipe import Wake
+from sdbridge.engine.registry import make_engine
+from sdbridge.errors import SdbridgeError
+from sdbridge.frame import Chunk
+from sdbridge.parameters.parameter import Value
+from sdbridge.parameters.table import TABLE
+
+log = logging.getLogger(__name__)
+
+#: Frames in a row that may fail before the engine is given up and restarted.
+FAILURES_ALLOWED = 10
+#: Without input for so long (or three frame times) what is still inside the pipe is brought out.
+IDLE_S = 0.1
+#: Rate of pictures made from the prompt alone while ``output.fps`` is 0.
+FREE_RUNNING_FPS = 60.0
+#: Parameters that the loop reads itself; engines never see these.
+LOOP_PARAMETERS = frozenset({"output.fps"})
+
+
+@dataclass(frozen=True)
+class EngineStart:
+    """All that a new engine is born with. Crosses to the child as one argument."""
+
+    config: EngineConfig
+    values: Mapping[str, Value]
+    revision: int
+    slots: Mapping[str, str]
+
+
+def run_engine_process(start: EngineStart, connection: Connection, wake: Wake, ready: Wake) -> None:
+    """The child's main function."""
+    # Ctrl+C reaches the whole terminal; the bridge decides when the engine ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if start.config.threads:
+        os.environ.setdefault("OMP_NUM_THREADS", str(start.config.threads))
+    inbox = Inbox(connection, wake, start.revision, own_process=True)
+    root = logging.getLogger()
+    root.setLevel(logging.INFO)
+    root.addHandler(_ToBridge(inbox))
+    run_engine(start, inbox, wake, ready)
+
+
+def run_engine(start: EngineStart, inbox: Inbox, wake: Wake, ready: Wake) -> None:
+    """Run one engine from load to unload; every fault is told to the bridge, none is raised."""
+    loop = EngineLoop(start, inbox, wake, ready)
+    try:
+        loop.run()
+    except SdbridgeError as error:
+        log.warning("%s", error)
+        inbox.send("error", error)
+        inbox.send("state", EngineState.FAILED, {})
+    except Exception as error:  # noqa: BLE001  the engine loop is an edge: the bridge decides what follows
+        log.error("the engine failed:\n%s", traceback.format_exc())
+        inbox.send("error", as_engine_error(error))
+        inbox.send("state", EngineState.FAILED, {})
+    else:
+        inbox.send("state", EngineState.STOPPED, {})
+    finally:
+        loop.close()
+        inbox.finished.set()
+
+
+def as_engine_error(error: BaseException) -> SdbridgeError:
+    """``error`` with a code: out of memory is told apart, because a restart can mend it."""
+    if isinstance(error, SdbridgeError):
+        return error
+    names = {kind.__name__ for kind in type(error).__mro__}
+    text = " ".join(str(error).split())[:300]
+    if names & {"OutOfMemoryError", "MemoryError"}:
+        return SdbridgeError("SDB-ENGINE-OOM", f"the engine ran out of memory ({text or type(error).__name__})")
+    return SdbridgeError("SDB-ENGINE-FAULT", f"the engine raised {type(error).__name__}: {text}")
+
+
+class EngineLoop:
+    """One engine and its slots. ``run`` returns when the bridge says stop, and raises what is fatal."""
+
+    def __init__(
+        self, start: EngineStart, inbox: Inbox, wake: Wake, ready: Wake, clock: Clock | None = None
+    ) -> None:
+        self._start = start
+        self._inbox = inbox
+        self._wake = wake
+        self._clock = clock or SystemClock()
+        self._values: dict[str, Value] = dict(start.values)
+        self._revision = start.revision
+        self._inlet = Inlet()
+        self._outlet = Outlet(self._clock, ready, lambda place, size: inbox.send("need_slot", place, size))
+        self._engine: Engine | None = None
+        self._ticks = 0
+        self._tick_ms = 0.0
+        self._failures = 0
+        self._told_failure_ns = 0
+        self._interval_s = 1 / 30  # between main frames, smoothed
+        self._last_main_ns = 0
+        self._last_tick_ns = 0
+        self._inside = False  # whether the engine may hold frames that have not come out
+        self._stats_due_ns = 0
+
+    def run(self) -> None:
+        self._tell(EngineState.LOADING)
+        engine = self._engine = make_engine(self._start.config)
+        report = getattr(engine, "report_progress", None)
+        if callable(report):
+            report(lambda progress: self._inbox.send("progress", progress))
+        engine.load(_for_engine(self._values))
+        if self._inbox.stopping.is_set():
+            return
+        self._tell(EngineState.WARMING_UP, spec=engine.spec)
+        warm = engine.warm_up(*self._size())
+        self._inlet.attach(self._start.slots)
+        self._outlet.attach(self._start.slots)
+        self._inlet.want(engine.spec.first_in)
+        self._tell(EngineState.STREAMING, spec=engine.spec, report=warm)
+        self._inbox.send("progress", None)
+        self._inbox.send("applied", self._revision)
+        while not self._inbox.stopping.is_set():
+            self._turn(engine)
+
+    def close(self) -> None:
+        if self._engine is not None:
+            try:
+                self._engine.unload()
+            except Exception:  # noqa: BLE001  the engine loop is an edge: leaving goes on whatever unload does
+                log.error("unloading failed:\n%s", traceback.format_exc())
+        self._inlet.close()
+        self._outlet.close()
+
+    # --- one turn ---
+
+    def _turn(self, engine: Engine) -> None:
+        slots = self._inbox.slots()
+        if slots is not None:
+            self._inlet.attach(slots)
+            self._outlet.attach(slots)
+        main = self._inlet.take()
+        self._apply(engine, main.revision if main is not None else 0)
+        now = self._clock.now_ns()
+        if now >= self._stats_due_ns:
+            self._stats_due_ns = now + 1_000_000_000
+            self._tell_stats(engine)
+        if self._values.get("mode") == "txt2img":
+            self._paint_freely(engine, now)
+            return
+        if main is None:
+            if self._inside and now - self._last_main_ns > max(IDLE_S, 3 * self._interval_s) * 1e9:
+                self._drain(engine)
+            self._wake.wait(0.02 if self._inside else 0.1)
+            return
+        if self._last_main_ns:
+            gap = min((now - self._last_main_ns) / 1e9, 1.0)
+            self._interval_s += 0.1 * (gap - self._interval_s)
+        self._last_main_ns = now
+        if (main.width, main.height) != self._size():
+            return  # on its way while the size changed
+        chunk = self._inlet.gather()
+        if chunk is not None:
+            self._tick(engine, chunk)
+
+    def _paint_freely(self, engine: Engine, now: int) -> None:
+        rate = float(self._values.get("output.fps", 0.0)) or FREE_RUNNING_FPS
+        due = self._last_tick_ns + int(1e9 / rate)
+        if now < due:
+            self._wake.wait((due - now) / 1e9)
+            return
+        # Keep to the beat while on time, start a new one when late.
+        began = due if now - due < 0.5e9 / rate else now
+        self._tick(engine, self._inlet.newest())
+        self._last_tick_ns = began
+
+    def _tick(self, engine: Engine, chunk: Chunk | None) -> None:
+        began = self._clock.now_ns()
+        try:
+            made = engine.tick(chunk)
+        except Exception as error:  # noqa: BLE001  the engine loop is an edge: one bad frame is not the end
+            self._count_failure(error)
+            return
+        self._failures = 0
+        self._ticks += 1
+        took_ms = (self._clock.now_ns() - began) / 1e6
+        self._tick_ms = took_ms if self._ticks <= 2 else self._tick_ms + 0.1 * (took_ms - self._tick_ms)
+        spacing_s = (began - self._last_tick_ns) / 1e9 if self._last_tick_ns else 0.0
+        self._last_tick_ns = began
+        self._inside = engine.spec.pipeline_ticks > 0
+        self._inlet.want(engine.spec.chunk_in)
+        if made is not None:
+            self._outlet.emit(made, self._revision, min(spacing_s, 1.0) / max(1, len(made.frames)))
+
+    def _drain(self, engine: Engine) -> None:
+        """Input has stopped: the frames still in the pipe come out at the pace they had."""
+        self._inside = False
+        try:
+            chunks = engine.flush()
+        except Exception as error:  # noqa: BLE001  the engine loop is an edge: one bad frame is not the end
+            self._count_failure(error)
+            return
+        entries = tuple(entry for chunk in chunks for entry in chunk.frames)
+        if entries:
+            self._outlet.emit(Chunk(entries), self._revision, min(self._interval_s, 0.05))
+
+    def _count_failure(self, error: Exception) -> None:
+        """Tell of a failed frame, once a second; raise when the engine is past help."""
+        coded = as_engine_error(error)
+        self._failures += 1
+        if coded.code == "SDB-ENGINE-OOM" or self._failures >= FAILURES_ALLOWED:
+            raise coded from error
+        now = self._clock.now_ns()
+        if self._failures == 1 or now - self._told_failure_ns > 1_000_000_000:
+            self._told_failure_ns = now
+            log.warning("frame failed:\n%s", "".join(traceback.format_exception(error)))
+            self._inbox.send("error", coded)
+
+    # --- parameters ---
+
+    def _apply(self, engine: Engine, revision: int) -> None:
+        """The frame edge: everything that was said before the frame at hand, bundles together."""
+        changes = self._inbox.changes(revision, timeout_s=0.05)
+        for how in self._inbox.resets():
+            engine.reset(how)
+            self._inlet.forget()
+            self._outlet.drop_waiting()
+            self._inside = False
+        if not changes:
+            return
+        for values, newest in merge_changes(changes):
+            size = self._size()
+            self._values.update({n: v for n, v in values.items() if n in self._values})
+            for_engine = _for_engine(values)
+            rejected = engine.apply(for_engine, newest) if for_engine else ()
+            self._revision = max(self._revision, newest)
+            if rejected:
+                self._inbox.send("rejected", rejected)
+            if self._size() != size:
+                self._inlet.keep_only(*self._size())
+        self._inbox.send("applied", self._revision)
+
+    def _size(self) -> tuple[int, int]:
+        assert self._engine is not None
+        return engine_size(self._values, self._engine.spec.size_multiple)
+
+    # --- telling ---
+
+    def _tell(self, state: EngineState, **about: object) -> None:
+        self._inbox.send("state", state, about)
+
+    def _tell_stats(self, engine: Engine) -> None:
+        stats = engine.stats()
+        self._inbox.send("stats", _with_own(stats, self._ticks, self._tick_ms), engine.spec)
+
+
+def engine_size(values: Mapping[str, Value], multiple: int) -> tuple[int, int]:
+    """Width and height that the engine works at: the parameters, down to what it can divide."""
+    multiple = max(1, multiple)
+    width, height = int(values.get("width", 512)), int(values.get("height", 512))
+    return max(multiple, width // multiple * multiple), max(multiple, height // multiple * multiple)
+
+
+def merge_changes(changes: list[tuple[Mapping[str, Value], int]]) -> list[tuple[dict[str, Value], int]]:
+    """Changes of one frame as few calls as may be: the last value wins, but each trigger fires.
+
+    A trigger that came twice cannot stand twice in one mapping, so it begins another.
+    """
+    merged: list[tuple[dict[str, Value], int]] = []
+    for values, revision in changes:
+        fired = {name for name in values if name in TABLE.rows and TABLE.rows[name].kind == "trigger"}
+        if not merged or any(name in merged[-1][0] for name in fired):
+            merged.append((dict(values), revision))
+        else:
+            merged[-1] = ({**merged[-1][0], **values}, revision)
+    return merged
+
+
+def _for_engine(values: Mapping[str, Value]) -> dict[str, Value]:
+    return {name: value for name, value in values.items() if name not in LOOP_PARAMETERS}
+
+
+def _with_own(stats: EngineStats, ticks: int, tick_ms: float) -> EngineStats:
+    """The engine's numbers, completed by what the loop measured itself."""
+    return replace(stats, ticks=stats.ticks or ticks, tick_ms=stats.tick_ms or tick_ms)
+
+
+class _ToBridge(logging.Handler):
+    """Log lines of the child, told to the bridge, whose log has them all in one place."""
+
+    def __init__(self, inbox: Inbox) -> None:
+        super().__init__()
+        self._inbox = inbox
+        self._busy = threading.local()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if getattr(self._busy, "now", False):
+            return
+        self._busy.now = True
+        try:
+            self._inbox.send("log", record.levelno, record.name, self.format(record))
+        finally:
+            self._busy.now = False

@@ -1,0 +1,269 @@
+"""One-frame mailboxes, newest wins, drops counted: between threads, and between processes in shared memory."""
+
+from __future__ import annotations
+
+import platform
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker, shared_memory
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from sdbridge.errors import SdbridgeError
+from sdbridge.frame import Frame
+
+MAGIC = b"SDBSLOT1"
+VERSION = 1
+BUFFERS = 3
+HEADER_BYTES = 64
+BUFFER_HEADER_BYTES = 64
+
+# Places of the header's words, counted in u32 (4 bytes) and u64 (8 bytes) from its start.
+_VERSION, _CAPACITY, _BUFFERS, _LATEST = 2, 3, 4, 5
+_WRITES, _DROPS = 3, 4
+_TAKEN = 5  # in the spare bytes: number of the write that the counting reader took last
+# Places in a buffer's own header.
+_SEQUENCE, _FRAME_ID, _RECEIVED, _REVISION = 0, 1, 2, 3
+_WIDTH, _HEIGHT = 8, 9
+
+
+class LatestSlot:
+    """A mailbox between threads of one process."""
+
+    def __init__(self) -> None:
+        self._frame: Frame | None = None
+        self._fresh = False
+        self._closed = False
+        self._condition = threading.Condition()
+        self.writes = 0
+        self.drops = 0
+
+    def put(self, frame: Frame) -> None:
+        """Leave ``frame``; one that nobody took before is dropped and counted."""
+        with self._condition:
+            self.writes += 1
+            self.drops += self._fresh
+            self._frame, self._fresh = frame, True
+            self._condition.notify()
+
+    def take(self, timeout_s: float = 0.0) -> Frame | None:
+        """The newest frame not taken yet; waits up to ``timeout_s`` for one, None if none came."""
+        with self._condition:
+            if not self._fresh and not self._closed and timeout_s > 0:
+                self._condition.wait_for(lambda: self._fresh or self._closed, timeout_s)
+            if not self._fresh:
+                return None
+            self._fresh = False
+            return self._frame
+
+    def newest(self) -> Frame | None:
+        """The newest frame ever left here, taken or not; does not count as taking."""
+        return self._frame
+
+    def close(self) -> None:
+        """Wake whoever waits; a frame left here can still be taken."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify_all()
+
+
+class SharedSlot:
+    """A mailbox in shared memory: one writer, one counting reader, any number of onlookers.
+
+    The layout is pinned in docs/architecture.md: a 64-byte header, then three buffers with a
+    64-byte header each. A buffer's sequence is twice the number of the write it holds, one less
+    (odd) while that write is under way, so a reader that finds the same even number before and
+    after its copy has a whole frame. The writer takes the buffers in turn, so a reader has two
+    whole writes of time before it must try again. The creator unlinks the block; a larger
+    size is a new block.
+    """
+
+    def __init__(self, block: shared_memory.SharedMemory, owner: bool, counting: bool) -> None:
+        self._block = block
+        self._owner = owner
+        self._counting = counting
+        self._lock = threading.Lock()  # write, take and close of this object, never across processes
+        self._words: Any = np.frombuffer(block.buf, np.uint32, HEADER_BYTES // 4)
+        self._longs: Any = np.frombuffer(block.buf, np.uint64, HEADER_BYTES // 8)
+        self._last = 0
+        if owner:
+            return
+        if bytes(block.buf[:8]) != MAGIC or int(self._words[_VERSION]) != VERSION:
+            self.close()
+            raise SdbridgeError("SDB-SLOT-LAYOUT", f"the shared memory {block.name} holds no SDBSLOT1 layout")
+        self._last = int(self._longs[_TAKEN]) if counting else 0
+
+    @classmethod
+    def create(cls, capacity: int, name: str | None = None) -> SharedSlot:
+        """A new block whose buffers hold ``capacity`` bytes of pixels each (rounded up to 64)."""
+        capacity = max(64, (capacity + 63) // 64 * 64)
+        size = HEADER_BYTES + BUFFERS * (BUFFER_HEADER_BYTES + capacity)
+        # macOS allows 31 characters in a name; tmpfs gives no memory before a buffer is written.
+        block = shared_memory.SharedMemory(name or f"sdb_{secrets.token_hex(6)}", create=True, size=size)
+        slot = cls(block, owner=True, counting=False)
+        slot._words[_VERSION], slot._words[_CAPACITY], slot._words[_BUFFERS] = VERSION, capacity, BUFFERS
+        block.buf[:8] = MAGIC
+        return slot
+
+    @classmethod
+    def attach(cls, name: str, counting: bool = True) -> SharedSlot:
+        """Open another's block. ``counting`` readers keep the drop count; let only one do so."""
+        with _untracked(name):
+            block = shared_memory.SharedMemory(name)
+        return cls(block, owner=False, counting=counting)
+
+    @property
+    def name(self) -> str:
+        return self._block.name
+
+    @property
+    def capacity(self) -> int:
+        return int(self._words[_CAPACITY])
+
+    @property
+    def writes(self) -> int:
+        return int(self._longs[_WRITES])
+
+    @property
+    def drops(self) -> int:
+        """Frames replaced before the counting reader took them, those it has yet to notice included."""
+        writes, taken, drops = (int(self._longs[at]) for at in (_WRITES, _TAKEN, _DROPS))
+        return drops + max(0, writes - taken - 1)
+
+    def fits(self, frame: Frame) -> bool:
+        return frame.pixels.nbytes <= self.capacity
+
+    def write(self, frame: Frame) -> bool:
+        """Publish ``frame``; False when the slot is closed. Raises SDB-SLOT-SIZE when it is too large."""
+        with self._lock:
+            if self._words is None:
+                return False
+            size = frame.pixels.nbytes
+            if size > self.capacity:
+                raise SdbridgeError(
+                    "SDB-SLOT-SIZE",
+                    f"a frame of {frame.width}x{frame.height} needs {size} bytes, "
+                    f"the slot holds {self.capacity}",
+                )
+            number = int(self._longs[_WRITES]) + 1
+            index = number % BUFFERS
+            longs, words, pixels = self._buffer(index)
+            longs[_SEQUENCE] = 2 * number - 1
+            _fence()
+            longs[_FRAME_ID], longs[_RECEIVED] = frame.frame_id, frame.received_at_ns
+            longs[_REVISION] = frame.revision
+            words[_WIDTH], words[_HEIGHT] = frame.width, frame.height
+            np.copyto(pixels[:size].reshape(frame.pixels.shape), frame.pixels)
+            _fence()
+            longs[_SEQUENCE] = 2 * number
+            self._words[_LATEST] = index
+            self._longs[_WRITES] = number
+            return True
+
+    def take(self) -> Frame | None:
+        """A copy of the newest frame that this reader has not taken yet, or None."""
+        with self._lock:
+            if self._words is None:
+                return None
+            found = self._copy_newest()
+            if found is None:
+                return None
+            frame, number = found
+            if self._counting:
+                self._longs[_DROPS] = int(self._longs[_DROPS]) + number - self._last - 1
+                self._longs[_TAKEN] = number
+            self._last = number
+            return frame
+
+    def _copy_newest(self) -> tuple[Frame, int] | None:
+        for _attempt in range(64):
+            if not self._longs[_WRITES]:
+                return None
+            longs, words, pixels = self._buffer(int(self._words[_LATEST]) % BUFFERS)
+            before = int(longs[_SEQUENCE])
+            if before % 2:
+                continue
+            if before // 2 <= self._last:
+                return None
+            _fence()
+            width, height = int(words[_WIDTH]), int(words[_HEIGHT])
+            size = width * height * 4
+            if not 0 < size <= self.capacity:
+                continue
+            copy = np.empty((height, width, 4), np.uint8)
+            np.copyto(copy, pixels[:size].reshape(copy.shape))
+            frame = Frame(copy, int(longs[_FRAME_ID]), int(longs[_RECEIVED]), int(longs[_REVISION]))
+            _fence()
+            if int(longs[_SEQUENCE]) == before:
+                return frame, before // 2
+        return None  # the writer lapped us 64 times: the caller comes back anyway
+
+    def _buffer(self, index: int) -> tuple[Any, Any, Any]:
+        start = HEADER_BYTES + index * (BUFFER_HEADER_BYTES + self.capacity)
+        memory = self._block.buf
+        longs = np.frombuffer(memory, np.uint64, 4, start)
+        words = np.frombuffer(memory, np.uint32, BUFFER_HEADER_BYTES // 4, start)
+        pixels = np.frombuffer(memory, np.uint8, self.capacity, start + BUFFER_HEADER_BYTES)
+        return longs, words, pixels
+
+    def close(self) -> None:
+        """Let go of the block; its creator also removes it. May be called twice."""
+        with self._lock:
+            if self._words is None:
+                return
+            self._words = self._longs = None  # the block cannot close while views of it exist
+            self._block.close()
+            if self._owner:
+                self._block.unlink()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+_attach_lock = threading.Lock()
+
+
+@contextmanager
+def _untracked(name: str) -> Iterator[None]:
+    """Keep an attached block out of this process's resource tracker.
+
+    Before Python 3.13 attaching registers the block as if it were ours, and a foreign process's
+    tracker would unlink it under the creator; unregistering afterwards is no better, because a
+    spawned child shares its parent's tracker and would take the creator's own entry away.
+    """
+    with _attach_lock:
+        register = resource_tracker.register
+
+        def register_others(registered: str, kind: str) -> None:
+            if registered.lstrip("/") != name.lstrip("/"):
+                register(registered, kind)
+
+        resource_tracker.register = register_others
+        try:
+            yield
+        finally:
+            resource_tracker.register = register
+
+
+_fence_lock = threading.Lock()
+_STRONGLY_ORDERED = platform.machine().lower() in ("x86_64", "amd64", "i386", "i686")
+
+
+def _fence() -> None:
+    """Keep memory writes and reads in program order on ARM; x86 does so by itself.
+
+    Python has no fence. Release followed by acquire is one on ARM64, so two turns of a lock do it.
+    """
+    if not _STRONGLY_ORDERED:
+        for _turn in range(2):
+            with _fence_lock:
+                pass
