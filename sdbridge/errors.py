@@ -104,6 +104,7 @@ _kind(
     "See the log for the trace; the engine restarts if it goes on.",
     "The last good frame is held.",
 )
+_kind("SDB-TEXTURE-FAULT", "See the log for the trace; it is opened again every second.")
 _kind("SDB-ENGINE-DIED", "It is restarted by itself.", "The last frame is held meanwhile.")
 
 

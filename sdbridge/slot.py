@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker, shared_memory
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 
@@ -31,41 +31,41 @@ _SEQUENCE, _FRAME_ID, _RECEIVED, _REVISION = 0, 1, 2, 3
 _WIDTH, _HEIGHT = 8, 9
 
 
-class LatestSlot:
+T = TypeVar("T")
+
+
+class LatestSlot(Generic[T]):
     """A mailbox between threads of one process."""
 
     def __init__(self) -> None:
-        self._frame: Frame | None = None
+        self._item: T | None = None
         self._fresh = False
         self._closed = False
         self._condition = threading.Condition()
         self.writes = 0
         self.drops = 0
 
-    def put(self, frame: Frame) -> None:
-        """Leave ``frame``; one that nobody took before is dropped and counted."""
+    def put(self, item: T) -> None:
+        """Leave ``item``; one that nobody took before is dropped and counted."""
         with self._condition:
             self.writes += 1
             self.drops += self._fresh
-            self._frame, self._fresh = frame, True
+            self._item, self._fresh = item, True
             self._condition.notify()
 
-    def take(self, timeout_s: float = 0.0) -> Frame | None:
-        """The newest frame not taken yet; waits up to ``timeout_s`` for one, None if none came."""
+    def take(self, timeout_s: float = 0.0) -> T | None:
+        """The newest item not taken yet; waits up to ``timeout_s`` for one, None if none came."""
         with self._condition:
             if not self._fresh and not self._closed and timeout_s > 0:
                 self._condition.wait_for(lambda: self._fresh or self._closed, timeout_s)
             if not self._fresh:
                 return None
             self._fresh = False
-            return self._frame
-
-    def newest(self) -> Frame | None:
-        """The newest frame ever left here, taken or not; does not count as taking."""
-        return self._frame
+            item, self._item = self._item, None  # a taken frame's memory is the taker's to free
+            return item
 
     def close(self) -> None:
-        """Wake whoever waits; a frame left here can still be taken."""
+        """Wake whoever waits; what was left here can still be taken."""
         with self._condition:
             self._closed = True
             self._condition.notify_all()

@@ -1,0 +1,209 @@
+"""The composition root: builds the parts, connects them, starts and stops them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType, TracebackType
+from typing import Self
+
+from sdbridge import __version__
+from sdbridge.clock import Clock, SystemClock
+from sdbridge.config import Config
+from sdbridge.engine.pipe import Wake
+from sdbridge.engine.running import RunningEngine
+from sdbridge.frame import Frame, Role
+from sdbridge.output import OutputLoop
+from sdbridge.parameters.store import Change, ParameterStore
+from sdbridge.status import Status
+from sdbridge.textures.desk import TextureDesk
+from sdbridge.textures.supply import Textures
+from sdbridge.textures.threads import Outgoing, SendThread
+
+log = logging.getLogger(__name__)
+
+#: How often fades move and the engine is looked after.
+TICK_S = 0.01
+ERRORS_KEPT = 8
+
+
+class Bridge:
+    """A whole sdbridge in one object: ``with Bridge(config) as bridge: bridge.start(); bridge.run()``.
+
+    Keeps ``control/view.py: BridgeView``. After ``start`` nothing that a user, a source, a receiver
+    or the engine does stops the output.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        clock: Clock | None = None,
+        *,
+        textures: Textures | None = None,
+        log_lines: Callable[[int], Sequence[str]] = lambda count: (),
+        control: bool = True,
+    ) -> None:
+        self.config = config
+        self.clock: Clock = clock or SystemClock()
+        self.store = ParameterStore()
+        self.port = config.port
+        self._log_lines = log_lines
+        self._with_control = control
+        self._errors: deque[str] = deque(maxlen=ERRORS_KEPT)
+        self._safe_mode = False
+        self._stopping = threading.Event()
+        self._closed = False
+        self._began_ns = self.clock.now_ns()
+        self._set_initial_values()
+        self._ready = Wake()
+        self.engine = RunningEngine(config.engine, self.store, self.clock, self._ready, self.note_error)
+        self.output = OutputLoop(self.engine, self.store, self.clock, self._ready)
+        self.textures = TextureDesk(
+            config, self.clock, self.engine, self.output.set_senders, self._on_sent, self.note_error, textures
+        )
+        self.output.fallback = self.textures.fallback
+        self.output.newest_input = self.textures.newest_input
+        self._unsubscribe = self.store.subscribe(self._on_change)
+        self._ticker = threading.Thread(target=self._tick_forever, name="ticker", daemon=True)
+
+    def _set_initial_values(self) -> None:
+        engine = self.config.engine
+        values: dict[str, object] = {"width": engine.width, "height": engine.height}
+        if engine.acceleration in self.store.table.find("acceleration").choices:
+            values["acceleration"] = engine.acceleration
+        if engine.vae in self.store.table.find("vae").choices:
+            values["vae"] = engine.vae
+        values.update(self.config.parameters)
+        for rejection in self.store.set_many(values, "config").rejected:
+            self.note_error(rejection.message)
+
+    # --- life ---
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start everything. Returns at once; the engine loads while the output already runs."""
+        self.engine.start()
+        self.textures.start()
+        self.output.start()
+        self._ticker.start()
+
+    def run(self, frames: int | None = None) -> Status:
+        """Block until ``stop`` is called or ``frames`` output frames went out; the status at that moment."""
+        while not self._stopping.is_set():
+            if frames is not None and self.output.frames_out >= frames:
+                break
+            self._stopping.wait(0.02)
+        status = self.status()
+        self.stop()
+        return status
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping.is_set()
+
+    def stop(self) -> None:
+        """Ask ``run`` to end. May be called from a signal handler."""
+        self._stopping.set()
+
+    def kill(self) -> None:
+        """End the engine at once and remove all shared memory; for the second Ctrl+C."""
+        self._stopping.set()
+        self.engine.kill()
+
+    def close(self) -> None:
+        """Stop and release everything, in the reverse order of ``start``."""
+        self._stopping.set()
+        if self._closed:
+            return
+        self._closed = True
+        self._unsubscribe()
+        if self._ticker.is_alive():
+            self._ticker.join(2.0)
+        self.output.stop()
+        self.textures.stop()
+        self.engine.stop()
+        self._ready.close()
+
+    def _tick_forever(self) -> None:
+        while not self._stopping.is_set():
+            self.clock.sleep(TICK_S)
+
+    # --- what control surfaces ask (control/view.py) ---
+
+    def status(self) -> Status:
+        now = self.clock.now_ns()
+        client = self.engine.client
+        return Status(
+            state=str(self.engine.state),
+            output=str(self.output.state),
+            frames_in=self.textures.frames_in,
+            frames_out=self.output.frames_out,
+            dropped=client.dropped if client is not None else 0,
+            held=self.output.held,
+            fps=self.output.rate.rate(now),
+            fps_in=self.textures.fps_in,
+            latency_ms=self.output.latency.read(),
+            applied_revision=client.applied_revision if client is not None else 0,
+            revision=self.store.revision,
+            errors=tuple(self._errors),
+            uptime_s=(now - self._began_ns) / 1e9,
+            engine_kind=self.config.engine.kind,
+            safe_mode=self._safe_mode,
+            inputs=self.textures.inputs(),
+            outputs=self.textures.outputs(),
+            version=__version__,
+            schema=self.store.table.schema_hash(),
+        )
+
+    def input_frame(self, role: Role = "main") -> Frame | None:
+        return self.textures.preview(role)
+
+    def output_frame(self, role: Role = "generated") -> Frame | None:
+        return self.output.preview(role)
+
+    def backends(self, direction: str) -> Sequence[tuple[str, bool, str]]:
+        return self.textures.backends(direction)
+
+    def sources(self, backend: str) -> Sequence[tuple[str, str]]:
+        return self.textures.sources(backend)
+
+    def choose_input(self, role: Role, backend: str, name: str) -> None:
+        self.textures.choose_input(role, backend, name)
+
+    def choose_output(self, index: int, backend: str, name: str) -> None:
+        self.textures.choose_output(index, backend, name)
+
+    def mounts(self) -> Mapping[str, object]:
+        return MappingProxyType(self.textures.mounts())
+
+    def log_lines(self, count: int) -> Sequence[str]:
+        return self._log_lines(count)
+
+    # --- faults and changes ---
+
+    def note_error(self, text: str, safe_mode: bool = False) -> None:
+        """Keep one line for ``Status.errors`` and the log; the same line again only moves up."""
+        line = " ".join(text.split())
+        if line in self._errors:
+            self._errors.remove(line)
+        self._errors.append(line)
+        self._safe_mode = self._safe_mode or safe_mode
+        log.warning("%s", line)
+
+    def _on_sent(self, thread: SendThread, outgoing: Outgoing) -> None:
+        """A picture left; its way from the input is the latency that people feel."""
+        if outgoing.new and thread.config.role == "generated":
+            age_ns = self.clock.now_ns() - outgoing.frame.received_at_ns
+            self.output.latency.add(age_ns / 1e6)
+
+    def _on_change(self, change: Change) -> None:
+        self.engine.change(change)

@@ -1,0 +1,210 @@
+"""Which textures the bridge has open now: made from the config, swapped live, asked for their status."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from sdbridge.clock import Clock
+from sdbridge.config import Config, OutputConfig, TextureConfig
+from sdbridge.errors import SdbridgeError
+from sdbridge.frame import INPUT_ROLES, Frame, Role
+from sdbridge.preview import PreviewRelay
+from sdbridge.slot import LatestSlot
+from sdbridge.status import SourceStatus
+from sdbridge.textures.geometry import fit_frame
+from sdbridge.textures.supply import Textures
+from sdbridge.textures.threads import Note, OnSent, Outgoing, ReceiveThread, SendThread
+
+log = logging.getLogger(__name__)
+
+SetSenders = Callable[[tuple[tuple[Role, LatestSlot[Outgoing]], ...]], None]
+#: How long a texture chosen live may take to open before the old one is kept.
+OPEN_S = 5.0
+_AS_IS = TextureConfig(fit="stretch")
+
+
+class FrameTaker(Protocol):
+    """The engine, as far as inputs are concerned."""
+
+    @property
+    def size(self) -> tuple[int, int]: ...
+    def offer(self, role: Role, frame: Frame) -> None: ...
+
+
+class TextureDesk:
+    """All receivers and senders of one bridge. Methods may be called from any thread."""
+
+    def __init__(
+        self,
+        config: Config,
+        clock: Clock,
+        taker: FrameTaker,
+        set_senders: SetSenders,
+        on_sent: OnSent,
+        note: Note,
+        textures: Textures | None = None,
+    ) -> None:
+        self._name = config.name
+        self._clock = clock
+        self._taker = taker
+        self._set_senders = set_senders
+        self._on_sent = on_sent
+        self._note = note
+        self._textures = textures or Textures()
+        self._lock = threading.Lock()  # held while the sets of threads change, never on the frame path
+        self._newest: dict[Role, Frame] = {}
+        self._previews: dict[Role, PreviewRelay] = {role: PreviewRelay(clock) for role in INPUT_ROLES}
+        self._frames_before = 0  # of receivers that were replaced
+        self._receivers: dict[Role, ReceiveThread] = {}
+        for role in INPUT_ROLES:
+            chosen = getattr(config.input, role)
+            if chosen is not None:
+                self._receivers[role] = self._receive_thread(role, chosen)
+        self._senders = [self._send_thread(chosen) for chosen in config.output]
+
+    def start(self) -> None:
+        self._publish()
+        for thread in (*self._senders, *self._receivers.values()):
+            thread.start()
+
+    def stop(self) -> None:
+        with self._lock:
+            threads = (*self._receivers.values(), *self._senders)
+        for thread in threads:
+            thread.ask_to_stop()
+        for thread in threads:
+            thread.stop()
+
+    # --- frames ---
+
+    def _on_frame(self, role: Role, frame: Frame) -> None:
+        """In the receiver's thread: bring the frame to the engine's size and put it before the engine."""
+        thread = self._receivers.get(role)
+        config = thread.config if thread is not None else _AS_IS
+        pixels = fit_frame(frame.pixels, *self._taker.size, config)
+        if pixels is not frame.pixels:
+            frame = Frame(pixels, frame.frame_id, frame.received_at_ns)
+        self._taker.offer(role, frame)
+        self._newest[role] = frame
+        self._previews[role].show(frame)
+
+    def newest_input(self) -> Frame | None:
+        """The main input's newest frame, as the engine gets it."""
+        return self._newest.get("main")
+
+    def fallback(self, action: str, width: int, height: int) -> np.ndarray | None:
+        """The picture for ``hold.action``, or None for black."""
+        newest = self.newest_input()
+        if action != "input" or newest is None:
+            return None
+        return fit_frame(newest.pixels, width, height, _AS_IS)
+
+    def preview(self, role: Role) -> Frame | None:
+        return self._previews[role].look() if role in self._previews else None
+
+    # --- choosing live ---
+
+    def choose_input(self, role: Role, backend: str, name: str) -> None:
+        """Replace the receiver of ``role``, keeping its geometry. Raises what opening it raises."""
+        if role not in INPUT_ROLES:
+            raise SdbridgeError("SDB-TEXTURE-UNKNOWN", f"there is no input {role!r}; {', '.join(INPUT_ROLES)}")
+        old = self._receivers.get(role)
+        base = old.config if old is not None else TextureConfig()
+        options = base.options if backend == base.backend else {}
+        config = base.model_copy(update={"backend": backend, "name": name, "options": options})
+        thread = self._receive_thread(role, config)
+        self._try(thread)
+        with self._lock:
+            self._receivers[role] = thread
+            if old is not None:
+                self._frames_before += old.frames if role == "main" else 0
+        if old is not None:
+            old.stop()
+
+    def choose_output(self, index: int, backend: str, name: str) -> None:
+        """Replace output ``index`` (0 is the first; one past the last adds one)."""
+        if not 0 <= index <= len(self._senders):
+            raise SdbridgeError(
+                "SDB-TEXTURE-UNKNOWN", f"there is no output {index}; there are {len(self._senders)}, from 0"
+            )
+        old = self._senders[index] if index < len(self._senders) else None
+        base = old.config if old is not None else OutputConfig()
+        options = base.options if backend == base.backend else {}
+        config = base.model_copy(update={"backend": backend, "name": name, "options": options})
+        if old is not None and (old.backend, old.config.name) == (backend, name):
+            return  # two senders of one name would stand in each other's way
+        thread = self._send_thread(config)
+        self._try(thread)
+        with self._lock:
+            self._senders[index : index + 1] = [thread]
+        self._publish()
+        if old is not None:
+            old.stop()
+
+    def _try(self, thread: ReceiveThread | SendThread) -> None:
+        thread.start()
+        thread.opened.wait(OPEN_S)
+        if thread.open_error is not None or not thread.opened.is_set():
+            thread.ask_to_stop()
+            raise thread.open_error or SdbridgeError(
+                "SDB-TEXTURE-FAULT",
+                f"{thread.config.backend} {thread.config.name!r} did not open within {OPEN_S:g} s",
+                output="The old one goes on.",
+            )
+
+    # --- what there is ---
+
+    @property
+    def frames_in(self) -> int:
+        main = self._receivers.get("main")
+        return self._frames_before + (main.frames if main is not None else 0)
+
+    @property
+    def fps_in(self) -> float:
+        main = self._receivers.get("main")
+        return main.meter.rate(self._clock.now_ns()) if main is not None else 0.0
+
+    def inputs(self) -> tuple[SourceStatus, ...]:
+        return tuple(thread.status() for thread in list(self._receivers.values()))
+
+    def outputs(self) -> tuple[SourceStatus, ...]:
+        return tuple(thread.status() for thread in list(self._senders))
+
+    def mounts(self) -> dict[str, object]:
+        """ASGI apps of all senders, by path; the first sender of a path keeps it."""
+        apps: dict[str, object] = {}
+        for thread in list(self._senders):
+            for path, app in thread.mounts.items():
+                apps.setdefault(path, app)
+        return apps
+
+    def backends(self, direction: str) -> Sequence[tuple[str, bool, str]]:
+        return self._textures.backends(direction)
+
+    def sources(self, backend: str) -> Sequence[tuple[str, str]]:
+        return self._textures.sources(backend)
+
+    # --- making ---
+
+    def _publish(self) -> None:
+        self._set_senders(tuple((thread.config.role, thread.slot) for thread in self._senders))
+
+    def _receive_thread(self, role: Role, config: TextureConfig) -> ReceiveThread:
+        return ReceiveThread(
+            role, config, lambda: self._textures.receiver(config), self._on_frame, self._clock, self._note
+        )
+
+    def _send_thread(self, config: OutputConfig) -> SendThread:
+        return SendThread(
+            config,
+            lambda: self._textures.sender(config, self._name),
+            fit_frame,
+            self._clock,
+            self._note,
+            self._on_sent,
+        )
