@@ -6,16 +6,18 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Self
 
-from sdbridge import __version__
+from sdbridge import __version__, paths
 from sdbridge.clock import Clock, SystemClock
 from sdbridge.config import Config
 from sdbridge.engine.pipe import Wake
 from sdbridge.engine.running import RunningEngine
 from sdbridge.frame import Frame, Role
 from sdbridge.output import OutputLoop
+from sdbridge.parameters.show import Show
 from sdbridge.parameters.store import Change, ParameterStore
 from sdbridge.status import Status
 from sdbridge.textures.desk import TextureDesk
@@ -57,6 +59,8 @@ class Bridge:
         self._closed = False
         self._began_ns = self.clock.now_ns()
         self._set_initial_values()
+        folder = Path(config.presets_dir).expanduser() if config.presets_dir else paths.presets_dir()
+        self.show = Show(self.store, folder, self.clock, config.cues)
         self._ready = Wake()
         self.engine = RunningEngine(config.engine, self.store, self.clock, self._ready, self.note_error)
         self.output = OutputLoop(self.engine, self.store, self.clock, self._ready)
@@ -126,6 +130,7 @@ class Bridge:
             return
         self._closed = True
         self._unsubscribe()
+        self.show.close()
         if self._ticker.is_alive():
             self._ticker.join(2.0)
         self.output.stop()
@@ -136,6 +141,10 @@ class Bridge:
     def _tick_forever(self) -> None:
         while not self._stopping.is_set():
             self.clock.sleep(TICK_S)
+            try:
+                self.show.tick()
+            except Exception:  # edge: the ticker serves every surface; one bad tick must not end it
+                log.exception("a tick failed")
 
     # --- what control surfaces ask (control/view.py) ---
 
@@ -158,6 +167,8 @@ class Bridge:
             uptime_s=(now - self._began_ns) / 1e9,
             engine_kind=self.config.engine.kind,
             safe_mode=self._safe_mode,
+            preset=self.show.preset,
+            cue=self.show.cue,
             inputs=self.textures.inputs(),
             outputs=self.textures.outputs(),
             version=__version__,

@@ -91,7 +91,9 @@ _kind("SDB-WEB-FAULT", "Please report it with the text of Copy diagnostics.")
 # --- textures ---
 _kind("SDB-TEXTURE-OPTION", "Mend the option in the configuration; configs/ has examples.")
 # --- slots, engine and supervision ---
-_kind("SDB-SLOT-LAYOUT", "Give the name of a slot that sdbridge made.", "Nothing changed; the output goes on.")
+_kind(
+    "SDB-SLOT-LAYOUT", "Give the name of a slot that sdbridge made.", "Nothing changed; the output goes on."
+)
 _kind("SDB-SLOT-SIZE", "Send frames of the size that the slot was made for.", "The frame was left out.")
 _kind("SDB-ENGINE-KIND", "Set engine.kind to image or passthrough.", "The output follows the hold policy.")
 _kind(

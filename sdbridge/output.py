@@ -1,4 +1,4 @@
-"""The output loop: takes what the engine made, lets the hold policy decide, and hands pictures to the senders."""
+"""The output loop: takes what the engine made, lets the hold policy decide, feeds the senders."""
 
 from __future__ import annotations
 

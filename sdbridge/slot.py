@@ -1,4 +1,4 @@
-"""One-frame mailboxes, newest wins, drops counted: between threads, and between processes in shared memory."""
+"""One-frame mailboxes where the newest wins and drops are counted: for threads, and in shared memory."""
 
 from __future__ import annotations
 
@@ -84,15 +84,16 @@ class SharedSlot:
 
     def __init__(self, block: shared_memory.SharedMemory, owner: bool, counting: bool) -> None:
         self._block = block
+        self._memory: Any = block.buf
         self._owner = owner
         self._counting = counting
         self._lock = threading.Lock()  # write, take and close of this object, never across processes
-        self._words: Any = np.frombuffer(block.buf, np.uint32, HEADER_BYTES // 4)
-        self._longs: Any = np.frombuffer(block.buf, np.uint64, HEADER_BYTES // 8)
+        self._words: Any = np.frombuffer(self._memory, np.uint32, HEADER_BYTES // 4)
+        self._longs: Any = np.frombuffer(self._memory, np.uint64, HEADER_BYTES // 8)
         self._last = 0
         if owner:
             return
-        if bytes(block.buf[:8]) != MAGIC or int(self._words[_VERSION]) != VERSION:
+        if bytes(self._memory[:8]) != MAGIC or int(self._words[_VERSION]) != VERSION:
             self.close()
             raise SdbridgeError("SDB-SLOT-LAYOUT", f"the shared memory {block.name} holds no SDBSLOT1 layout")
         self._last = int(self._longs[_TAKEN]) if counting else 0
@@ -106,7 +107,7 @@ class SharedSlot:
         block = shared_memory.SharedMemory(name or f"sdb_{secrets.token_hex(6)}", create=True, size=size)
         slot = cls(block, owner=True, counting=False)
         slot._words[_VERSION], slot._words[_CAPACITY], slot._words[_BUFFERS] = VERSION, capacity, BUFFERS
-        block.buf[:8] = MAGIC
+        slot._memory[:8] = MAGIC
         return slot
 
     @classmethod
@@ -204,7 +205,7 @@ class SharedSlot:
 
     def _buffer(self, index: int) -> tuple[Any, Any, Any]:
         start = HEADER_BYTES + index * (BUFFER_HEADER_BYTES + self.capacity)
-        memory = self._block.buf
+        memory = self._memory
         longs = np.frombuffer(memory, np.uint64, 4, start)
         words = np.frombuffer(memory, np.uint32, BUFFER_HEADER_BYTES // 4, start)
         pixels = np.frombuffer(memory, np.uint8, self.capacity, start + BUFFER_HEADER_BYTES)
@@ -215,7 +216,7 @@ class SharedSlot:
         with self._lock:
             if self._words is None:
                 return
-            self._words = self._longs = None  # the block cannot close while views of it exist
+            self._words = self._longs = self._memory = None  # the block cannot close while views of it exist
             self._block.close()
             if self._owner:
                 self._block.unlink()
@@ -241,17 +242,18 @@ def _untracked(name: str) -> Iterator[None]:
     spawned child shares its parent's tracker and would take the creator's own entry away.
     """
     with _attach_lock:
-        register = resource_tracker.register
+        tracker: Any = resource_tracker
+        register = tracker.register
 
         def register_others(registered: str, kind: str) -> None:
             if registered.lstrip("/") != name.lstrip("/"):
                 register(registered, kind)
 
-        resource_tracker.register = register_others
+        tracker.register = register_others
         try:
             yield
         finally:
-            resource_tracker.register = register
+            tracker.register = register
 
 
 _fence_lock = threading.Lock()

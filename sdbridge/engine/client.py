@@ -41,7 +41,7 @@ from sdbridge.slot import SharedSlot
 
 log = logging.getLogger(__name__)
 
-#: Called in the client's own thread with the client and what happened: "state", "error", "rejected", "unused".
+#: Called in the client's own thread with the client and what happened: "state", "error" or "rejected".
 OnEvent = Callable[["EngineClient", str, Any], None]
 
 
@@ -288,7 +288,9 @@ class EngineClient:
             self._runner.join(1.0)
         if self.state not in (EngineState.FAILED, EngineState.STOPPED):
             code = getattr(self._runner, "exitcode", None)
-            self._fail(SdbridgeError("SDB-ENGINE-DIED", f"the engine process ended by itself ({_say_exit(code)})"))
+            self._fail(
+                SdbridgeError("SDB-ENGINE-DIED", f"the engine process ended by itself ({_say_exit(code)})")
+            )
 
     def _fail(self, error: SdbridgeError) -> None:
         self.last_error = error

@@ -1,4 +1,4 @@
-"""The engine's side of the pipe: reads it all the time, answers pings, and keeps changes for the frame edge."""
+"""The engine's side of the pipe: reads all the time, answers pings, keeps changes for the frame edge."""
 
 from __future__ import annotations
 

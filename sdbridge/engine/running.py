@@ -82,7 +82,7 @@ class RunningEngine:
     def change(self, change: Change) -> None:
         """Pass on what the engine has a use for: everything live, and what paces its loop."""
         values = self._for_engine(change.values)
-        values.update(self._for_engine({name: True for name in change.triggers}))
+        values.update(self._for_engine(dict.fromkeys(change.triggers, True)))
         if values and self.client is not None:
             self.client.change(values, change.revision)
 

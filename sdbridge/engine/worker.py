@@ -67,7 +67,7 @@ def run_engine(start: EngineStart, inbox: Inbox, wake: Wake, ready: Wake) -> Non
         log.warning("%s", error)
         inbox.send("error", error)
         inbox.send("state", EngineState.FAILED, {})
-    except Exception as error:  # edge: the engine loop: the bridge decides what follows
+    except Exception as error:  # noqa: BLE001 # edge: engine loop, the bridge decides what follows
         log.error("the engine failed:\n%s", traceback.format_exc())
         inbox.send("error", as_engine_error(error))
         inbox.send("state", EngineState.FAILED, {})
@@ -85,7 +85,9 @@ def as_engine_error(error: BaseException) -> SdbridgeError:
     names = {kind.__name__ for kind in type(error).__mro__}
     text = " ".join(str(error).split())[:300]
     if names & {"OutOfMemoryError", "MemoryError"}:
-        return SdbridgeError("SDB-ENGINE-OOM", f"the engine ran out of memory ({text or type(error).__name__})")
+        return SdbridgeError(
+            "SDB-ENGINE-OOM", f"the engine ran out of memory ({text or type(error).__name__})"
+        )
     return SdbridgeError("SDB-ENGINE-FAULT", f"the engine raised {type(error).__name__}: {text}")
 
 
@@ -138,7 +140,7 @@ class EngineLoop:
         if self._engine is not None:
             try:
                 self._engine.unload()
-            except Exception:  # edge: the engine loop: leaving goes on whatever unload does
+            except Exception:  # noqa: BLE001 # edge: engine loop, leaving goes on whatever unload does
                 log.error("unloading failed:\n%s", traceback.format_exc())
         self._inlet.close()
         self._outlet.close()
@@ -189,7 +191,7 @@ class EngineLoop:
         began = self._clock.now_ns()
         try:
             made = engine.tick(chunk)
-        except Exception as error:  # edge: the engine loop: one bad frame is not the end
+        except Exception as error:  # noqa: BLE001 # edge: engine loop, one bad frame is not the end
             self._count_failure(error)
             return
         self._failures = 0
@@ -208,7 +210,7 @@ class EngineLoop:
         self._inside = False
         try:
             chunks = engine.flush()
-        except Exception as error:  # edge: the engine loop: one bad frame is not the end
+        except Exception as error:  # noqa: BLE001 # edge: engine loop, one bad frame is not the end
             self._count_failure(error)
             return
         entries = tuple(entry for chunk in chunks for entry in chunk.frames)

@@ -112,7 +112,9 @@ class TextureDesk:
     def choose_input(self, role: Role, backend: str, name: str) -> None:
         """Replace the receiver of ``role``, keeping its geometry. Raises what opening it raises."""
         if role not in INPUT_ROLES:
-            raise SdbridgeError("SDB-TEXTURE-UNKNOWN", f"there is no input {role!r}; {', '.join(INPUT_ROLES)}")
+            raise SdbridgeError(
+                "SDB-TEXTURE-UNKNOWN", f"there is no input {role!r}; {', '.join(INPUT_ROLES)}"
+            )
         old = self._receivers.get(role)
         base = old.config if old is not None else TextureConfig()
         options = base.options if backend == base.backend else {}

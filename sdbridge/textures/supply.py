@@ -9,6 +9,8 @@ from sdbridge.config import OutputConfig, TextureConfig
 from sdbridge.textures import auto, registry
 from sdbridge.textures.stub import Receiver, Sender
 
+AUTO = "auto"
+
 log = logging.getLogger(__name__)
 
 
@@ -18,7 +20,7 @@ class Textures:
     def receiver(self, config: TextureConfig) -> tuple[str, Receiver]:
         """(backend, receiver), not open yet. May take a second or two when ``auto`` looks for sources."""
         backend = config.backend
-        if backend == registry.AUTO:
+        if backend == AUTO:
             backend, why = auto.choose_receiver(config.name)
             log.info("input auto takes %s: %s", backend, why)
         return backend, registry.receiver_class(backend)(config.name, config.options)
@@ -26,7 +28,7 @@ class Textures:
     def sender(self, config: OutputConfig, default_name: str) -> tuple[str, Sender]:
         """(backend, sender), not open yet."""
         backend = config.backend
-        if backend == registry.AUTO:
+        if backend == AUTO:
             backend, why = auto.choose_sender()
             log.info("output auto takes %s: %s", backend, why)
         return backend, registry.sender_class(backend)(config.name or default_name, config.options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -35,7 +35,7 @@ class Outgoing:
     """What a sender's thread gets: the picture, facts for its metadata, and whether it is a new one."""
 
     frame: Frame
-    about: Mapping[str, str] = _NOTHING
+    about: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     new: bool = True
     input: Frame | None = None  # whose alpha is taken for ``alpha: input``
 
