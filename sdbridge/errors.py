@@ -89,6 +89,8 @@ _kind("SDB-WEB-ABSENT", "Try again when it is there.")
 _kind("SDB-WEB-FAULT", "Please report it with the text of Copy diagnostics.")
 
 # --- textures ---
+_kind("SDB-TEXTURE-UNAVAILABLE", "Run `sdbridge doctor` for what is missing.")
+_kind("SDB-TEXTURE-NAME", "Give each output a name of its own.")
 _kind("SDB-TEXTURE-OPTION", "Mend the option in the configuration; configs/ has examples.")
 # --- slots, engine and supervision ---
 _kind(

@@ -14,6 +14,7 @@ from sdbridge.textures.stub import Receiver, Sender, Source
 RECEIVERS: Mapping[str, str] = MappingProxyType(
     {
         "demo_scene": "sdbridge.textures.demo_scene:Receiver",
+        "ndi": "sdbridge.textures.ndi.receiver:Receiver",
         "test_pattern": "sdbridge.textures.test_pattern:Receiver",
     }
 )
@@ -22,12 +23,13 @@ RECEIVERS: Mapping[str, str] = MappingProxyType(
 SENDERS: Mapping[str, str] = MappingProxyType(
     {
         "mjpeg": "sdbridge.textures.mjpeg:Sender",
+        "ndi": "sdbridge.textures.ndi.sender:Sender",
         "null": "sdbridge.textures.null:Sender",
     }
 )
 
 #: Modules that can say why sources stay unseen on this machine, each by its own ``diagnose``.
-_DIAGNOSED: tuple[str, ...] = ()
+_DIAGNOSED: tuple[str, ...] = ("sdbridge.textures.ndi.finder",)
 
 
 def receiver_class(backend: str) -> type[Receiver]:

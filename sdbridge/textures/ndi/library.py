@@ -1,0 +1,120 @@
+"""How libndi is found, started and called where ndi-python would stop every Python thread.
+
+Measured with ndi-python 6.3.2.6: connecting a receiver anew after its source died takes 0.25 s,
+and destroying one whose source is dead 0.5 to 16 s, all of it with the interpreter's lock held,
+which would stop the output too. The same functions called through ctypes leave the lock free
+(worst stall of another thread: 5 ms), so these two are.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.metadata
+import importlib.util
+import logging
+import re
+import threading
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sdbridge.errors import SdbridgeError
+
+log = logging.getLogger(__name__)
+
+#: Earlier ones hold the interpreter's lock while a frame is sent (26 ms of every 33 at 30 fps).
+OLDEST = (6, 3, 2, 6)
+
+#: Names under which this process itself sends, so that "the first source" is never our own picture.
+own_names: set[str] = set()
+
+
+def available() -> tuple[bool, str]:
+    """Whether NDI can run here, and why. Loads nothing."""
+    if importlib.util.find_spec("NDIlib") is None:
+        return False, 'ndi-python is not installed; pip install "sdbridge[ndi]" (no wheel for Intel Macs)'
+    version = importlib.metadata.version("ndi-python")
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:4])
+    if numbers < OLDEST:
+        wanted = ".".join(str(part) for part in OLDEST)
+        return False, f"ndi-python {version} stalls other threads; pip install 'ndi-python>={wanted}'"
+    return True, f"ndi-python {version}"
+
+
+@cache
+def load() -> ModuleType:
+    """ndi-python with its library started, once a process. Raises SDB-TEXTURE-UNAVAILABLE."""
+    able, why = available()
+    if not able:
+        raise SdbridgeError("SDB-TEXTURE-UNAVAILABLE", f"NDI cannot be used: {why}")
+    try:
+        ndi = importlib.import_module("NDIlib")
+    except (ImportError, OSError) as error:
+        raise SdbridgeError(
+            "SDB-TEXTURE-UNAVAILABLE", f"the NDI library cannot be loaded: {error}"
+        ) from error
+    if not ndi.initialize():
+        raise SdbridgeError("SDB-TEXTURE-UNAVAILABLE", "the NDI library refuses to start on this processor")
+    return ndi
+
+
+class _Source(ctypes.Structure):
+    _fields_ = (("name", ctypes.c_char_p), ("address", ctypes.c_char_p))
+
+
+def connect_receiver(receiver: object, name: str, address: str) -> None:
+    """Point an existing receiver at a source, without holding up other threads."""
+    native = _native()
+    if native is None:
+        ndi = load()
+        ndi.recv_connect(receiver, ndi.Source(name, address) if address else ndi.Source(name))
+        return
+    source = _Source(name.encode() or None, address.encode() or None)
+    native.NDIlib_recv_connect(_pointer(receiver), ctypes.byref(source))
+
+
+def destroy_receiver(receiver: object) -> None:
+    """Let a receiver go. Takes seconds if its source is dead, so it happens beside, and nobody waits."""
+
+    def destroy() -> None:
+        native = _native()
+        if native is None:
+            load().recv_destroy(receiver)
+        else:
+            native.NDIlib_recv_destroy(_pointer(receiver))
+
+    # A daemon thread: the end of the process is not held up by a library waiting for a dead peer.
+    threading.Thread(target=destroy, name="ndi-destroy", daemon=True).start()
+
+
+@cache
+def _native() -> Any:
+    """libndi itself as ctypes sees it, or None if it is not where ndi-python keeps it."""
+    folder = Path(load().__file__ or "").parent
+    patterns = ("libndi*.so.*", "libndi*.dylib", "Processing.NDI.Lib*.dll", "libndi*.so")
+    for path in (path for pattern in patterns for path in sorted(folder.glob(pattern))):
+        try:
+            native = ctypes.CDLL(str(path))
+            native.NDIlib_recv_connect.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+            native.NDIlib_recv_connect.restype = None
+            native.NDIlib_recv_destroy.argtypes = [ctypes.c_void_p]
+            native.NDIlib_recv_destroy.restype = None
+        except (OSError, AttributeError) as error:
+            log.debug("%s is not the NDI library: %s", path, error)
+            continue
+        return native
+    log.warning("the NDI library was not found in %s; a lost source may stall the output briefly", folder)
+    return None
+
+
+def _pointer(capsule: object) -> int:
+    """The native handle that ndi-python keeps in a capsule."""
+    name_of = ctypes.pythonapi.PyCapsule_GetName
+    name_of.restype, name_of.argtypes = ctypes.c_char_p, [ctypes.py_object]
+    pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    pointer = pointer_of(capsule, name_of(capsule))
+    assert pointer is not None
+    return int(pointer)

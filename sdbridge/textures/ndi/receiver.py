@@ -1,0 +1,181 @@
+"""An NDI source by name or address: found again by itself when it was gone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sdbridge.clock import Clock, SystemClock
+from sdbridge.textures import stub
+from sdbridge.textures.ndi import finder, library
+from sdbridge.textures.ndi.metadata import from_xml
+from sdbridge.textures.options import option, read_options
+
+log = logging.getLogger(__name__)
+
+_GONE_AFTER_S = 0.5  # NDI tells nobody that a source died; silence must do
+_LOOK_EVERY_S = 0.1
+
+
+@dataclass(frozen=True)
+class NdiReceiverOptions:
+    """``url`` is ``host:port`` and needs no discovery; ``groups`` and ``extra_ips`` are comma lists."""
+
+    url: str = option("")
+    groups: str = option("")
+    extra_ips: str = option("")
+    bandwidth: str = option("highest", choices=("highest", "lowest"))
+    tally: bool = option(True)
+
+
+class Receiver(stub.Receiver):
+    """Silence for half a second means gone: from then on the name is looked for at its new address.
+
+    By a name of another machine's source libndi finds it again itself; the finder here covers the
+    case that it came back on another port, and names given without their machine.
+    """
+
+    def __init__(self, name: str, options: Mapping[str, stub.Option]) -> None:
+        super().__init__(name, options)
+        self.clock: Clock = SystemClock()
+        #: Attributes of the newest frame's XML metadata.
+        self.metadata: Mapping[str, str] = {}
+        self._chosen = NdiReceiverOptions()
+        self._finder: finder.Finder | None = None
+        self._native: object | None = None
+        self._target: finder.Found | None = None
+        self._size: tuple[int, int] | None = None
+        self._last_frame_ns = 0
+        self._last_look_ns = 0
+        self._connected = False
+
+    @classmethod
+    def available(cls) -> tuple[bool, str]:
+        return library.available()
+
+    @classmethod
+    def list_sources(cls) -> tuple[stub.Source, ...]:
+        return finder.list_sources()
+
+    def open(self) -> None:
+        self._chosen = read_options(NdiReceiverOptions, self.options, "ndi")
+        library.load()
+        address = self._chosen.url or (self.name if finder.is_address(self.name) else "")
+        if address:
+            self._connect(finder.Found("" if address == self.name else self.name, address))
+        else:
+            self._finder = finder.Finder(self._chosen.groups, self._chosen.extra_ips)
+            self._finder.open()
+
+    def receive(self, timeout_s: float) -> np.ndarray | None:
+        if self._finder is not None and not self._connected:
+            self._look()
+        if self._native is None:
+            self.clock.sleep(min(timeout_s, _LOOK_EVERY_S))
+            return None
+        pixels = self._capture(max(0, round(timeout_s * 1000)))
+        now = self.clock.now_ns()
+        if pixels is not None:
+            self._last_frame_ns = now
+            self._size = (pixels.shape[1], pixels.shape[0])
+            if not self._connected:
+                self._connected = True
+                log.info("ndi: receiving %s", self.describe())
+        elif self._connected and now - self._last_frame_ns > _GONE_AFTER_S * 1e9:
+            self._connected = False
+            log.warning("ndi: %s sends no more; looking for it", self._target)
+        return pixels
+
+    @property
+    def connected(self) -> bool:
+        return self._connected
+
+    def describe(self) -> str:
+        where = self._target or finder.Found(self.name or "the first source seen", "")
+        label = " at ".join(part for part in (where.name, where.address) if part)
+        if self._connected and self._size:
+            return f"ndi {label}, {self._size[0]}x{self._size[1]}"
+        return f"ndi, waiting for {label}"
+
+    def close(self) -> None:
+        native, self._native = self._native, None
+        if native is not None:
+            library.destroy_receiver(native)
+        if self._finder is not None:
+            self._finder.close()
+            self._finder = None
+        self._connected = False
+
+    def _look(self) -> None:
+        """Connect to what the name means now, unless that is where we wait already."""
+        now = self.clock.now_ns()
+        if now - self._last_look_ns < _LOOK_EVERY_S * 1e9 or self._finder is None:
+            return
+        self._last_look_ns = now
+        found = finder.choose(self.name, self._finder.sources(), library.own_names)
+        if found is not None and found != self._target:
+            self._connect(found)
+
+    def _connect(self, target: finder.Found) -> None:
+        ndi = library.load()
+        self._target = target
+        if self._native is not None:
+            library.connect_receiver(self._native, target.name, target.address)
+            return
+        bandwidth = getattr(ndi, f"RECV_BANDWIDTH_{self._chosen.bandwidth.upper()}")
+        source = ndi.Source(target.name or target.address, target.address)
+        self._native = ndi.recv_create_v3(
+            ndi.RecvCreateV3(source, ndi.RECV_COLOR_FORMAT_RGBX_RGBA, bandwidth, False, "sdbridge")
+        )
+        if self._native is not None and self._chosen.tally:
+            # Tells the camera or program that its picture is in use, as the red light does.
+            ndi.recv_set_tally(self._native, ndi.Tally(True, False))
+
+    def _capture(self, timeout_ms: int) -> np.ndarray | None:
+        """The newest of the waiting frames; older ones are let go unread."""
+        ndi = library.load()
+        newest: np.ndarray | None = None
+        waiting = 1
+        while waiting > 0:
+            with _captured(ndi, self._native, timeout_ms) as frame:
+                if frame is None:
+                    return newest
+                waiting = int(ndi.recv_get_queue(self._native).video_frames)
+                if waiting == 0:
+                    newest = _pixels_of(ndi, frame)
+                    if newest is not None and frame.metadata:
+                        self.metadata = from_xml(frame.metadata)
+            timeout_ms = 0
+        return newest
+
+
+@contextmanager
+def _captured(ndi: Any, receiver: object, timeout_ms: int) -> Iterator[Any]:
+    """A video frame, or None; whatever came is given back to the library, since it leaks otherwise."""
+    kind, video, _, metadata = ndi.recv_capture_v2(receiver, timeout_ms, True, False, True)
+    try:
+        yield video if kind == ndi.FRAME_TYPE_VIDEO else None
+    finally:
+        if kind == ndi.FRAME_TYPE_VIDEO:
+            ndi.recv_free_video_v2(receiver, video)
+        elif kind == ndi.FRAME_TYPE_METADATA:
+            ndi.recv_free_metadata(receiver, metadata)
+
+
+def _pixels_of(ndi: Any, frame: Any) -> np.ndarray | None:
+    """The frame as RGBA of our own; None if it is in no format that was asked for."""
+    pixels = np.asarray(frame.data)  # ndi-python hands out a copy, so it outlives the frame
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 4 or 0 in pixels.shape:
+        log.debug("ndi: a frame of %s %s was left out", pixels.dtype, pixels.shape)
+        return None
+    if frame.FourCC == ndi.FOURCC_VIDEO_TYPE_RGBX:
+        pixels[..., 3] = 255
+    elif frame.FourCC != ndi.FOURCC_VIDEO_TYPE_RGBA:
+        log.debug("ndi: a frame of format %s was left out", frame.FourCC)
+        return None
+    return np.ascontiguousarray(pixels)

@@ -1,0 +1,295 @@
+"""NDI between processes, by address: what leaves arrives, what dies is met again, nobody is stalled."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from sdbridge.errors import SdbridgeError
+from sdbridge.frame import Frame
+from sdbridge.textures.ndi import finder, library
+from sdbridge.textures.ndi.finder import Found
+from sdbridge.textures.ndi.metadata import from_xml, to_xml
+from sdbridge.textures.ndi.receiver import Receiver
+from sdbridge.textures.ndi.sender import Sender
+from sdbridge.textures.test_card import TestCard, read_number
+
+PEERS = Path(__file__).parent / "peers"
+able, why = library.available()
+needs_ndi = pytest.mark.skipif(not able, reason=why)
+
+
+class Peer:
+    """An outside program; ends when its standard input is closed."""
+
+    def __init__(self, script: str, *arguments: object) -> None:
+        command = [sys.executable, str(PEERS / script), *map(str, arguments)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+
+    def line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def address(self) -> str:
+        return f"127.0.0.1:{port_of(self.process.pid)}"
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def peer() -> Iterator:
+    started: list[Peer] = []
+
+    def start(script: str, *arguments: object) -> Peer:
+        started.append(Peer(script, *arguments))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.kill()
+
+
+def port_of(process: int) -> int:
+    """The port on which a process offers NDI pictures; 5960 is for messages."""
+    for _ in range(200):
+        ports = [c.laddr.port for c in psutil.Process(process).net_connections() if c.status == "LISTEN"]
+        for port in sorted(ports):
+            if 5961 <= port < 6100:
+                return port
+        time.sleep(0.05)
+    raise AssertionError("no NDI port was opened")
+
+
+def frame_from(receiver: Receiver, seconds: float = 15.0) -> np.ndarray:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pixels = receiver.receive(0.1)
+        if pixels is not None:
+            return pixels
+    raise AssertionError(f"no frame in {seconds} s: {receiver.describe()}")
+
+
+@needs_ndi
+def test_an_outside_source_is_received_with_its_numbers_colours_and_metadata(peer) -> None:
+    source = peer("ndi_source.py", "sdbridge test camera", 512, 384, 30)
+    assert "sdbridge test camera" in source.line()
+    with Receiver(source.address(), {}) as receiver:
+        assert not receiver.connected and "waiting" in receiver.describe()
+        first = frame_from(receiver)
+        assert receiver.connected and "512x384" in receiver.describe()
+        assert first.shape == (384, 512, 4) and first.dtype == np.uint8 and first.flags.c_contiguous
+        numbers = [read_number(frame_from(receiver)) for _ in range(10)]
+        assert None not in numbers and numbers == sorted(set(numbers))
+        received = frame_from(receiver)
+        sent = TestCard(512, 384).draw(read_number(received))
+        # NDI is lossy; a swap of colours or a flip would be far off.
+        assert abs(received[..., :3].astype(int) - sent[..., :3]).mean() < 6
+        assert (received[..., 3] == 255).all()
+        assert receiver.metadata["number"].isdigit()
+
+
+@needs_ndi
+def test_a_killed_source_gives_none_and_comes_back_on_another_port(peer) -> None:
+    source = peer("ndi_source.py", "dying", 128, 128, 60)
+    source.line()
+    receiver = Receiver("dying", {})
+    receiver._finder = seen = SeenByTest()  # discovery needs avahi; what it would show is given here
+    seen.show("VM (dying)", source.address())
+    try:
+        frame_from(receiver)
+        source.kill()
+        deadline = time.monotonic() + 5
+        while receiver.connected:
+            assert receiver.receive(0.05) is None or time.monotonic() < deadline
+        assert "waiting" in receiver.describe()
+        again = peer("ndi_source.py", "dying", 128, 128, 60)
+        again.line()
+        seen.show("VM (dying)", again.address())
+        frame_from(receiver)
+        receiver.close()
+        receiver.close()
+        assert receiver.receive(0.0) is None
+    finally:
+        receiver.close()
+
+
+@needs_ndi
+def test_calls_that_would_stall_every_thread_go_past_the_binding() -> None:
+    # Through ndi-python they hold the interpreter's lock for 0.25 to 16 s when a source is dead.
+    native = library._native()
+    assert native is not None and native.NDIlib_recv_connect and native.NDIlib_recv_destroy
+
+
+class SeenByTest(finder.Finder):
+    """A finder that sees what the test says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: tuple[Found, ...] = ()
+
+    def show(self, name: str, address: str) -> None:
+        self.found = (Found(name, address),)
+
+    def sources(self) -> tuple[Found, ...]:
+        return self.found
+
+
+@needs_ndi
+def test_our_frames_reach_an_outside_viewer_with_metadata_and_odd_sizes_made_even(peer) -> None:
+    with Sender("sdbridge test out", {}) as sender:
+        assert sender.public_name.endswith("(sdbridge test out)")
+        viewer = peer("ndi_viewer.py", f"127.0.0.1:{port_of(psutil.Process().pid)}")
+        end = time.monotonic() + 15
+        while sender.receivers == 0 and time.monotonic() < end:
+            time.sleep(0.02)
+        assert sender.receivers == 1
+        sent = threading.Event()
+
+        def send_until_seen() -> None:
+            number = 0
+            card, odd = TestCard(512, 256), TestCard(513, 255)
+            while not sent.wait(1 / 60):
+                shape = card if number < 60 else odd
+                sender.send(Frame(shape.draw(number), number, 1234, 8), {"prompt": 'a <b> "c" & d'})
+                number += 1
+
+        thread = threading.Thread(target=send_until_seen, daemon=True)
+        thread.start()
+        try:
+            seen = json.loads(viewer.line())
+            assert seen["size"] == [512, 256]
+            attributes = from_xml(seen["metadata"])
+            assert attributes["prompt"] == 'a <b> "c" & d' and attributes["revision"] == "8"
+            assert int(attributes["frame_id"]) == seen["number"]
+            while seen["size"] == [512, 256]:
+                seen = json.loads(viewer.line())
+            assert seen["size"] == [514, 256], "the last row and column were doubled, nothing was cut"
+            assert sender.on_program and "on program" in sender.describe()
+        finally:
+            sent.set()
+            thread.join()
+
+
+@needs_ndi
+def test_nothing_is_encoded_while_nobody_receives() -> None:
+    with Sender("sdbridge alone", {}) as sender:
+        for number in range(20):
+            sender.send(Frame(TestCard(64, 64).draw(number), number, 0), {})
+        assert sender.encoded == 0 and sender.receivers == 0
+    sender.send(Frame(TestCard(64, 64).draw(0), 0, 0), {})
+    sender.close()
+
+
+@needs_ndi
+def test_two_outputs_of_one_name_are_refused() -> None:
+    with Sender("sdbridge twin", {}), pytest.raises(SdbridgeError, match="SDB-TEXTURE-NAME"):
+        Sender("sdbridge twin", {}).open()
+
+
+@needs_ndi
+def test_an_address_where_nobody_is_gives_none() -> None:
+    with Receiver("127.0.0.1:5999", {}) as receiver:
+        assert receiver.receive(0.2) is None
+        assert not receiver.connected
+        assert "127.0.0.1:5999" in receiver.describe()
+
+
+@needs_ndi
+def test_a_name_nobody_has_gives_none_within_the_timeout() -> None:
+    with Receiver("NOBODY (nothing)", {}) as receiver:
+        assert receiver.receive(0.05) is None
+        assert "NOBODY (nothing)" in receiver.describe()
+
+
+def test_without_the_package_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    able, why = library.available()
+    assert not able and "sdbridge[ndi]" in why
+    library.load.cache_clear()
+    try:
+        with pytest.raises(SdbridgeError, match="SDB-TEXTURE-UNAVAILABLE"):
+            Receiver("x", {}).open()
+    finally:
+        library.load.cache_clear()
+
+
+def test_an_old_version_is_refused_because_it_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "6.3.2.5")
+    able, why = library.available()
+    assert not able and "6.3.2.6" in why
+
+
+SEEN = (Found("STUDIO (cam 1)", "10.0.0.2:5961"), Found("LAPTOP (cam 2)", "10.0.0.3:5961"))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("STUDIO (cam 1)", "STUDIO (cam 1)"),
+        ("cam 2", "LAPTOP (cam 2)"),
+        ("studio (CAM 1)", "STUDIO (cam 1)"),
+        ("", "STUDIO (cam 1)"),
+        ("cam", None),
+        ("LAPTOP", None),
+    ],
+)
+def test_a_name_means_the_source_a_person_would_mean(name: str, expected: str | None) -> None:
+    found = finder.choose(name, SEEN)
+    assert (found.name if found else None) == expected
+
+
+def test_no_name_never_means_our_own_output() -> None:
+    found = finder.choose("", SEEN, own={"STUDIO (cam 1)"})
+    assert found is not None and found.name == "LAPTOP (cam 2)"
+    assert finder.choose("", SEEN[:1], own={"STUDIO (cam 1)"}) is None
+
+
+def test_addresses_are_told_from_names() -> None:
+    assert finder.is_address("127.0.0.1:5961") and finder.is_address("localhost:5961")
+    assert not finder.is_address("STUDIO (cam 1)") and not finder.is_address("cam 1:2")
+
+
+@needs_ndi
+def test_the_absence_of_avahi_is_said_with_what_to_do() -> None:
+    def library_found(name: str) -> str | None:
+        return "libavahi-client.so.3"
+
+    def told(running: set[str], find=library_found) -> list[str]:
+        return [text + step for text, step in finder.diagnose("linux", running.__contains__, find)]
+
+    bus, avahi = "/run/dbus/system_bus_socket", "/run/avahi-daemon/socket"
+    assert told({bus, avahi}) == []
+    assert "avahi-daemon does not run" in told({bus})[0]
+    assert "D-Bus" in told({avahi})[0]
+    assert "libavahi-client3" in told(set(), lambda name: None)[0]
+    assert list(finder.diagnose("win32", lambda path: False, lambda name: None)) == []
+
+
+def test_metadata_survives_any_prompt_and_any_peer() -> None:
+    frame = Frame(np.zeros((2, 2, 4), np.uint8), 7, 11, 3)
+    awkward = 'ünï "quoted" <tag/> & \x00\x1f \U0001f600' + "x" * 5000
+    read = from_xml(to_xml(frame, {"prompt": awkward, "bad name!": "x", "frame_id": "99"}, 22))
+    assert read["frame_id"] == "7" and read["received_at_ns"] == "11" and read["sent_at_ns"] == "22"
+    assert read["prompt"].startswith('ünï "quoted" <tag/> &') and len(read["prompt"]) == 2000
+    assert "bad name!" not in read
+    for garbage in (
+        "",
+        "<",
+        "plain text",
+        "<a><b></a>",
+        '<!DOCTYPE x [<!ENTITY y "z">]><x/>',
+        "<x/>" * 99_999,
+    ):
+        assert from_xml(garbage) == {}
