@@ -176,7 +176,9 @@ class _Client:
             if not self.may_write:
                 raise SdbridgeError("SDB-WEB-TOKEN", "writing over the network needs the access token")
             outcome = await asyncio.to_thread(write, self._view, message.values, message.fade_s, self._source)
-            await self.send({"kind": "outcome", "id": message.id, **outcome_json(outcome)})
+            found = {name: self._value_now(name) for name in message.values}
+            now = {name: value for name, value in found.items() if value is not None}
+            await self.send({"kind": "outcome", "id": message.id, **outcome_json(outcome), "values": now})
         elif message.kind == "token":
             self.may_write = self._access.admits(message.token)
             await self.send({"kind": "access", "id": message.id, "may_write": self.may_write})
@@ -190,6 +192,14 @@ class _Client:
             self._unseen = max(0, self._unseen - 1)
         else:
             raise SdbridgeError("SDB-WEB-BODY", f"there is no message of kind {message.kind!r}")
+
+    def _value_now(self, name: str) -> Value | None:
+        """What became of a value that the page set: clamped and rounded as the table says."""
+        try:
+            row = self._view.store.table.find(name)
+        except SdbridgeError:
+            return None
+        return None if row.kind == "trigger" else self._view.store.get(row.name)
 
     async def _tell_changes(self) -> None:
         while True:

@@ -1,0 +1,148 @@
+// The view Connect: what comes in, what goes out, which model, and how others reach the bridge.
+
+import { copy, el, fill, icon, toast } from "./dom.js";
+import { link } from "./link.js";
+import { followStatus, status } from "./state.js";
+import { buildMidi } from "./midi.js";
+import { buildModels } from "./models.js";
+
+const ROLES = {
+  main: "The picture that is repainted.",
+  control: "Second input for ControlNets.",
+  mask: "White is repainted, black is kept.",
+  style: "Style image, live.",
+};
+
+export function buildConnect() {
+  const inputs = el("section.card");
+  const outputs = el("section.card");
+  const models = el("section.card");
+  const midi = el("section.card");
+  const others = el("section.card");
+  fill(document.getElementById("connect"), inputs, outputs, models, midi, others);
+  buildModels(models);
+  buildMidi(midi);
+  let built = false;
+  const load = async () => {
+    if (built) return;
+    built = true;
+    try {
+      await buildInputs(inputs);
+      await buildOutputs(outputs);
+    } catch (error) {
+      built = false;
+      fill(inputs, el("p.empty", {}, error.message));
+    }
+  };
+  document.addEventListener("view", ({ detail }) => {
+    if (detail !== "connect") return;
+    load();
+    drawOthers(others);
+  });
+}
+
+async function buildInputs(card) {
+  const { backends } = await link.get("/api/sources");
+  const rows = Object.entries(ROLES).map(([role, what]) => input(role, what, backends));
+  fill(card, el("div.card-head", {}, el("h2", {}, "Inputs")), rows);
+}
+
+/** One input: which backend, which source, and what is coming now. */
+function input(role, what, backends) {
+  const list = el("datalist", { id: `sources-${role}` });
+  const backend = backendSelect(backends, `Backend of the ${role} input`);
+  const name = el("input", { type: "text", list: list.id, "aria-label": `Source of the ${role} input`, placeholder: "any source", autocomplete: "off", spellcheck: "false" });
+  const state = el("p.texture-state");
+  const see = async () => {
+    try {
+      const { sources } = await link.get(`/api/sources?backend=${encodeURIComponent(backend.value)}`);
+      fill(list, sources.map((source) => el("option", { value: source.name }, source.detail)));
+      name.placeholder = sources.length ? `${sources.length} seen: ${sources[0].name}` : "nothing seen yet; a name may be typed";
+    } catch (error) {
+      toast(error.message, "bad");
+    }
+  };
+  const use = (event) => {
+    event.preventDefault();
+    choose("/api/sources", { role, backend: backend.value, name: name.value });
+  };
+  backend.addEventListener("change", see);
+  name.addEventListener("focus", see);
+  preset(backend, name, () => status.inputs?.find((one) => one.role === role));
+  followStatus((now) => drawState(state, now.inputs?.find((one) => one.role === role), what));
+  return el("form.texture", { onsubmit: use }, el("h3", {}, role), el("div.texture-fields", {}, backend, name, list, el("button", { type: "submit" }, "Use")), state);
+}
+
+async function buildOutputs(card) {
+  const { outputs, backends } = await link.get("/api/outputs");
+  const rows = outputs.map((output, index) => {
+    const backend = backendSelect(backends, `Backend of output ${index + 1}`);
+    const name = el("input", { type: "text", value: output.name, "aria-label": `Name of output ${index + 1}`, autocomplete: "off", spellcheck: "false" });
+    backend.value = output.backend;
+    const state = el("p.texture-state");
+    const use = (event) => {
+      event.preventDefault();
+      choose("/api/outputs", { index, backend: backend.value, name: name.value });
+    };
+    followStatus((now) => drawState(state, now.outputs?.[index], ""));
+    return el("form.texture", { onsubmit: use }, el("h3", {}, output.role), el("div.texture-fields", {}, backend, name, el("button", { type: "submit" }, "Send")), state);
+  });
+  fill(card, el("div.card-head", {}, el("h2", {}, "Outputs")), rows.length ? rows : el("p.empty", {}, "No output is configured."));
+}
+
+function backendSelect(backends, label) {
+  const options = [{ name: "auto", available: true, reason: "the best there is here" }, ...backends.filter((one) => one.name !== "auto")];
+  return el(
+    "select", { "aria-label": label },
+    options.map((one) => el("option", { value: one.name, disabled: !one.available, title: one.reason }, one.available ? one.name : `${one.name} (${one.reason})`)),
+  );
+}
+
+/** Show what is in use now, once it is known. */
+function preset(backend, name, find) {
+  const end = followStatus(() => {
+    const now = find();
+    if (now) {
+      backend.value = now.backend;
+      if (document.activeElement !== name) name.value = now.name;
+    }
+    end();
+  });
+}
+
+function drawState(node, texture, otherwise) {
+  node.classList.toggle("connected", Boolean(texture?.connected));
+  const size = texture?.width ? ` · ${texture.width}×${texture.height}` : "";
+  const rate = texture?.fps ? ` · ${texture.fps.toFixed(1)} fps` : "";
+  const text = texture ? texture.line + size + rate : otherwise;
+  if (node.textContent !== text) node.textContent = text;
+}
+
+async function choose(path, body) {
+  try {
+    await link.post(path, body);
+    toast("Switched");
+  } catch (error) {
+    toast(error.message, "bad");
+  }
+}
+
+function drawOthers(card) {
+  const place = location.host;
+  const line = (label, text) => el("div.place", {}, el("span", {}, label), el("button.address-line", { type: "button", title: "Copy", onclick: () => copy(text) }, el("code", {}, text), icon("copy")));
+  fill(
+    card,
+    el("div.card-head", {}, el("h2", {}, "How others reach the bridge")),
+    line("OSC (UDP)", `${location.hostname}:${location.port || 80}`),
+    line("OSCQuery", `http://${place}/?HOST_INFO`),
+    line("HTTP API", `http://${place}/api/openapi.json`),
+    line("MJPEG, for OBS", `http://${place}/output.mjpeg`),
+    el(
+      "p.small", {},
+      link.lan
+        ? "Open to the network. Writing over HTTP needs the access token; OSC and NDI carry no authentication, so use a network you trust."
+        : "Only this machine reaches the page and OSC. To open it to phones, start with --lan; OSC and NDI themselves carry no authentication.",
+    ),
+  );
+}
+

@@ -1,0 +1,68 @@
+// The cue list: where it stands, go, next and back.
+
+import { el, fill, toast } from "./dom.js";
+import { link } from "./link.js";
+import { followStatus } from "./state.js";
+
+let cues = [];
+let position = 0;
+let standing = null;
+
+export function buildCues() {
+  load();
+  followStatus((now) => {
+    if (now.cue === standing) return;
+    standing = now.cue;
+    load();
+  });
+  link.addEventListener("hello", load);
+}
+
+export async function go(path, body = {}) {
+  try {
+    await link.post(`/api/cues/${path}`, body);
+    await load();
+  } catch (error) {
+    toast(error.message, "bad");
+  }
+}
+
+async function load() {
+  try {
+    ({ cues, position } = await link.get("/api/cues"));
+    draw();
+  } catch {
+    // without a connection the list stays as it is
+  }
+}
+
+function draw() {
+  const section = document.getElementById("cues");
+  section.hidden = !cues.length;
+  if (!cues.length) return;
+  const list = el("ol.cue-list", {}, cues.map((cue) => line(cue)));
+  const next = cues[position];
+  fill(
+    section,
+    el("div.card-head", {}, el("h2", {}, "Cues"), el("button.quiet", { type: "button", onclick: () => go("stop") }, "Stop fades")),
+    list,
+    el(
+      "div.cue-buttons", {},
+      el("button", { type: "button", disabled: position < 2, onclick: () => go("previous") }, "Back"),
+      el("button.go", { type: "button", disabled: !next, onclick: () => go("next") }, "Go", el("small", {}, next ? next.name : "end of the list")),
+    ),
+  );
+  list.querySelector(".now")?.scrollIntoView({ block: "nearest" });
+}
+
+function line(cue) {
+  const times = [cue.fade_s ? `${cue.fade_s} s` : "cut", cue.follow_s === null ? "" : `then next after ${cue.follow_s} s`];
+  const state = cue.place === position ? ".now" : cue.place < position ? ".past" : "";
+  return el(
+    `li${state}`, {},
+    el(
+      "button", { type: "button", "aria-current": cue.place === position ? "step" : null, onclick: () => go("go", { cue: cue.place }) },
+      el("span.cue-place", {}, cue.place), el("b", {}, cue.name), el("small", {}, times.filter(Boolean).join(", ")),
+    ),
+  );
+}

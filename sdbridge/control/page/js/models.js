@@ -1,0 +1,60 @@
+// The model: which one runs, which are here, which can be pulled, and how far a pull is.
+
+import { el, fill, toast } from "./dom.js";
+import { link } from "./link.js";
+import { follow, set } from "./state.js";
+
+const LOOK_AGAIN_MS = 1000; // while something is being pulled
+
+export function buildModels(card) {
+  const now = el("p.texture-state.connected");
+  const field = el("input", { type: "text", "aria-label": "Model folder, file or id", placeholder: "folder, .safetensors file or catalog id", autocomplete: "off", spellcheck: "false" });
+  const list = el("div.models");
+  const use = (event) => {
+    event.preventDefault();
+    set("model", field.value.trim());
+  };
+  follow("model", (name) => {
+    now.textContent = name ? `Running ${name}` : "Running the model that the config names";
+    if (document.activeElement !== field) field.value = name;
+  });
+  fill(
+    card, el("div.card-head", {}, el("h2", {}, "Model")), now,
+    el("form.texture-fields", { onsubmit: use }, field, el("button", { type: "submit" }, "Load")), list,
+  );
+  let timer = 0;
+  const load = async () => {
+    clearTimeout(timer);
+    try {
+      const { models } = await link.get("/api/models");
+      fill(list, models.map((model) => line(model, load)));
+      if (models.some((model) => model.pulling)) timer = setTimeout(load, LOOK_AGAIN_MS);
+    } catch {
+      fill(list);
+    }
+  };
+  document.addEventListener("view", ({ detail }) => detail === "connect" && load());
+}
+
+function line(model, again) {
+  const pull = async () => {
+    try {
+      await link.post("/api/models/pull", { id: model.id });
+      again();
+    } catch (error) {
+      toast(error.message, "bad");
+    }
+  };
+  const size = model.size_bytes ? `${(model.size_bytes / 1e9).toFixed(1)} GB` : "";
+  const facts = [model.kind, size, model.licence].filter(Boolean).join(" · ");
+  const button = model.here
+    ? el("button", { type: "button", onclick: () => set("model", model.id) }, "Load")
+    : el("button", { type: "button", disabled: Boolean(model.pulling), onclick: pull }, "Pull");
+  const bar = el("progress", { max: 1, "aria-label": `Pulling ${model.id}` });
+  if (model.pulling?.total) bar.value = model.pulling.done / model.pulling.total;
+  return el(
+    "div.model", { title: model.summary ?? "" },
+    el("div", {}, el("b", {}, model.id), el("small", {}, facts)), model.pulling ? bar : null, button,
+    model.error ? el("p.small.bad", {}, model.error) : null,
+  );
+}

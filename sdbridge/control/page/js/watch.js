@@ -1,0 +1,98 @@
+// The view Watch: all numbers, errors with their next step, OSC as it comes, the log, diagnostics.
+
+import { copy, el, fill, toast } from "./dom.js";
+import { link } from "./link.js";
+import { errorParts } from "./notices.js";
+import { followStatus } from "./state.js";
+
+const LOOK_AGAIN_MS = 1000;
+
+export function buildWatch() {
+  const numbers = el("dl.all-numbers");
+  const errors = el("div.errors");
+  const osc = el("div.osc-log", { role: "log", "aria-label": "OSC messages", tabindex: 0 });
+  const log = el("pre.log", { role: "log", "aria-label": "Log", tabindex: 0 });
+  const diagnostics = async () => {
+    try {
+      await copy(await link.get("/api/diagnostics"), "Diagnostics copied, without secrets");
+    } catch (error) {
+      toast(error.message, "bad");
+    }
+  };
+  fill(
+    document.getElementById("watch"),
+    el("section.card", {}, el("div.card-head", {}, el("h2", {}, "Numbers")), numbers),
+    el(
+      "section.card", {},
+      el("div.card-head", {}, el("h2", {}, "Errors"), el("button.quiet", { type: "button", onclick: diagnostics }, "Copy diagnostics")),
+      errors,
+    ),
+    el("section.card.wide", {}, el("div.card-head", {}, el("h2", {}, "OSC in")), osc),
+    el("section.card.wide", {}, el("div.card-head", {}, el("h2", {}, "Log")), log),
+  );
+  followStatus((now) => {
+    if (document.body.dataset.view !== "watch") return;
+    drawNumbers(numbers, now);
+    drawErrors(errors, now.errors ?? []);
+  });
+  setInterval(() => document.body.dataset.view === "watch" && !document.hidden && load(osc, log), LOOK_AGAIN_MS);
+  document.addEventListener("view", ({ detail }) => detail === "watch" && load(osc, log));
+}
+
+async function load(osc, log) {
+  try {
+    const { lines } = await link.get("/api/log?count=300");
+    const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 30;
+    const text = lines.join("\n");
+    if (log.textContent !== text) log.textContent = text;
+    if (atEnd) log.scrollTop = log.scrollHeight;
+  } catch {
+    return; // the line at the top says that the connection is lost
+  }
+  try {
+    const { messages } = await link.get("/api/osc-log");
+    fill(osc, messages.length ? messages.toReversed().map(message) : el("p.empty", {}, "No OSC message has come yet."));
+  } catch (error) {
+    fill(osc, el("p.empty", {}, error.message));
+  }
+}
+
+function message(one) {
+  return el(
+    `div.osc-line${one.accepted ? "" : ".refused"}`, {},
+    el("time", {}, one.time), el("code", {}, `${one.address} ${one.arguments}`), el("span", {}, one.verdict), el("small", {}, one.source),
+  );
+}
+
+function drawNumbers(list, now) {
+  const minutes = Math.floor(now.uptime_s / 60);
+  const facts = [
+    ["Engine", `${now.state.replace("_", " ")}${now.engine_line ? `, ${now.engine_line}` : ""}`],
+    ["Output", now.output],
+    ["Model", now.model || "from the config"],
+    ["Device", now.device || "unknown"],
+    ["Frames in / out", `${now.frames_in} / ${now.frames_out}`],
+    ["Dropped / held", `${now.dropped} / ${now.held}`],
+    ["Rate in / out", `${now.fps_in.toFixed(1)} / ${now.fps.toFixed(1)} fps`],
+    ["Latency p50 / p99", `${now.latency_ms.p50.toFixed(1)} / ${now.latency_ms.p99.toFixed(1)} ms`],
+    ["Engine tick", `${now.tick_ms.toFixed(1)} ms`],
+    ...Object.entries(now.parts_ms ?? {}).map(([part, ms]) => [`· ${part}`, `${ms.toFixed(1)} ms`]),
+    ["GPU memory", now.vram_mb ? `${(now.vram_mb / 1024).toFixed(2)} of ${(now.vram_total_mb / 1024).toFixed(1)} GB` : "none in use"],
+    ["Revision applied", `${now.applied_revision} of ${now.revision}`],
+    ["Restarts", String(now.restarts)],
+    ["Up for", minutes < 120 ? `${minutes} min` : `${(minutes / 60).toFixed(1)} h`],
+    ["Version", now.version],
+  ];
+  if (now.unused?.length) facts.push(["Unused by this model", now.unused.join(", ")]);
+  const key = JSON.stringify(facts);
+  if (list.dataset.key === key) return;
+  list.dataset.key = key;
+  fill(list, facts.map(([label, value]) => el("div", {}, el("dt", {}, label), el("dd", {}, value))));
+}
+
+function drawErrors(node, lines) {
+  const key = JSON.stringify(lines);
+  if (node.dataset.key === key) return;
+  node.dataset.key = key;
+  fill(node, lines.length ? lines.toReversed().map((line) => el("p.error", {}, ...errorParts(line))) : el("p.empty", {}, "No errors."));
+}
