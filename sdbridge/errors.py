@@ -111,6 +111,26 @@ _kind(
 _kind("SDB-TEXTURE-FAULT", "See the log for the trace; it is opened again every second.")
 _kind("SDB-ENGINE-DIED", "It is restarted by itself.", "The last frame is held meanwhile.")
 
+# --- models and the image engine ---
+_HELD = "The engine does not start; the last frame is held."
+_kind("SDB-MODEL-MISSING", "Check the path, or fetch it with `sdbridge pull`.", _HELD)
+_kind(
+    "SDB-MODEL-PICKLE",
+    "Take a .safetensors instead, or set engine.allow_pickle if you trust its maker.",
+    _HELD,
+)
+_kind("SDB-MODEL-CORRUPT", "Fetch the file again; its size or checksum cannot be right.", _HELD)
+_kind("SDB-MODEL-FAMILY", "Give Stable Diffusion 1.5, 2.1 or SDXL, or a model made from these.", _HELD)
+_kind("SDB-MODEL-KEYS", "The checkpoint is incomplete or of another architecture; take another.", _HELD)
+_kind("SDB-MODEL-PARTS", "Fetch the missing part with `sdbridge pull`.", _HELD)
+_kind("SDB-MODEL-SCHEDULE", "Take a checkpoint with a linear or scaled_linear schedule.", _HELD)
+_kind("SDB-ENGINE-DEVICE", "Set engine.device to auto.", _HELD)
+_kind("SDB-ENGINE-DTYPE", "Set engine.dtype to auto.", _HELD)
+_kind("SDB-ENGINE-ACCELERATION", "Set engine.acceleration to auto.", _HELD)
+_kind("SDB-ENGINE-STEPS", 'Send rising whole numbers such as "16,32".', "The steps stay as they were.")
+_kind("SDB-ENGINE-SIZE", "Send a multiple of 8 (64 is best with SDXL).", "The size stays as it was.")
+_kind("SDB-PROMPT-WEIGHTS", "Raise the weight of one prompt.", "The last blend stays.")
+
 
 class SdbridgeError(Exception):
     """An error with a code from the table.

@@ -172,7 +172,7 @@ def _text_encoder(family: Family, *, projected: bool) -> Any:
         hidden_size=WIDTH,
         intermediate_size=48,
         projection_dim=WIDTH,
-        num_hidden_layers=3,
+        num_hidden_layers=2 if projected else 3,
         num_attention_heads=2,
         hidden_act="gelu" if family == "sd21" or projected else "quick_gelu",
         max_position_embeddings=77,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, cat
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _RESNET = {
     "norm1": "in_layers.0",
@@ -137,6 +138,8 @@ def _vae(vae: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def _open_clip(text: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    from torch import cat
+
     for key, tensor in text.items():
         if key in _OPEN_CLIP_TOP:
             yield _OPEN_CLIP_TOP[key], tensor

@@ -1,0 +1,55 @@
+"""On which device and in which precision the model runs, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from sdbridge.errors import SdbridgeError
+
+_DTYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Device and dtype, with the sentence for the log."""
+
+    device: torch.device
+    dtype: torch.dtype
+    why: str
+
+
+def choose_placement(device: str = "auto", dtype: str = "auto") -> Placement:
+    """Resolve ``auto``: CUDA before MPS before CPU; half precision on a GPU, float32 on the CPU.
+
+    Raises SDB-ENGINE-DEVICE for a device that is not there, SDB-ENGINE-DTYPE for an unknown dtype.
+    """
+    has_mps = torch.backends.mps.is_available()
+    if device == "auto":
+        if torch.cuda.is_available():
+            name, why = "cuda", f"a CUDA GPU is there ({torch.cuda.get_device_name()})"
+        elif has_mps:
+            name, why = "mps", "an Apple GPU is there"
+        else:
+            name, why = "cpu", "there is no CUDA or Apple GPU that torch can use"
+    else:
+        name, why = device, f"the configuration asks for {device}"
+    kind = name.split(":")[0]
+    missing = (kind == "cuda" and not torch.cuda.is_available()) or (kind == "mps" and not has_mps)
+    if missing or kind not in ("cuda", "mps", "cpu"):
+        raise SdbridgeError(
+            "SDB-ENGINE-DEVICE", f"device {device!r} is not usable with torch {torch.__version__}"
+        )
+    if dtype != "auto" and dtype not in _DTYPES:
+        raise SdbridgeError("SDB-ENGINE-DTYPE", f"dtype {dtype!r} is none of {', '.join(_DTYPES)}")
+    if dtype == "auto":
+        chosen = torch.float32 if kind == "cpu" else torch.float16
+    else:
+        chosen = _DTYPES[dtype]
+    return Placement(torch.device(name), chosen, why)

@@ -1,0 +1,296 @@
+"""The image engine as the engine loop sees it: load, warm up, apply, tick, reset, flush, unload."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from sdbridge.clock import Clock, SystemClock
+from sdbridge.engine.image.device import choose_placement
+from sdbridge.engine.image.extensions import build_extensions
+from sdbridge.engine.image.load import LoadedModel, load_model
+from sdbridge.engine.image.painter import Painter
+from sdbridge.engine.image.schedule import parse_step_indices
+from sdbridge.engine.image.seams import ExtensionContext, StreamExtension
+from sdbridge.engine.image.settings import (
+    PROMPT_SLOTS,
+    ManualSteps,
+    StreamSettings,
+    complete,
+    stream_settings,
+    unused_parameters,
+)
+from sdbridge.engine.interface import (
+    EngineConfig,
+    EngineSpec,
+    EngineStats,
+    Progress,
+    ResetKind,
+    WarmUpReport,
+)
+from sdbridge.errors import SdbridgeError
+from sdbridge.frame import Chunk
+from sdbridge.parameters.parameter import Value
+from sdbridge.parameters.store import Rejection
+from sdbridge.parameters.table import TABLE
+
+log = logging.getLogger(__name__)
+
+_TIMED_TICKS = 60
+#: Parameters whose change does not touch the picture of a still input.
+_NOT_PICTURE = ("similarity.",)
+
+
+class ImageEngine:
+    """StreamDiffusion on one loaded model. All calls come from one thread (``interface.Engine``)."""
+
+    def __init__(self, config: EngineConfig, clock: Clock | None = None) -> None:
+        self.config = config
+        self.spec = EngineSpec(kind="image")
+        self._clock = clock or SystemClock()
+        self._progress: Callable[[Progress], None] = lambda progress: None
+        self._values: dict[str, Value] = complete({})
+        self._manual = ManualSteps()
+        self._revision = 0
+        self._dirty = True
+        self._model: LoadedModel | None = None
+        self._painter: Painter | None = None
+        self._extensions: tuple[StreamExtension, ...] = ()
+        self._beside: ThreadPoolExecutor | None = None
+        self._load_s = 0.0
+        self._tick_ms: deque[float] = deque(maxlen=_TIMED_TICKS)
+        self._ticks = 0
+
+    def report_progress(self, tell: Callable[[Progress], None]) -> None:
+        """Who is told how far loading is; set before ``load``."""
+        self._progress = tell
+
+    @property
+    def model(self) -> LoadedModel:
+        """The loaded model; only after ``load``."""
+        assert self._model is not None, "load comes first"
+        return self._model
+
+    @property
+    def painter(self) -> Painter:
+        """The frame loop's inside, for the library and for tests; only after ``load``."""
+        assert self._painter is not None, "load comes first"
+        return self._painter
+
+    def load(self, values: Mapping[str, Value]) -> None:
+        """Read the model (never the network) and embed the first prompts.
+
+        Raises SdbridgeError SDB-MODEL-* or SDB-ENGINE-*; nothing is held then.
+        """
+        began = time.perf_counter()
+        if self.config.threads:
+            torch.set_num_threads(self.config.threads)
+        placement = choose_placement(self.config.device, self.config.dtype)
+        stages = iter((1.0, 2.0, 3.0))
+        self._values = complete(values)
+        self._model = load_model(
+            self.config.model,
+            placement,
+            vae=self.config.vae,
+            allow_pickle=bool(self.config.options.get("allow_pickle", False)),
+            options=self.config.options,
+            on_stage=lambda stage: self._progress(
+                Progress("load", next(stages, 3.0), 4.0, f"Loading {stage}")
+            ),
+        )
+        self._beside = ThreadPoolExecutor(1, thread_name_prefix="beside")
+        self._painter = Painter(
+            self._model,
+            self.config.acceleration,
+            self._clock,
+            wait_for_prompts=bool(self.config.options.get("wait_for_prompts", False)),
+        )
+        self._extensions = build_extensions(self._context(self._painter))
+        self._painter.extensions = self._extensions
+        for rejection in self.apply(dict(self._values), self._revision):
+            log.warning("%s", rejection.message)
+        self._settle()
+        self._load_s = time.perf_counter() - began
+        self._progress(Progress("load", 4.0, 4.0, "Model loaded"))
+
+    def warm_up(self, width: int, height: int) -> WarmUpReport:
+        """Run one frame of this size through everything, so that the first real one is as fast as any."""
+        began = time.perf_counter()
+        self._values["width"], self._values["height"] = width, height
+        self._dirty = True
+        settings = self._settle()
+        self._progress(Progress("warm_up", 0.0, 1.0, "Warming up"))
+        self.painter.warm_up(settings)
+        self._progress(Progress("warm_up", 1.0, 1.0, "Ready"))
+        model = self.model
+        return WarmUpReport(
+            load_s=self._load_s,
+            warm_up_s=time.perf_counter() - began,
+            device=str(model.device),
+            dtype=str(model.dtype).removeprefix("torch."),
+            acceleration=self.painter.acceleration.name,
+            why=f"{model.why}; {self.painter.why_acceleration}",
+        )
+
+    def apply(self, changes: Mapping[str, Value], revision: int) -> tuple[Rejection, ...]:
+        """Take accepted values between two frames; what cannot be done stays as it was, with the reason."""
+        rejected: list[Rejection] = []
+        taken = dict(changes)
+        self._take_steps(taken, rejected)
+        self._take_size(taken, rejected)
+        self._values.update({name: value for name, value in taken.items() if name in self._values})
+        self._check_prompts(taken, rejected)
+        for extension in self._extensions:
+            own = {name: value for name, value in taken.items() if name.startswith(extension.parameters)}
+            if own and extension.parameters:
+                rejected += extension.apply(own)
+        self._revision = max(self._revision, revision)
+        self._dirty = True
+        if self._painter is not None and any(not name.startswith(_NOT_PICTURE) for name in taken):
+            self._painter.picture_changed()
+        return tuple(rejected)
+
+    def tick(self, chunk: Chunk | None) -> Chunk | None:
+        """One frame's work: F pictures in, F out, the oldest first. See ``painter.Painter.paint``."""
+        began = time.perf_counter()
+        made = self.painter.paint(chunk, self._settle(), self._revision)
+        self._tick_ms.append((time.perf_counter() - began) * 1e3)
+        self._ticks += 1
+        return made
+
+    def reset(self, how: ResetKind) -> None:
+        """soft: forget the frames inside. recache: and everything remembered. hard: and all chance."""
+        self.painter.reset(how)
+        for extension in self._extensions:
+            extension.reset(how)
+
+    def flush(self) -> tuple[Chunk, ...]:
+        """The frames still inside, oldest first."""
+        return self.painter.flush(self._settle(), self._revision)
+
+    def stats(self) -> EngineStats:
+        times = list(self._tick_ms)
+        model = self._model
+        on_cuda = model is not None and model.device.type == "cuda"
+        free, total = torch.cuda.mem_get_info(model.device) if on_cuda and model is not None else (0, 0)
+        unused: tuple[str, ...] = ()
+        if self._painter is not None and self._painter.settings is not None:
+            unused = unused_parameters(self._values, self._painter.settings)
+        return EngineStats(
+            tick_ms=sum(times) / len(times) if times else 0.0,
+            parts_ms=self._painter.parts_ms() if self._painter is not None else {},
+            vram_mb=(total - free) / 2**20,
+            vram_total_mb=total / 2**20,
+            ticks=self._ticks,
+            skipped=self._painter.skipped if self._painter is not None else 0,
+            unused=(*unused, *(name for extension in self._extensions for name in extension.unused())),
+        )
+
+    def unload(self) -> None:
+        """Free everything. May be called at any time, also twice."""
+        for extension in self._extensions:
+            extension.unload()
+        self._extensions = ()
+        if self._beside is not None:
+            self._beside.shutdown(wait=True, cancel_futures=True)
+            self._beside = None
+        if self._painter is not None:
+            self._painter.close()
+            self._painter = None
+        on_cuda = self._model is not None and self._model.device.type == "cuda"
+        self._model = None
+        if on_cuda:
+            torch.cuda.empty_cache()
+
+    # --- settings ---
+
+    def _settle(self) -> StreamSettings:
+        """The settings of the next frame; made again only after a change."""
+        painter, model = self.painter, self.model
+        loaded = [extension.frame_edge() for extension in self._extensions]
+        if any(loaded):
+            painter.picture_changed()
+            self._dirty = True
+        if self._dirty or painter.settings is None:
+            hint = next((e.scheduler_hint for e in self._extensions if e.scheduler_hint), "")
+            settings = stream_settings(self._values, self._manual, model.schedule, model.sampler, hint)
+            painter.settle(settings)
+            self._dirty = False
+            self.spec = EngineSpec(
+                kind="image",
+                chunk_in=settings.frames,
+                first_in=settings.frames,
+                chunk_out=settings.frames,
+                first_out=settings.frames,
+                size_multiple=8,
+                pipeline_ticks=settings.plan.count - 1,
+                capabilities=self._capabilities(),
+            )
+        assert painter.settings is not None
+        return painter.settings
+
+    def _capabilities(self) -> frozenset[str]:
+        groups = {row.group for row in TABLE if row.effect != "bridge"}
+        from_extensions = {"controlnet", "lora", "style", "mask", "hooks"}
+        have = {
+            row.group
+            for row in TABLE
+            for extension in self._extensions
+            if extension.parameters and row.name.startswith(extension.parameters)
+        }
+        return frozenset(groups - from_extensions | have)
+
+    def _take_steps(self, taken: dict[str, Value], rejected: list[Rejection]) -> None:
+        """Check step indices against the schedule they will be used in; remember what that was."""
+        if "step_indices" not in taken:
+            return
+        schedule_steps = int(taken.get("schedule_steps", self._values["schedule_steps"]))
+        try:
+            indices = parse_step_indices(str(taken["step_indices"]), schedule_steps)
+        except SdbridgeError as error:
+            rejected.append(Rejection("step_indices", error.code, str(error)))
+            del taken["step_indices"]
+            return
+        self._manual = ManualSteps(indices, schedule_steps)
+
+    def _take_size(self, taken: dict[str, Value], rejected: list[Rejection]) -> None:
+        for name in ("width", "height"):
+            if name in taken and int(taken[name]) % 8:
+                error = SdbridgeError(
+                    "SDB-ENGINE-SIZE", f"{name} must be a multiple of 8, {taken[name]} is not"
+                )
+                rejected.append(Rejection(name, error.code, str(error)))
+                del taken[name]
+
+    def _check_prompts(self, taken: Mapping[str, Value], rejected: list[Rejection]) -> None:
+        """All weights at 0 leave nothing to paint: the last blend stays, and the sender is told."""
+        weights = [name for name in taken if name.startswith("prompt.") and name.endswith(".weight")]
+        filled = [s for s in range(1, PROMPT_SLOTS + 1) if str(self._values[f"prompt.{s}.text"]).strip()]
+        if weights and filled and not any(float(self._values[f"prompt.{s}.weight"]) > 0 for s in filled):
+            error = SdbridgeError(
+                "SDB-PROMPT-WEIGHTS", f"the weights of all {len(filled)} prompts with a text are 0"
+            )
+            rejected.append(Rejection(weights[-1], error.code, str(error)))
+
+    # --- what extensions are given ---
+
+    def _context(self, painter: Painter) -> ExtensionContext:
+        return ExtensionContext(
+            model=self.model,
+            beside=self._load_beside,
+            weights_changed=painter.weights_changed,
+            prompts_changed=painter.prompts_changed,
+            report=lambda code, message: log.warning("%s: %s", code, message),
+            encode=painter.encode,
+            options=self.config.options,
+        )
+
+    def _load_beside(self, work: Callable[[], Any]) -> Future[Any]:
+        assert self._beside is not None
+        return self._beside.submit(work)

@@ -1,0 +1,343 @@
+"""From a local folder or file to a running model: read, check, put on the device. Never the network."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdbridge.engine.image.detect import Detected, detect_folder
+from sdbridge.engine.image.device import Placement
+from sdbridge.engine.image.schedule import NoiseSchedule, Sampler, noise_schedule
+from sdbridge.errors import SdbridgeError
+
+log = logging.getLogger(__name__)
+
+_PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+
+
+@dataclass
+class LoadedModel:
+    """Everything the stream needs of a checkpoint, on its device. Implements ``seams.ModelParts``."""
+
+    path: Path
+    family: str
+    prediction: str
+    sampler: Sampler
+    schedule: NoiseSchedule
+    unet: Any
+    vae: Any
+    vae_is_tiny: bool
+    vae_dtype: torch.dtype
+    latent_scale: float
+    latent_shift: float
+    text_encoders: tuple[Any, ...]
+    tokenizers: tuple[Any, ...]
+    device: torch.device
+    dtype: torch.dtype
+    pixels_per_latent: int
+    why: str
+
+    @property
+    def latent_channels(self) -> int:
+        return int(self.unet.config.out_channels)
+
+
+def load_model(
+    path: str | Path,
+    placement: Placement,
+    *,
+    vae: str = "auto",
+    allow_pickle: bool = False,
+    options: Mapping[str, object] | None = None,
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> LoadedModel:
+    """Load a diffusers-layout folder or one ``.safetensors`` (LDM layout).
+
+    ``vae`` is auto (tiny if there is one), tiny, full, or a folder with an AutoencoderTiny or
+    AutoencoderKL. Raises SdbridgeError SDB-MODEL-*: MISSING, PICKLE, CORRUPT, FAMILY, KEYS, PARTS.
+    """
+    root = Path(path).expanduser()
+    if not str(path) or not root.exists():
+        raise SdbridgeError("SDB-MODEL-MISSING", f"there is no model at {str(path)!r}")
+    if root.suffix.lower() in _PICKLES and not allow_pickle:
+        raise SdbridgeError(
+            "SDB-MODEL-PICKLE", f"{root.name} is a pickle, which can run any program when read"
+        )
+    with _offline():
+        if root.is_file():
+            from sdbridge.engine.image.single_file import load_single_file
+
+            return load_single_file(
+                root, placement, vae, allow_pickle=allow_pickle, options=options or {}, on_stage=on_stage
+            )
+        return _load_folder(root, placement, vae, allow_pickle, options or {}, on_stage)
+
+
+def _load_folder(
+    root: Path,
+    placement: Placement,
+    vae: str,
+    allow_pickle: bool,
+    options: Mapping[str, object],
+    on_stage: Callable[[str], None],
+) -> LoadedModel:
+    from diffusers import UNet2DConditionModel
+
+    detected = detect_folder(root)
+    on_stage("unet")
+    unet = read_part(UNet2DConditionModel, root / "unet", placement.dtype, allow_pickle)
+    on_stage("text encoder")
+    encoders, tokenizers = load_text(root, detected.family, placement.dtype, allow_pickle)
+    return assemble(root, root, detected, unet, None, encoders, tokenizers, placement, vae, options, on_stage)
+
+
+def assemble(
+    path: Path,
+    parts: Path,
+    detected: Detected,
+    unet: Any,
+    full_vae: Any | None,
+    encoders: tuple[Any, ...],
+    tokenizers: tuple[Any, ...],
+    placement: Placement,
+    vae: str,
+    options: Mapping[str, object],
+    on_stage: Callable[[str], None],
+) -> LoadedModel:
+    """Put read parts on the device and settle what the config leaves open."""
+    on_stage("vae")
+    decoder, tiny, why_vae = _choose_vae(parts, vae, full_vae, options)
+    upcast = not tiny and bool(getattr(decoder.config, "force_upcast", False))
+    vae_dtype = torch.float32 if upcast and placement.dtype == torch.float16 else placement.dtype
+    for module in (unet, decoder, *encoders):
+        module.eval().requires_grad_(False)
+    unet.to(device=placement.device, dtype=placement.dtype)
+    decoder.to(device=placement.device, dtype=vae_dtype)
+    for encoder in encoders:
+        encoder.to(device=placement.device, dtype=placement.dtype)
+    if placement.device.type != "mps":
+        unet.to(memory_format=torch.channels_last)
+        decoder.to(memory_format=torch.channels_last)
+    config = detected.scheduler
+    prediction = str(config["prediction_type"]) if "prediction_type" in config else ""
+    if not prediction:
+        prediction = probe_prediction(unet, noise_schedule(config), placement)
+        log.info("no config says what the model predicts; a trial call says %s", prediction)
+    why = (
+        f"{path.name}: {detected.family}, predicts {prediction}, {why_vae}, on {placement.device} in "
+        f"{str(placement.dtype).removeprefix('torch.')} because {placement.why}"
+    )
+    log.info(why)
+    return LoadedModel(
+        path=path,
+        family=detected.family,
+        prediction=prediction,
+        sampler=detected.sampler,
+        schedule=noise_schedule(config),
+        unet=unet,
+        vae=decoder,
+        vae_is_tiny=tiny,
+        vae_dtype=vae_dtype,
+        latent_scale=float(decoder.config.scaling_factor),
+        latent_shift=float(getattr(decoder.config, "shift_factor", None) or 0.0),
+        text_encoders=encoders,
+        tokenizers=tokenizers,
+        device=placement.device,
+        dtype=placement.dtype,
+        pixels_per_latent=_pixels_per_latent(decoder, tiny),
+        why=why,
+    )
+
+
+def _pixels_per_latent(vae: Any, tiny: bool) -> int:
+    blocks = len(vae.config.decoder_block_out_channels if tiny else vae.config.block_out_channels)
+    return 1 << (blocks - 1)
+
+
+def _choose_vae(
+    root: Path, choice: str, full: Any | None, options: Mapping[str, object]
+) -> tuple[Any, bool, str]:
+    """The autoencoder, whether it is a tiny one, and why it was taken."""
+    tiny = _tiny_folder(root, options)
+    if choice not in ("auto", "tiny", "full"):
+        return (*_read_vae(Path(choice).expanduser()), f"VAE of {choice}")
+    if choice == "tiny" and tiny is None and _vae_class(root / "vae") != "AutoencoderTiny":
+        raise SdbridgeError(
+            "SDB-MODEL-PARTS",
+            f"a tiny VAE is asked for, but there is none beside {root.name} (vae_tiny/ or taesd/)",
+        )
+    if choice != "full" and tiny is not None:
+        return (*_read_vae(tiny), f"tiny VAE of {tiny.name}/")
+    if full is not None:
+        return full, False, "its own full VAE"
+    model, is_tiny = _read_vae(root / "vae")
+    return model, is_tiny, f"its own {'tiny' if is_tiny else 'full'} VAE"
+
+
+def _tiny_folder(root: Path, options: Mapping[str, object]) -> Path | None:
+    given = options.get("tiny_vae")
+    places = [Path(str(given)).expanduser()] if given else []
+    places += [root / "vae_tiny", root / "taesd", root.parent / "taesd"]
+    return next((place for place in places if (place / "config.json").is_file()), None)
+
+
+def _vae_class(folder: Path) -> str:
+    try:
+        return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name", ""))
+    except (OSError, ValueError):
+        return ""
+
+
+def _read_vae(folder: Path) -> tuple[Any, bool]:
+    from diffusers import AutoencoderKL, AutoencoderTiny
+
+    kind = _vae_class(folder)
+    if kind not in ("AutoencoderKL", "AutoencoderTiny"):
+        raise SdbridgeError(
+            "SDB-MODEL-PARTS",
+            f"{folder} holds no AutoencoderKL or AutoencoderTiny ({kind or 'no config.json'})",
+        )
+    tiny = kind == "AutoencoderTiny"
+    return read_part(AutoencoderTiny if tiny else AutoencoderKL, folder, torch.float32, False), tiny
+
+
+def load_text(
+    root: Path, family: str, dtype: torch.dtype, allow_pickle: bool
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """The text encoders and tokenizers of a folder."""
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    encoders = [read_part(CLIPTextModel, root / "text_encoder", dtype, allow_pickle)]
+    tokenizers = [load_tokenizer(root / "tokenizer")]
+    if family == "sdxl":
+        encoders.append(read_part(CLIPTextModelWithProjection, root / "text_encoder_2", dtype, allow_pickle))
+        tokenizers.append(load_tokenizer(root / "tokenizer_2"))
+    return tuple(encoders), tuple(tokenizers)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    from transformers import CLIPTokenizer
+
+    if not (folder / "vocab.json").is_file() and not (folder / "tokenizer.json").is_file():
+        raise SdbridgeError("SDB-MODEL-PARTS", f"there is no tokenizer in {folder}")
+    try:
+        return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise SdbridgeError(
+            "SDB-MODEL-CORRUPT", f"the tokenizer in {folder} cannot be read: {error}"
+        ) from None
+
+
+def read_part(kind: Any, folder: Path, dtype: torch.dtype, allow_pickle: bool) -> Any:
+    """One component of a folder, complete or not at all.
+
+    Raises SDB-MODEL-PARTS (no such folder), -PICKLE (only pickles there), -CORRUPT, -KEYS.
+    """
+    from safetensors import SafetensorError
+
+    if not (folder / "config.json").is_file():
+        raise SdbridgeError("SDB-MODEL-PARTS", f"{folder.parent.name} has no {folder.name}/config.json")
+    weights = sorted(path for path in folder.iterdir() if path.suffix == ".safetensors")
+    pickles = [path for path in folder.iterdir() if path.suffix in _PICKLES]
+    if not weights and pickles and not allow_pickle:
+        raise SdbridgeError(
+            "SDB-MODEL-PICKLE", f"{folder} holds its weights as a pickle only ({pickles[0].name})"
+        )
+    if not weights and not pickles:
+        raise SdbridgeError("SDB-MODEL-PARTS", f"{folder} holds a config but no weights")
+    variant = {"variant": "fp16"} if weights and all(".fp16." in path.name for path in weights) else {}
+    try:
+        model, about = kind.from_pretrained(
+            str(folder),
+            torch_dtype=dtype,
+            local_files_only=True,
+            use_safetensors=bool(weights),
+            output_loading_info=True,
+            **variant,
+        )
+    except SafetensorError as error:
+        raise SdbridgeError(
+            "SDB-MODEL-CORRUPT", f"{weights[0]} is damaged or half-written: {error}"
+        ) from None
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise SdbridgeError("SDB-MODEL-CORRUPT", f"{folder} cannot be read: {_first_line(error)}") from None
+    check_keys(folder.name, about.get("missing_keys", ()), about.get("mismatched_keys", ()))
+    return model
+
+
+def check_keys(part: str, missing: Any, mismatched: Any = ()) -> None:
+    """Raise SDB-MODEL-KEYS when weights are absent: they would be random."""
+    absent = [key for key in missing if not str(key).endswith("position_ids")]
+    wrong = [str(item) for item in mismatched]
+    if absent or wrong:
+        first = ", ".join(sorted(str(key) for key in (absent or wrong))[:3])
+        raise SdbridgeError(
+            "SDB-MODEL-KEYS",
+            f"{part} lacks {len(absent)} weights and has {len(wrong)} of another shape, first {first}",
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+
+
+def probe_prediction(unet: Any, schedule: NoiseSchedule, placement: Placement) -> str:
+    """Epsilon or v, told from one call: at the noisiest step eps is the input itself, v is not.
+
+    With X ~ N(0, 1) at t = T - 1 nearly all of X is noise, so a model that predicts noise answers X
+    (correlation near 1), one that predicts v = a eps - b x0 answers something else.
+    """
+    size, config = 16, unet.config
+    generator = torch.Generator("cpu").manual_seed(0)
+    sample = torch.randn(1, config.out_channels, size, size, generator=generator).to(placement.device)
+    given = torch.cat(
+        [sample, torch.zeros_like(sample[:, :1]).repeat(1, config.in_channels - sample.shape[1], 1, 1)], 1
+    )
+    text = torch.zeros(1, 77, config.cross_attention_dim, device=placement.device, dtype=placement.dtype)
+    extra: dict[str, Any] = {}
+    if config.addition_embed_type == "text_time":
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        extra["added_cond_kwargs"] = {
+            "text_embeds": torch.zeros(1, pooled, device=placement.device, dtype=placement.dtype),
+            "time_ids": torch.zeros(1, 6, device=placement.device, dtype=placement.dtype),
+        }
+    with torch.inference_mode():
+        out = unet(
+            given.to(placement.dtype),
+            schedule.length - 1,
+            encoder_hidden_states=text,
+            return_dict=False,
+            **extra,
+        )[0].float()
+    sample = sample.float()
+    correlation = float((out * sample).sum() / (out.norm() * sample.norm()).clamp_min(1e-9))
+    return "v_prediction" if abs(correlation) < 0.5 else "epsilon"
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """No library may reach out, and none may draw progress bars over the daemon's log."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["TRANSFORMERS_OFFLINE"] = "1"
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    before = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(before[0])
+        transformers_logging.set_verbosity(before[1])

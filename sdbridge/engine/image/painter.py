@@ -1,0 +1,346 @@
+"""One frame from pixels to pixels: decide (skip, drain, bypass), encode, step the stream, decode."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdbridge.clock import Clock
+from sdbridge.engine.accelerate import Acceleration, build_acceleration, choose_acceleration
+from sdbridge.engine.image.conditions import added_conditions, guidance_embedding
+from sdbridge.engine.image.feedback import feed_back
+from sdbridge.engine.image.load import LoadedModel
+from sdbridge.engine.image.pictures import to_pixels, to_roles
+from sdbridge.engine.image.prompt import Conditioning, PromptCache, PromptMixer
+from sdbridge.engine.image.seams import RoleImages, StreamExtension, UnetCall
+from sdbridge.engine.image.seed import NoiseSource
+from sdbridge.engine.image.settings import StreamSettings
+from sdbridge.engine.image.similarity import SimilarityFilter
+from sdbridge.engine.image.stream import Entering, FrameTag, Leaving, StreamBatch
+from sdbridge.engine.image.text import TextEncoder
+from sdbridge.engine.interface import ResetKind
+from sdbridge.frame import Chunk, Frame, Role
+
+Entry = Mapping[Role, Frame]
+
+
+class Painter:
+    """Holds the stream and everything around it. ``settle`` takes new settings, ``paint`` runs a frame."""
+
+    def __init__(
+        self, model: LoadedModel, acceleration: str, clock: Clock, *, wait_for_prompts: bool = False
+    ) -> None:
+        self.model = model
+        name, self.why_acceleration = choose_acceleration(acceleration, model.device)
+        self.acceleration: Acceleration = build_acceleration(name, model)
+        self.extensions: tuple[StreamExtension, ...] = ()
+        self.settings: StreamSettings | None = None
+        self.skipped = 0
+        self._clock = clock
+        self._wait = wait_for_prompts
+        self._stream = StreamBatch(model)
+        self._noise = NoiseSource()
+        self._similarity = SimilarityFilter()
+        encoder = TextEncoder(model.text_encoders, model.tokenizers, model.device, model.dtype)
+        self.prompts = PromptCache(encoder.encode, model.device)
+        self._mixer = PromptMixer(self.prompts)
+        self._changed = True
+        self._waiting: deque[Entry] = deque()
+        self._last_latent: Tensor | None = None
+        self._last_chunk: Chunk | None = None
+        self._last_id = -1
+        self._ready_for: tuple[object, ...] = ()
+        self._size = (0, 0, 0)
+        self._noise_key: tuple[int, ...] = ()
+        self._parts: dict[str, float] = {}
+
+    # --- between frames ---
+
+    def settle(self, settings: StreamSettings) -> None:
+        """Take new settings. Buffers are made again only where a shape or a length changes."""
+        before, self.settings = self.settings, settings
+        model, per = self.model, self.model.pixels_per_latent
+        shape = (model.latent_channels, settings.height // per, settings.width // per)
+        if before is not None and "bypass" in (before.mode, settings.mode) and before.mode != settings.mode:
+            self._forget_frames()
+        self._stream.prepare(settings.plan, settings.frames, shape)
+        size = (settings.width, settings.height, settings.frames)
+        if size != self._size:
+            self._size = size
+            self._forget_frames()
+            self.acceleration.prepare_pictures(settings.frames, settings.height, settings.width)
+            for extension in self.extensions:
+                extension.resized(*size)
+        self._mixer.set(settings.prompts)
+
+    def picture_changed(self) -> None:
+        """A parameter moved: the next frame is processed even if the input stands still."""
+        self._changed = True
+
+    def weights_changed(self) -> None:
+        """The model's tensors were written by an extension."""
+        self.acceleration.weights_changed()
+        self._changed = True
+
+    def prompts_changed(self) -> None:
+        """A text encoder's tensors were written by an extension."""
+        self._mixer.texts_changed()
+        self._changed = True
+
+    def reset(self, how: ResetKind) -> None:
+        """Forget the frames inside; recache: and latents and features; hard: and start chance anew."""
+        self._forget_frames()
+        self._last_latent = None
+        if how == "hard":
+            self._noise.reset()
+            self._similarity.reset()
+            self._last_chunk = None
+
+    def close(self) -> None:
+        self.prompts.close()
+        self.acceleration.close()
+
+    # --- frames ---
+
+    @torch.inference_mode()
+    def paint(self, chunk: Chunk | None, settings: StreamSettings, revision: int) -> Chunk | None:
+        """Take a chunk (None: no input) and give the oldest finished one, or None while the pipe fills.
+
+        img2img without an input drains the pipe; txt2img goes on painting; bypass gives the input back.
+        """
+        if settings.mode == "bypass":
+            return None if chunk is None else self._give(_as_generated(chunk, revision))
+        entries = self._gather(chunk, settings)
+        if entries is None and chunk is not None:
+            return None  # the frame batch is not complete
+        if entries is None and settings.mode == "img2img":
+            return self._drain(settings, revision)
+        moving = self._mixer.moving or settings.seeds.mode != "fixed" or settings.feedback > 0
+        if settings.mode == "img2img" and entries is not None:
+            newest = entries[-1]["main"]
+            if self._changed or moving:
+                self._similarity.forget()
+            if self._similarity.skip(newest.pixels, settings.similarity):
+                self.skipped += 1
+                return self._skip(newest, settings, revision)
+        self._changed = False
+        return self._process(entries, settings, revision)
+
+    @torch.inference_mode()
+    def flush(self, settings: StreamSettings, revision: int) -> tuple[Chunk, ...]:
+        """Everything still inside, oldest first."""
+        chunks: list[Chunk] = []
+        while settings.mode != "bypass" and not self._stream.empty:
+            made = self._drain(settings, revision)
+            if made is not None:
+                chunks.append(made)
+        return tuple(chunks)
+
+    @torch.inference_mode()
+    def warm_up(self, settings: StreamSettings) -> None:
+        """Run a grey picture through every part, then forget it."""
+        grey = np.full((settings.height, settings.width, 4), 127, dtype=np.uint8)
+        entry: Entry = {"main": Frame(grey, 0, 0)}
+        for _ in range(2):
+            self._process([entry] * settings.frames, settings, 0)
+        self.reset("hard")
+        self._last_id = -1
+        for extension in self.extensions:
+            extension.reset("hard")
+        self._changed = True
+
+    def encode(self, image: Tensor) -> Tensor:
+        """``[F, 3, H, W]`` in 0..1 -> clean latent in the stream's precision."""
+        return self.acceleration.run_encode(image * 2 - 1).to(self._stream.precision)
+
+    def parts_ms(self) -> dict[str, float]:
+        """What encode, denoise and decode took, smoothed. On a GPU: the time to queue them."""
+        return dict(self._parts)
+
+    # --- one frame ---
+
+    def _process(
+        self, entries: Sequence[Entry] | None, settings: StreamSettings, revision: int
+    ) -> Chunk | None:
+        now_ns = self._clock.now_ns()
+        self._refresh_noise(settings, now_ns)
+        conditioning = self._mixer.at_frame_edge(now_ns * 1e-9, wait=self._wait)
+        roles: RoleImages = {}
+        if entries:
+            roles = to_roles(entries, self.model.device, settings.width, settings.height)
+        entering = self._entering(entries, roles, settings, now_ns)
+        leaving = self._step(entering, settings, conditioning)
+        return None if leaving is None else self._decode(leaving, revision)
+
+    def _entering(
+        self, entries: Sequence[Entry] | None, roles: RoleImages, settings: StreamSettings, now_ns: int
+    ) -> Entering:
+        began = time.perf_counter()
+        stream = self._stream
+        if settings.mode == "img2img":
+            image = roles["main"][:, :3]
+            for extension in self.extensions:
+                image = extension.before_encode(image, roles)
+            source = self.encode(image)
+            latent = feed_back(source, self._last_latent, settings.feedback)
+        else:
+            shape = (settings.frames, self.model.latent_channels)
+            size = (
+                settings.height // self.model.pixels_per_latent,
+                settings.width // self.model.pixels_per_latent,
+            )
+            source = torch.zeros(*shape, *size, device=self.model.device, dtype=stream.precision)
+            latent = source
+        luggage = [extension.enter(roles, source) for extension in self.extensions]
+        tags = tuple(
+            FrameTag(frame_id, received, tuple(own[index] for own in luggage))
+            for index, (frame_id, received) in enumerate(self._names(entries, settings, now_ns))
+        )
+        self._took("encode", began)
+        return Entering(latent, source, tags, fills=settings.mode == "img2img")
+
+    def _names(
+        self, entries: Sequence[Entry] | None, settings: StreamSettings, now_ns: int
+    ) -> list[tuple[int, int]]:
+        """Id and time of the entering frames; painted from the prompt alone, they count up by themselves."""
+        if settings.mode == "img2img" and entries is not None:
+            return [(entry["main"].frame_id, entry["main"].received_at_ns) for entry in entries]
+        self._last_id += settings.frames
+        first = self._last_id - settings.frames + 1
+        return [(first + index, now_ns) for index in range(settings.frames)]
+
+    def _step(
+        self, entering: Entering | None, settings: StreamSettings, conditioning: Conditioning
+    ) -> Leaving | None:
+        began = time.perf_counter()
+        model = self.model
+        leaving = self._stream.run(
+            entering,
+            settings.guidance,
+            conditioning,
+            self._denoise,
+            self.extensions,
+            lambda pooled, rows: added_conditions(model, pooled, rows, settings.width, settings.height),
+            guidance_embedding(model, settings.guidance.scale),
+        )
+        self._took("denoise", began)
+        return leaving
+
+    def _denoise(self, call: UnetCall) -> Tensor:
+        signature = (
+            call.sample.shape,
+            call.encoder_hidden_states.shape,
+            call.down_residuals is not None,
+            call.intrablock_residuals is not None,
+            tuple(call.added_cond),
+        )
+        if signature != self._ready_for:
+            self.acceleration.prepare_denoise(call)
+            self._ready_for = signature
+        return self.acceleration.run_denoise(call)
+
+    def _decode(self, leaving: Leaving, revision: int) -> Chunk:
+        began = time.perf_counter()
+        self._last_latent = leaving.latent
+        image = self.acceleration.run_decode(leaving.latent).float().add(1).mul(0.5)
+        entries: list[dict[Role, Frame]] = []
+        further: dict[Role, Tensor] = {}
+        for index, extension in enumerate(self.extensions):
+            luggage = tuple(tag.luggage[index] for tag in leaving.tags)
+            image = extension.after_decode(image, luggage)
+            further.update(extension.outputs(luggage))
+        pictures: dict[Role, np.ndarray] = {"generated": to_pixels(image)}
+        pictures.update({role: to_pixels(tensor) for role, tensor in further.items()})
+        for index, tag in enumerate(leaving.tags):
+            entries.append(
+                {
+                    role: Frame(pixels[index], tag.frame_id, tag.received_at_ns, revision)
+                    for role, pixels in pictures.items()
+                }
+            )
+        self._took("decode", began)
+        return self._give(Chunk(tuple(MappingProxyType(entry) for entry in entries)))
+
+    # --- frames that are not processed ---
+
+    def _gather(self, chunk: Chunk | None, settings: StreamSettings) -> list[Entry] | None:
+        """F entries with a main picture, or None when there are too few. The oldest surplus is dropped."""
+        if chunk is None:
+            return None
+        if settings.mode == "txt2img":
+            newest = chunk.frames[-1]
+            return [newest] * settings.frames
+        self._waiting.extend(entry for entry in chunk.frames if "main" in entry)
+        while len(self._waiting) > 2 * settings.frames - 1:
+            self._waiting.popleft()
+        if len(self._waiting) < settings.frames:
+            return None
+        return [self._waiting.popleft() for _ in range(settings.frames)]
+
+    def _skip(self, newest: Frame, settings: StreamSettings, revision: int) -> Chunk | None:
+        """The input stands still: first bring out what is inside, then show the last picture again."""
+        if not self._stream.empty:
+            return self._drain(settings, revision)
+        if self._last_chunk is None:
+            return None
+        again: dict[Role, Frame] = {
+            role: Frame(frame.pixels, newest.frame_id, newest.received_at_ns, revision)
+            for role, frame in self._last_chunk.frames[-1].items()
+        }
+        return self._give(Chunk((MappingProxyType(again),)))
+
+    def _drain(self, settings: StreamSettings, revision: int) -> Chunk | None:
+        """One step without a new frame; None when nothing is inside any more."""
+        if self._stream.empty:
+            return None
+        conditioning = self._mixer.at_frame_edge(self._clock.now_ns() * 1e-9, wait=self._wait)
+        leaving = self._step(None, settings, conditioning)
+        return None if leaving is None else self._decode(leaving, revision)
+
+    def _give(self, chunk: Chunk) -> Chunk:
+        self._last_chunk = chunk
+        self._last_id = max(self._last_id, chunk.frames[-1]["generated"].frame_id)
+        return chunk
+
+    def _forget_frames(self) -> None:
+        self._stream.clear()
+        self._waiting.clear()
+        self._similarity.forget()
+        self._last_latent = None
+        self._changed = True
+
+    def _refresh_noise(self, settings: StreamSettings, now_ns: int) -> None:
+        per = self.model.pixels_per_latent
+        shape = (
+            settings.plan.count,
+            self.model.latent_channels,
+            settings.height // per,
+            settings.width // per,
+        )
+        noise, changed = self._noise.noise(settings.seeds, shape, now_ns * 1e-9)
+        key = (*shape, settings.frames)
+        if changed or key != self._noise_key:
+            self._stream.set_noise(noise)
+            self._noise_key = key
+
+    def _took(self, part: str, began: float) -> None:
+        took = (time.perf_counter() - began) * 1e3
+        self._parts[part] = took if part not in self._parts else 0.9 * self._parts[part] + 0.1 * took
+
+
+def _as_generated(chunk: Chunk, revision: int) -> Chunk:
+    """Bypass: the main pictures as they came."""
+    entries = []
+    for entry in chunk.frames:
+        frame = entry["main"]
+        made: dict[Role, Frame] = {
+            "generated": Frame(frame.pixels, frame.frame_id, frame.received_at_ns, revision)
+        }
+        entries.append(MappingProxyType(made))
+    return Chunk(tuple(entries))

@@ -1,0 +1,301 @@
+"""Which conditioning the next frame gets: texts embedded beside the loop, blended, faded, swapped in."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sdbridge.engine.image.text import TextEmbedding
+
+log = logging.getLogger(__name__)
+
+Blend = Literal["linear", "slerp"]
+_KEPT_TEXTS = 64
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """What the picture shall show: weighted texts and how they are mixed."""
+
+    texts: tuple[tuple[str, float], ...] = ()
+    negative: str = ""
+    blend: Blend = "slerp"
+    normalize: bool = True
+    transition_s: float = 0.0
+    clip_skip: int = 0
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Embeddings for one frame: ``[1, tokens, width]``, pooled ``[1, width]``; equal lengths."""
+
+    positive: TextEmbedding
+    negative: TextEmbedding
+
+
+class PromptCache:
+    """Embeds texts in a thread of its own and keeps the results, by text, clip skip and model state.
+
+    ``get`` never waits. One thread, so that an encoder never runs twice at once.
+    """
+
+    def __init__(self, encode: Callable[[str, int], TextEmbedding], device: torch.device) -> None:
+        self._encode = encode
+        self._device = device
+        self._known: OrderedDict[tuple[str, int], TextEmbedding] = OrderedDict()
+        self._under_way: dict[tuple[str, int], Future[TextEmbedding]] = {}
+        self._failed: set[tuple[str, int]] = set()
+        self._state = 0
+        self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prompt")
+        self.encoded = 0  # texts embedded so far, for tests and status
+
+    def get(self, text: str, clip_skip: int) -> TextEmbedding | None:
+        """The embedding, or None while it is being made."""
+        key = (text, clip_skip)
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+                return self._known[key]
+            under_way = self._under_way.get(key)
+            if under_way is None:
+                self._under_way[key] = self._thread.submit(self._make, key, self._state)
+            elif under_way.done() and under_way.exception() is not None and key not in self._failed:
+                self._failed.add(key)  # said once; the embedding before it stays
+                log.error("the prompt %.60r cannot be embedded: %s", text, under_way.exception())
+            return None
+
+    def get_now(self, text: str, clip_skip: int) -> TextEmbedding:
+        """The embedding, waited for. Only where no frame waits: at load and in synchronous use."""
+        while True:
+            found = self.get(text, clip_skip)
+            if found is not None:
+                return found
+            with self._lock:
+                future = self._under_way.get((text, clip_skip))
+            if future is not None:
+                future.result()
+
+    def forget(self) -> None:
+        """The text encoder changed: what is known is wrong from now on."""
+        with self._lock:
+            self._state += 1
+            self._known.clear()
+            self._under_way.clear()
+            self._failed.clear()
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _make(self, key: tuple[str, int], state: int) -> TextEmbedding:
+        embedding = self._encode_beside(*key)
+        self.encoded += 1
+        if embedding.cut:
+            log.warning("the prompt is too long: its last %d tokens are left out", embedding.cut)
+        with self._lock:
+            if state == self._state:
+                self._known[key] = embedding
+                self._under_way.pop(key, None)
+                while len(self._known) > _KEPT_TEXTS:
+                    self._known.popitem(last=False)
+        return embedding
+
+    def _encode_beside(self, text: str, clip_skip: int) -> TextEmbedding:
+        if self._device.type != "cuda":
+            return self._encode(text, clip_skip)
+        stream = torch.cuda.Stream(self._device)
+        with torch.cuda.stream(stream):
+            embedding = self._encode(text, clip_skip)
+        stream.synchronize()  # in this thread, so that the frame loop finds a finished tensor
+        return embedding
+
+
+class PromptMixer:
+    """Decides at each frame edge what the embeddings are. Weights are live; texts come when ready."""
+
+    def __init__(self, cache: PromptCache) -> None:
+        self._cache = cache
+        self._settings = PromptSettings()
+        self._ready: dict[int, TextEmbedding] = {}  # by slot: the newest text that is embedded
+        self._ready_texts: dict[int, tuple[str, int]] = {}
+        self._negative: TextEmbedding | None = None
+        self._empty: TextEmbedding | None = None
+        self._shown: TextEmbedding | None = None
+        self._from: TextEmbedding | None = None
+        self._started_s = 0.0
+        self._result: Conditioning | None = None
+        self._stale = True
+
+    def set(self, settings: PromptSettings) -> None:
+        """Take new settings; they show as soon as their texts are embedded."""
+        if settings != self._settings:
+            self._settings = settings
+            self._stale = True
+
+    def texts_changed(self) -> None:
+        """The text encoder changed: embed everything again, showing the old until then."""
+        self._cache.forget()
+        self._ready_texts.clear()
+        self._stale = True
+
+    @property
+    def moving(self) -> bool:
+        """True while the next frame's conditioning may differ from this one's."""
+        return self._stale or self._from is not None
+
+    def at_frame_edge(self, now_s: float, *, wait: bool = False) -> Conditioning:
+        """The conditioning of the next frame. The same object as before means: nothing changed.
+
+        ``wait`` embeds missing texts on the spot (at load, or in synchronous library use).
+        """
+        if not self.moving and self._result is not None:
+            return self._result
+        first = self._result is None
+        arrived, complete = self._collect(wait or first)
+        target = self._mix()
+        if arrived and not first and self._settings.transition_s > 0 and self._shown is not None:
+            self._from, self._started_s = self._shown, now_s
+        shown = target
+        if self._from is not None:
+            share = (now_s - self._started_s) / max(self._settings.transition_s, 1e-9)
+            if share >= 1.0 or self._settings.transition_s <= 0:
+                self._from = None
+            else:
+                shown = mix_embeddings([self._from, target], [1.0 - share, share], self._settings.blend)
+        self._shown = shown
+        assert self._negative is not None
+        positive, negative = _equally_long(shown, self._negative, self._blank())
+        self._result = Conditioning(positive, negative)
+        self._stale = not complete
+        return self._result
+
+    def _collect(self, wait: bool) -> tuple[bool, bool]:
+        """Take what the cache has: (did a text change, are all texts there)."""
+        settings, arrived, complete = self._settings, False, True
+        get = self._cache.get_now if wait else self._cache.get
+        if self._empty is None:
+            self._empty = self._cache.get_now("", settings.clip_skip)
+        self._empty = get("", settings.clip_skip) or self._empty
+        for slot, (text, _) in enumerate(settings.texts):
+            key = (text, settings.clip_skip)
+            if self._ready_texts.get(slot) == key:
+                continue
+            embedding = get(*key)
+            if embedding is None:
+                complete = False
+                continue
+            arrived = True
+            self._ready[slot], self._ready_texts[slot] = embedding, key
+        for slot in [slot for slot in self._ready if slot >= len(settings.texts)]:
+            arrived = True
+            del self._ready[slot]
+            self._ready_texts.pop(slot, None)
+        negative = get(settings.negative, settings.clip_skip)
+        if negative is None:
+            complete = False
+        else:
+            self._negative = negative
+        if self._negative is None:
+            self._negative = self._cache.get_now(settings.negative, settings.clip_skip)
+        return arrived, complete
+
+    def _mix(self) -> TextEmbedding:
+        settings = self._settings
+        shares = [
+            (self._ready[slot], weight)
+            for slot, (text, weight) in enumerate(settings.texts)
+            if slot in self._ready and weight > 0 and self._ready_texts.get(slot, (text,))[0].strip()
+        ]
+        if not shares:
+            if self._shown is not None and any(text.strip() for text, _ in settings.texts):
+                return self._shown  # all weights are 0: the last good blend stays
+            return self._blank()
+        return mix_embeddings(
+            [embedding for embedding, _ in shares],
+            [weight for _, weight in shares],
+            settings.blend,
+            normalize=settings.normalize,
+            blank=self._blank(),
+        )
+
+    def _blank(self) -> TextEmbedding:
+        assert self._empty is not None
+        return self._empty
+
+
+def mix_embeddings(
+    embeddings: list[TextEmbedding],
+    weights: list[float],
+    blend: Blend,
+    *,
+    normalize: bool = True,
+    blank: TextEmbedding | None = None,
+) -> TextEmbedding:
+    """One embedding from weighted ones, tokens and pooled alike (section 2.8).
+
+    slerp turns each token on its own, the norm going straight; linear is the weighted mean. Without
+    ``normalize`` the result is multiplied by the sum of the weights. One embedding of weight 1 is itself.
+    """
+    factor = 1.0 if normalize else sum(weights)
+    if len(embeddings) == 1 and factor == 1.0:
+        return embeddings[0]
+    if blank is not None:
+        embeddings = [_lengthened(e, max(x.tokens.shape[1] for x in embeddings), blank) for e in embeddings]
+    elif len({e.tokens.shape[1] for e in embeddings}) > 1:
+        longest = max(e.tokens.shape[1] for e in embeddings)
+        embeddings = [_lengthened(e, longest, None) for e in embeddings]
+    tokens = _mix([e.tokens for e in embeddings], weights, blend)
+    pooled = [e.pooled for e in embeddings if e.pooled is not None]
+    mixed = _mix(pooled, weights, blend) if len(pooled) == len(embeddings) else None
+    return TextEmbedding(tokens * factor, None if mixed is None else mixed * factor)
+
+
+def _mix(tensors: list[Tensor], weights: list[float], blend: Blend) -> Tensor:
+    total = sum(weights)
+    wide = [tensor if tensor.dtype == torch.float64 else tensor.float() for tensor in tensors]
+    if blend == "linear":
+        mixed = sum((t * (w / total) for t, w in zip(wide, weights, strict=True)), torch.zeros_like(wide[0]))
+        return mixed.to(tensors[0].dtype)
+    mixed, so_far = wide[0], weights[0]
+    for tensor, weight in zip(wide[1:], weights[1:], strict=True):
+        so_far += weight
+        mixed = slerp_tokens(mixed, tensor, weight / so_far)
+    return mixed.to(tensors[0].dtype)
+
+
+def slerp_tokens(a: Tensor, b: Tensor, share: float) -> Tensor:
+    """Turn each vector of the last axis from ``a`` to ``b``; its norm goes straight from one to the other."""
+    norm_a = a.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    norm_b = b.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    unit_a, unit_b = a / norm_a, b / norm_b
+    angle = (unit_a * unit_b).sum(dim=-1, keepdim=True).clamp(-1.0, 1.0).acos()
+    sine = angle.sin()
+    straight = torch.lerp(unit_a, unit_b, share)
+    turned = (((1 - share) * angle).sin() * unit_a + (share * angle).sin() * unit_b) / sine.clamp_min(1e-12)
+    unit = torch.where(sine < 1e-4, straight, turned)
+    return unit * torch.lerp(norm_a, norm_b, share)
+
+
+def _equally_long(
+    a: TextEmbedding, b: TextEmbedding, blank: TextEmbedding
+) -> tuple[TextEmbedding, TextEmbedding]:
+    length = max(a.tokens.shape[1], b.tokens.shape[1])
+    return _lengthened(a, length, blank), _lengthened(b, length, blank)
+
+
+def _lengthened(embedding: TextEmbedding, length: int, blank: TextEmbedding | None) -> TextEmbedding:
+    """With empty chunks at the end; without a blank its own last chunk is repeated."""
+    missing = length - embedding.tokens.shape[1]
+    if missing <= 0:
+        return embedding
+    filler = embedding.tokens[:, -77:] if blank is None else blank.tokens
+    tokens = torch.cat([embedding.tokens, *([filler] * (missing // filler.shape[1]))], dim=1)
+    return TextEmbedding(tokens, embedding.pooled, embedding.cut)

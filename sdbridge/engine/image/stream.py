@@ -1,0 +1,274 @@
+"""The stream batch: n denoising steps of n different frames in one UNet call (section 2.2).
+
+Row ``r = step * F + f`` is frame ``f`` of the chunk that entered ``step`` ticks ago. What is kept between
+ticks is not the noised latent but every row's clean estimate x0 and predicted noise e, plus the source
+latent of each frame. So a change of levels, of their number, of seed or of guidance meets nothing stale:
+
+* levels change: the next tick noises x0 to the new level;
+* more steps: the oldest estimates are noised again for the new rows; fewer: the oldest frames leave out;
+* guidance: the closed form needs the source latent only.
+
+An empty row is filled from the newest frame (a_i z + b_i eps_i), at the start and after standing still,
+so no junk is ever decoded; outputs carry the tag of the frame they were made from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdbridge.engine.image.guidance import Guidance, guide, to_noise_and_clean, virtual_noise
+from sdbridge.engine.image.prompt import Conditioning
+from sdbridge.engine.image.schedule import StepPlan
+from sdbridge.engine.image.seams import Rows, StreamExtension, UnetCall
+
+
+@dataclass(frozen=True)
+class FrameTag:
+    """Who a frame is; ``luggage`` has one entry per extension."""
+
+    frame_id: int
+    received_at_ns: int
+    luggage: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Entering:
+    """F frames for row 0.
+
+    latent   ``[F, 4, h, w]`` what is noised: the clean latent, perhaps with feedback in it
+    source   ``[F, 4, h, w]`` the clean latent of the input itself (zeros in txt2img)
+    fills    empty rows may be filled from it (img2img); txt2img lets the pipe fill instead
+    """
+
+    latent: Tensor
+    source: Tensor
+    tags: tuple[FrameTag, ...]
+    fills: bool = True
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """F finished frames: their clean latent ``[F, 4, h, w]`` and who they are."""
+
+    latent: Tensor
+    tags: tuple[FrameTag, ...]
+
+
+class StreamBatch:
+    """Computes; decides nothing. One ``run`` is one UNet call."""
+
+    def __init__(self, model: Any, precision: torch.dtype | None = None) -> None:
+        """``precision`` of the sampler's own arithmetic: float32 (float64 for a float64 model)."""
+        self._model = model
+        self._device = model.device
+        self.precision = precision or (torch.float64 if model.dtype == torch.float64 else torch.float32)
+        self._plan: StepPlan | None = None
+        self._frames = 1
+        nothing = torch.zeros(0)
+        self._rows: Tensor = torch.zeros(7, 0)
+        self._timesteps: Tensor = nothing
+        self._noise: Tensor = nothing  # this and all below [R, 4, h, w]
+        self._clean: Tensor = nothing  # what each row was noised from
+        self._predicted: Tensor = nothing
+        self._source: Tensor = nothing
+        self._virtual: Tensor = nothing  # as source; in mode initialize what the negative prompt leads to
+        self._next_clean: Tensor = nothing  # estimates of the last run, for the rows after theirs
+        self._next_predicted: Tensor = nothing
+        self._shape = (0, 0, 0)
+        self._tags: list[tuple[FrameTag, ...] | None] = []
+        self.prepared = 0  # times that shapes or lengths changed
+
+    @property
+    def steps(self) -> int:
+        return len(self._tags)
+
+    @property
+    def frames(self) -> int:
+        return self._frames
+
+    @property
+    def empty(self) -> bool:
+        """True when no frame is inside that has not left yet."""
+        return all(tags is None for tags in self._tags[:-1])
+
+    def clear(self) -> None:
+        """Forget every frame; the next one fills all rows."""
+        self._tags = [None] * len(self._tags)
+
+    def prepare(self, plan: StepPlan, frames: int, shape: tuple[int, int, int]) -> None:
+        """Follow a new plan, frame batch or latent shape ``(4, h, w)``. Cheap unless a length changes."""
+        if frames != self._frames or shape != self._shape:
+            self._frames, self._shape = frames, shape
+            self._allocate(plan.count)
+        elif plan.count != self.steps:
+            self._change_length(plan.count)
+        if plan != self._plan or self._rows.shape[1] != plan.count * frames:
+            self._plan = plan
+            self._rows = self._coefficients(plan)
+            self._timesteps = torch.tensor(plan.timesteps, device=self._device).repeat_interleave(frames)
+
+    def set_noise(self, noise: Tensor) -> None:
+        """Noise ``[n, 4, h, w]`` for the steps; all F frames of a step share it, as they would one by one."""
+        wide = noise.to(device=self._device, dtype=self.precision, non_blocking=True)
+        self._noise = wide if self._frames == 1 else wide.repeat_interleave(self._frames, dim=0)
+
+    def run(
+        self,
+        entering: Entering | None,
+        guidance: Guidance,
+        conditioning: Conditioning,
+        denoise: Callable[[UnetCall], Tensor],
+        extensions: Sequence[StreamExtension] = (),
+        added_cond: Callable[[Tensor | None, int], dict[str, Tensor]] | None = None,
+        timestep_cond: Tensor | None = None,
+    ) -> Leaving | None:
+        """Advance every frame by one step; None when the oldest row was empty.
+
+        ``entering`` None drains: row 0 stays empty and its result is thrown away.
+        """
+        assert self._plan is not None
+        self._shift_in(entering)
+        alpha, sigma, keep, replay, fresh, c_skip, c_out = self._rows.unbind(0)
+        latents = keep * self._clean + replay * self._predicted + fresh * self._noise
+        frames, count = self._frames, latents.shape[0]
+        extra = guidance.extra_rows(self.steps, frames)
+        rows = Rows(
+            latents=latents,
+            timesteps=self._timesteps,
+            timesteps_host=tuple(t for t in self._plan.timesteps for _ in range(frames)),
+            fraction=tuple(1 - (t + 1) / 1000 for t in self._plan.timesteps for _ in range(frames)),
+            luggage=(),
+            source=self._source,
+            mirrors=(*range(count), *range(extra)),
+            guidance_rows=extra,
+            alpha=alpha,
+            sigma=sigma,
+            frames=frames,
+        )
+        call = self._call(latents, extra, conditioning, added_cond, timestep_cond)
+        seen = [replace(rows, luggage=self._luggage(index)) for index in range(len(extensions))]
+        for extension, own in zip(extensions, seen, strict=True):
+            call = extension.unet_inputs(own, call)
+        out = denoise(call).to(self.precision)
+        noise, clean = self._estimate(out, latents, alpha, sigma, guidance, extra)
+        if self._plan.sampler == "lcm":
+            clean = c_out * clean + c_skip * latents
+        kept = clean
+        for extension, own in zip(extensions, seen, strict=True):
+            kept = extension.after_x0(own, kept)
+        if kept is not clean:  # the noise that leads from the changed estimate back to this latent
+            noise = (latents - alpha * kept) / sigma
+        self._next_clean, self._next_predicted = kept, noise
+        tags = self._tags[-1]
+        if tags is None:
+            return None
+        return Leaving(kept[-frames:], tags)
+
+    def _estimate(
+        self, out: Tensor, latents: Tensor, alpha: Tensor, sigma: Tensor, guidance: Guidance, extra: int
+    ) -> tuple[Tensor, Tensor]:
+        """Guided noise and clean estimate of the conditioned rows."""
+        count, prediction = latents.shape[0], self._model.prediction
+        noise, clean = to_noise_and_clean(out[:count], latents, alpha, sigma, prediction)
+        if not guidance.active:
+            return noise, clean
+        if guidance.mode == "full":
+            other_noise, other_clean = to_noise_and_clean(out[count:], latents, alpha, sigma, prediction)
+            return guide(guidance, noise, other_noise), guide(guidance, clean, other_clean)
+        if guidance.mode == "initialize":
+            _, virtual = to_noise_and_clean(
+                out[count:], latents[:extra], alpha[:extra], sigma[:extra], prediction
+            )
+            self._virtual = torch.cat([virtual, self._virtual[extra:]])
+        unconditioned = guidance.delta * virtual_noise(latents, self._virtual, alpha, sigma)
+        other_clean = (latents - sigma * unconditioned) / alpha
+        guided = unconditioned + guidance.scale * (noise - unconditioned)
+        return guided, other_clean + guidance.scale * (clean - other_clean)
+
+    def _shift_in(self, entering: Entering | None) -> None:
+        """Move every frame one step on and put the entering ones, or nothing, into row 0."""
+        frames = self._frames
+        first = self._clean[:frames] if entering is None else entering.latent.to(self.precision)
+        source = self._source[:frames] if entering is None else entering.source.to(self.precision)
+        self._clean = torch.cat([first, self._next_clean[:-frames]])
+        self._predicted = torch.cat([self._noise[:frames], self._next_predicted[:-frames]])
+        self._source = torch.cat([source, self._source[:-frames]])
+        self._virtual = torch.cat([first, self._virtual[:-frames]])
+        self._tags = [None if entering is None else entering.tags, *self._tags[:-1]]
+        if entering is None or not entering.fills:
+            return
+        for step in range(1, self.steps):
+            if self._tags[step] is None:
+                here = slice(step * frames, (step + 1) * frames)
+                self._clean[here], self._predicted[here] = first, self._noise[here]
+                self._source[here], self._virtual[here] = source, first
+                self._tags[step] = entering.tags
+
+    def _call(
+        self,
+        latents: Tensor,
+        extra: int,
+        conditioning: Conditioning,
+        added_cond: Callable[[Tensor | None, int], dict[str, Tensor]] | None,
+        timestep_cond: Tensor | None,
+    ) -> UnetCall:
+        count = latents.shape[0]
+        sample = latents if extra == 0 else torch.cat([latents, latents[:extra]])
+        timesteps = self._timesteps if extra == 0 else torch.cat([self._timesteps, self._timesteps[:extra]])
+        tokens = conditioning.positive.tokens.expand(count, -1, -1)
+        pooled = conditioning.positive.pooled
+        rows_pooled = None if pooled is None else pooled.expand(count, -1)
+        if extra:
+            tokens = torch.cat([tokens, conditioning.negative.tokens.expand(extra, -1, -1)])
+            other = conditioning.negative.pooled
+            if rows_pooled is not None and other is not None:
+                rows_pooled = torch.cat([rows_pooled, other.expand(extra, -1)])
+        return UnetCall(
+            sample=sample.to(self._model.dtype),
+            timesteps=timesteps,
+            encoder_hidden_states=tokens,
+            added_cond={} if added_cond is None else added_cond(rows_pooled, count + extra),
+            timestep_cond=None if timestep_cond is None else timestep_cond.expand(count + extra, -1),
+        )
+
+    def _luggage(self, extension: int) -> tuple[Any, ...]:
+        found: list[Any] = []
+        for tags in self._tags:
+            found += [None] * self._frames if tags is None else [tag.luggage[extension] for tag in tags]
+        return tuple(found)
+
+    def _coefficients(self, plan: StepPlan) -> Tensor:
+        """``[7, R, 1, 1, 1]``: alpha, sigma, keep, replay, fresh, c_skip, c_out of every row."""
+        table = (plan.alpha, plan.sigma, plan.keep, plan.replay, plan.fresh, plan.c_skip, plan.c_out)
+        host = torch.tensor(table, dtype=torch.float64).repeat_interleave(self._frames, dim=1)
+        wide = host.to(self.precision)[:, :, None, None, None]
+        if self._device.type == "cuda":
+            wide = wide.pin_memory()
+        return wide.to(self._device, non_blocking=True)
+
+    def _allocate(self, steps: int) -> None:
+        """New shapes: nothing that was inside fits any more."""
+        self.prepared += 1
+        count = steps * self._frames
+        zeros = torch.zeros(count, *self._shape, device=self._device, dtype=self.precision)
+        self._clean = self._predicted = self._source = self._virtual = zeros
+        self._next_clean = self._next_predicted = self._noise = zeros
+        self._rows = torch.zeros(7, 0)
+        self._tags = [None] * steps
+
+    def _change_length(self, steps: int) -> None:
+        """More rows get the oldest estimates again; with fewer the oldest frames leave without a picture."""
+        self.prepared += 1
+        old, frames = self.steps, self._frames
+        # after the next shift row i holds what row i - 1 holds now, so the last row's values are spare
+        take = torch.tensor([min(step, old - 1) for step in range(steps)], device=self._device)
+        rows = (take[:, None] * frames + torch.arange(frames, device=self._device)).reshape(-1)
+        for name in ("_clean", "_predicted", "_source", "_virtual", "_next_clean", "_next_predicted"):
+            setattr(self, name, getattr(self, name)[rows])
+        self._noise = self._noise[rows]
+        self._tags = [self._tags[min(step, old - 1)] for step in range(steps)]
