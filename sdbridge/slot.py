@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import secrets
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker, shared_memory
@@ -26,6 +28,8 @@ BUFFER_HEADER_BYTES = 64
 _VERSION, _CAPACITY, _BUFFERS, _LATEST = 2, 3, 4, 5
 _WRITES, _DROPS = 3, 4
 _TAKEN = 5  # in the spare bytes: number of the write that the counting reader took last
+_WRITER = 6  # in the spare bytes: process id of the creator, so that a left-over block can be told
+_BORN = 7  # in the spare bytes: when it was created, so that a new block of an old name can be told
 # Places in a buffer's own header.
 _SEQUENCE, _FRAME_ID, _RECEIVED, _REVISION = 0, 1, 2, 3
 _WIDTH, _HEIGHT = 8, 9
@@ -107,6 +111,7 @@ class SharedSlot:
         block = shared_memory.SharedMemory(name or f"sdb_{secrets.token_hex(6)}", create=True, size=size)
         slot = cls(block, owner=True, counting=False)
         slot._words[_VERSION], slot._words[_CAPACITY], slot._words[_BUFFERS] = VERSION, capacity, BUFFERS
+        slot._longs[_WRITER], slot._longs[_BORN] = os.getpid(), time.time_ns()
         slot._memory[:8] = MAGIC
         return slot
 
@@ -134,6 +139,16 @@ class SharedSlot:
         """Frames replaced before the counting reader took them, those it has yet to notice included."""
         writes, taken, drops = (int(self._longs[at]) for at in (_WRITES, _TAKEN, _DROPS))
         return drops + max(0, writes - taken - 1)
+
+    @property
+    def writer(self) -> int:
+        """Process id of the creator; 0 if it did not say."""
+        return int(self._longs[_WRITER])
+
+    @property
+    def born(self) -> int:
+        """When the block was created, which no other block of the same name shares; 0 if unsaid."""
+        return int(self._longs[_BORN])
 
     def fits(self, frame: Frame) -> bool:
         return frame.pixels.nbytes <= self.capacity

