@@ -6,6 +6,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Self
@@ -13,13 +14,16 @@ from typing import Self
 from sdbridge import __version__, paths
 from sdbridge.clock import Clock, SystemClock
 from sdbridge.config import Config
+from sdbridge.engine.interface import EngineStats
 from sdbridge.engine.pipe import Wake
-from sdbridge.engine.running import RunningEngine
+from sdbridge.engine.running import Patience, RunningEngine
 from sdbridge.frame import Frame, Role
+from sdbridge.instance import Instance
 from sdbridge.output import OutputLoop
 from sdbridge.parameters.show import Show
 from sdbridge.parameters.store import Change, ParameterStore
 from sdbridge.status import Status
+from sdbridge.surfaces import free_port, open_surfaces
 from sdbridge.textures.desk import TextureDesk
 from sdbridge.textures.supply import Textures
 from sdbridge.textures.threads import Outgoing, SendThread
@@ -57,12 +61,23 @@ class Bridge:
         self._safe_mode = False
         self._stopping = threading.Event()
         self._closed = False
+        self._panicked = threading.Event()
+        self._stack = ExitStack()
         self._began_ns = self.clock.now_ns()
+        self._schema = self.store.table.schema_hash()
         self._set_initial_values()
         folder = Path(config.presets_dir).expanduser() if config.presets_dir else paths.presets_dir()
         self.show = Show(self.store, folder, self.clock, config.cues)
         self._ready = Wake()
-        self.engine = RunningEngine(config.engine, self.store, self.clock, self._ready, self.note_error)
+        self.engine = RunningEngine(
+            config.engine,
+            self.store,
+            self.clock,
+            self._ready,
+            self.note_error,
+            stall_s=config.hold.stall_s,
+            restarts_a_minute=config.hold.restarts_a_minute,
+        )
         self.output = OutputLoop(self.engine, self.store, self.clock, self._ready)
         self.textures = TextureDesk(
             config, self.clock, self.engine, self.output.set_senders, self._on_sent, self.note_error, textures
@@ -94,18 +109,38 @@ class Bridge:
         self.close()
 
     def start(self) -> None:
-        """Start everything. Returns at once; the engine loads while the output already runs."""
+        """Start everything. Returns at once; the engine loads while the output already runs.
+
+        Raises SdbridgeError if another bridge runs on this port (SDB-INSTANCE-RUNNING) or another
+        program holds it; then nothing was started.
+        """
+        if self.config.port == 0:
+            self.config = self.config.model_copy(update={"port": free_port(self.config.lan)})
+        self.port = self.config.port
+        if self._with_control:
+            self._stack.enter_context(Instance(self.port, self.config.name))
+            self._stack.enter_context(open_surfaces(self))
         self.engine.start()
         self.textures.start()
         self.output.start()
         self._ticker.start()
 
     def run(self, frames: int | None = None) -> Status:
-        """Block until ``stop`` is called or ``frames`` output frames went out; the status at that moment."""
+        """Block until ``stop`` is called or ``frames`` output frames went out; the status at that moment.
+
+        Frames count from the first generated one on, so that a run over a few frames has seen the
+        engine at work; if none can come (the engine was given up, or no input arrives for
+        10 seconds), from then on.
+        """
+        counted_from: int | None = None
+        waiting = Patience(self.clock)
         while not self._stopping.is_set():
-            if frames is not None and self.output.frames_out >= frames:
-                break
-            self._stopping.wait(0.02)
+            if counted_from is None and (self.output.frames_made or waiting.is_over(self.engine)):
+                counted_from = self.output.frames_out
+            if frames is not None and counted_from is not None:
+                if self.output.frames_out - counted_from >= frames:
+                    break
+            self._stopping.wait(0.01)
         status = self.status()
         self.stop()
         return status
@@ -124,7 +159,7 @@ class Bridge:
         self.engine.kill()
 
     def close(self) -> None:
-        """Stop and release everything, in the reverse order of ``start``."""
+        """Stop and release everything, in the reverse order of ``start``. May be called twice."""
         self._stopping.set()
         if self._closed:
             return
@@ -133,6 +168,7 @@ class Bridge:
         self.show.close()
         if self._ticker.is_alive():
             self._ticker.join(2.0)
+        self._stack.close()
         self.output.stop()
         self.textures.stop()
         self.engine.stop()
@@ -142,21 +178,28 @@ class Bridge:
         while not self._stopping.is_set():
             self.clock.sleep(TICK_S)
             try:
-                self.show.tick()
+                self._tick()
             except Exception:  # edge: the ticker serves every surface; one bad tick must not end it
                 log.exception("a tick failed")
+
+    def _tick(self) -> None:
+        if self._panicked.is_set():
+            self._panicked.clear()
+            self.store.set("output.black", True, "panic")
+        self.show.tick()
 
     # --- what control surfaces ask (control/view.py) ---
 
     def status(self) -> Status:
         now = self.clock.now_ns()
         client = self.engine.client
+        stats = client.stats if client is not None else EngineStats()
         return Status(
             state=str(self.engine.state),
             output=str(self.output.state),
             frames_in=self.textures.frames_in,
             frames_out=self.output.frames_out,
-            dropped=client.dropped if client is not None else 0,
+            dropped=self.engine.dropped,
             held=self.output.held,
             fps=self.output.rate.rate(now),
             fps_in=self.textures.fps_in,
@@ -165,14 +208,25 @@ class Bridge:
             revision=self.store.revision,
             errors=tuple(self._errors),
             uptime_s=(now - self._began_ns) / 1e9,
-            engine_kind=self.config.engine.kind,
-            safe_mode=self._safe_mode,
-            preset=self.show.preset,
-            cue=self.show.cue,
+            engine_kind=client.spec.kind if client is not None else self.config.engine.kind,
+            engine_line=self.engine.line,
+            model=client.config.model if client is not None else self.config.engine.model,
+            device=client.report.device if client is not None and client.report is not None else "",
+            tick_ms=stats.tick_ms,
+            parts_ms=dict(stats.parts_ms),
+            vram_mb=stats.vram_mb,
+            vram_total_mb=stats.vram_total_mb,
+            pipeline_ticks=client.spec.pipeline_ticks if client is not None else 0,
+            restarts=self.engine.restarts,
+            safe_mode=self._safe_mode or self.engine.safe_mode,
+            unused=stats.unused,
             inputs=self.textures.inputs(),
             outputs=self.textures.outputs(),
+            progress=self.engine.progress(),
+            preset=self.show.preset,
+            cue=self.show.cue,
             version=__version__,
-            schema=self.store.table.schema_hash(),
+            schema=self._schema,
         )
 
     def input_frame(self, role: Role = "main") -> Frame | None:
@@ -217,4 +271,9 @@ class Bridge:
             self.output.latency.add(age_ns / 1e6)
 
     def _on_change(self, change: Change) -> None:
+        """In the setter's thread, so nothing here may wait."""
+        if "panic" in change.triggers:
+            self.output.cut()
+            self.engine.reset("soft")  # what is in its queues is not to be seen any more
+            self._panicked.set()  # black is set at the next tick: no writes while being told
         self.engine.change(change)

@@ -93,6 +93,14 @@ _kind("SDB-TEXTURE-UNAVAILABLE", "Run `sdbridge doctor` for what is missing.")
 _kind("SDB-TEXTURE-NAME", "Give each output a name of its own.")
 _kind("SDB-TEXTURE-OPTION", "Mend the option in the configuration; configs/ has examples.")
 # --- slots, engine and supervision ---
+_kind("SDB-PORT-NONE", "Name a free port with --port.", "Nothing was started.")
+_kind(
+    "SDB-INSTANCE-RUNNING",
+    "Open its page, stop it, or start a second one with another --port.",
+    "The running one goes on; nothing was started.",
+)
+_kind("SDB-INSTANCE-WRITE", "Free the disk or mend the rights of the folder.")
+_kind("SDB-SERVICE-REFUSED", "Read what the system said above.", "Nothing was changed.")
 _kind(
     "SDB-SLOT-LAYOUT", "Give the name of a slot that sdbridge made.", "Nothing changed; the output goes on."
 )
@@ -109,6 +117,29 @@ _kind(
     "The last good frame is held.",
 )
 _kind("SDB-TEXTURE-FAULT", "See the log for the trace; it is opened again every second.")
+_kind("SDB-ENGINE-STALLED", "It is restarted by itself.", "The last frame is held meanwhile.")
+_kind("SDB-ENGINE-SILENT", "It is restarted by itself.", "The last frame is held meanwhile.")
+_kind(
+    "SDB-ENGINE-LASTGOOD",
+    "The values that last streamed well are back; change one at a time to find the culprit.",
+    "The last frame is held until it streams.",
+)
+_kind(
+    "SDB-ENGINE-SAFEMODE",
+    "It starts with the defaults; recall a preset once it streams.",
+    "The last frame is held until it streams.",
+)
+_kind(
+    "SDB-ENGINE-GIVENUP",
+    "See the log, then send /sdbridge/engine/start.",
+    "The output follows the hold policy until then.",
+)
+_kind(
+    "SDB-ENGINE-BESIDE",
+    "Nothing to do: the old one ends first, then the new one loads.",
+    "The last frame is held meanwhile.",
+)
+_kind("SDB-ENGINE-RELOAD", "Check the model's name and files.", "The engine that ran before goes on.")
 _kind("SDB-ENGINE-DIED", "It is restarted by itself.", "The last frame is held meanwhile.")
 
 # --- models and the image engine ---

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -42,6 +43,7 @@ class OutputLoop:
         self._newest: Frame | None = None
         self._control: Frame | None = None
         self._unsent = False
+        self._cut = False
         self._previews: dict[Role, PreviewRelay] = {
             "generated": PreviewRelay(clock),
             "control": PreviewRelay(clock),
@@ -67,6 +69,12 @@ class OutputLoop:
         if self._thread.is_alive():
             self._thread.join(2.0)
 
+    def cut(self) -> None:
+        """Black from this moment on, until ``output.black`` was set and released again."""
+        self._cut = True
+        self._newest = None
+        self._ready.set()
+
     def set_senders(self, slots: tuple[tuple[Role, LatestSlot[Outgoing]], ...]) -> None:
         """Who gets the pictures from now on."""
         self._slots = slots
@@ -79,6 +87,7 @@ class OutputLoop:
         while not self._stopping.is_set():
             values, _revision = self._store.snapshot()
             settings, fps = HoldSettings.of(values), float(values["output.fps"])
+            self._cut = self._cut and not settings.black
             wait_s = (self._pace.due_ns(fps) - self._clock.now_ns()) / 1e9
             self._ready.wait(min(max(wait_s, 0.0), 0.1))
             try:
@@ -95,7 +104,10 @@ class OutputLoop:
             self.frames_made += 1
             self._policy.frame_came(now, settings)
         self._control = self._engine.take("control") or self._control
-        if not self._pace.is_due(now, self._unsent, fps):
+        if self._cut:
+            settings = replace(settings, black=True)
+        urgent = self._cut and self.state is not OutputState.BLACK
+        if not urgent and not self._pace.is_due(now, self._unsent, fps):
             return
         new, self._unsent = self._unsent, False
         self._send(self._paint(self._policy.decide(now, settings), settings.action), new)

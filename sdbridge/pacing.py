@@ -24,7 +24,7 @@ class OutputPace:
             return self._beat_ns + int(1e9 / fps)
         wait_s = 1 / REPEAT_FPS
         if not self._repeating:
-            wait_s = min(max(wait_s, 1.25 * self._interval_s), LONGEST_WAIT_S)
+            wait_s = min(max(wait_s, 1.5 * self._interval_s), LONGEST_WAIT_S)
         return self._sent_ns + int(wait_s * 1e9)
 
     def is_due(self, now_ns: int, new: bool, fps: float) -> bool:

@@ -88,7 +88,8 @@ class SharedSlot:
 
     def __init__(self, block: shared_memory.SharedMemory, owner: bool, counting: bool) -> None:
         self._block = block
-        self._memory: Any = block.buf
+        memory: Any = block.buf
+        self._memory = memory
         self._owner = owner
         self._counting = counting
         self._lock = threading.Lock()  # write, take and close of this object, never across processes
