@@ -161,6 +161,13 @@ _kind("SDB-ENGINE-ACCELERATION", "Set engine.acceleration to auto.", _HELD)
 _kind("SDB-ENGINE-STEPS", 'Send rising whole numbers such as "16,32".', "The steps stay as they were.")
 _kind("SDB-ENGINE-SIZE", "Send a multiple of 8 (64 is best with SDXL).", "The size stays as it was.")
 _kind("SDB-PROMPT-WEIGHTS", "Raise the weight of one prompt.", "The last blend stays.")
+_kind(
+    "SDB-PULL-UNKNOWN", "See `sdbridge pull` for what there is, or give owner/name.", "Nothing was fetched."
+)
+_kind("SDB-PULL-NETWORK", "Check the network; the next pull goes on where this one stopped.")
+_kind("SDB-PULL-GATED", "Accept the licence on its page, then run `hf auth login`.", "Nothing was fetched.")
+_kind("SDB-PULL-DISK", "Free some disk, or set SDBRIDGE_HOME to a larger one.", "Nothing was fetched.")
+_kind("SDB-PULL-DAMAGED", "Pull again; the damaged file has been deleted.")
 
 
 class SdbridgeError(Exception):

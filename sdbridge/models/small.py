@@ -15,7 +15,7 @@ import torch
 Family = Literal["sd15", "sd21", "sdxl", "sd15-inpaint"]
 Distilled = Literal["", "lcm", "turbo"]
 
-WIDTH = 32  # of the text encoders, hence of cross-attention (SDXL: twice that)
+WIDTH = 24  # of the text encoders, hence of cross-attention (SDXL: twice that)
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 _TWO_LETTER_MERGES = ("t h", "i n", "a n", "e r", "o n", "r e", "a t", "e n")
 
