@@ -98,6 +98,22 @@ class CueConfig(_Section):
     follow: float | None = Field(default=None, ge=0)
 
 
+class OscSection(_Section):
+    """OSC beyond the one port: OSC over TCP, and surfaces that cannot ask for feedback themselves."""
+
+    tcp_port: int | None = Field(default=None, ge=0, le=65535)
+    feedback: tuple[str, ...] = ()
+
+    @field_validator("feedback")
+    @classmethod
+    def _feedback_names_ports(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
+        for target in targets:
+            host, _, port = target.rpartition(":")
+            if not host or not port.isdigit() or not 0 < int(port) < 65536:
+                raise ValueError(f"{target!r} must read address:port, such as 192.168.1.20:9001")
+        return targets
+
+
 class Config(_Section):
     """The whole file. Features add keys under their own key only."""
 
@@ -114,7 +130,7 @@ class Config(_Section):
     hold: HoldSection = HoldSection()
     log: LogSection = LogSection()
     compat: tuple[str, ...] = ()
-    osc: dict[str, Any] = Field(default_factory=dict)
+    osc: OscSection = OscSection()
     midi: dict[str, Any] = Field(default_factory=dict)
     dmx: dict[str, Any] = Field(default_factory=dict)
 

@@ -168,6 +168,26 @@ _kind("SDB-PULL-NETWORK", "Check the network; the next pull goes on where this o
 _kind("SDB-PULL-GATED", "Accept the licence on its page, then run `hf auth login`.", "Nothing was fetched.")
 _kind("SDB-PULL-DISK", "Free some disk, or set SDBRIDGE_HOME to a larger one.", "Nothing was fetched.")
 _kind("SDB-PULL-DAMAGED", "Pull again; the damaged file has been deleted.")
+# --- OSC ---
+_kind("SDB-OSC-PORT", "Close the other program, or give another port with --port.", "Nothing was started.")
+_kind(
+    "SDB-OSC-MALFORMED",
+    "Check that the sender speaks OSC 1.0 or 1.1.",
+    "Nothing changed; the output goes on.",
+)
+_kind("SDB-OSC-UNKNOWN", "See `sdbridge osc` for every address.", "Nothing changed; the output goes on.")
+_kind("SDB-OSC-USAGE", "See docs/osc.md for the arguments.", "Nothing changed; the output goes on.")
+_kind("SDB-OSC-PATTERN", "Send a plain address or a simpler pattern.", "Nothing changed; the output goes on.")
+_kind(
+    "SDB-OSC-DATED",
+    "Set both machines' clocks, or date bundles nearer.",
+    "Nothing changed; the output goes on.",
+)
+_kind(
+    "SDB-OSC-SUBSCRIBE",
+    "Send /sdbridge/subscribe port prefix seconds.",
+    "Nothing changed; the output goes on.",
+)
 
 
 class SdbridgeError(Exception):

@@ -4,31 +4,34 @@ from __future__ import annotations
 
 from sdbridge import paths
 from sdbridge.commands.say import ERR, OUT, print_json, print_table
-from sdbridge.parameters.presets import PresetLibrary
+from sdbridge.parameters.presets import PresetFolder
 
 
 def run_presets(action: str, name: str, new_name: str, as_json: bool) -> int:
     """list | show NAME | delete NAME | rename NAME NEW. Exit 2 for anything else."""
-    library = PresetLibrary(paths.presets_dir())
+    folder = PresetFolder(paths.presets_dir())
     if action == "list":
-        names = library.names()
+        presets = folder.list()
         if as_json:
-            print_json(list(names))
-        elif names:
-            print_table(("number", "name"), [(str(i), n) for i, n in enumerate(names, 1)])
+            print_json([{"number": p.number, "name": p.name, "file": p.file, "error": p.error} for p in presets])
+        elif presets:
+            print_table(
+                ("number", "name", "file"),
+                [(str(p.number), p.name, f"{p.file}  {p.error}".strip()) for p in presets],
+            )
         else:
             OUT.print(
                 f"No presets yet in {paths.presets_dir()}. Save one on the page or by /sdbridge/preset/save."
             )
         return 0
     if action == "show" and name:
-        print_json(dict(library.load(name).values))
+        print_json(dict(folder.find(name).values))
         return 0
     if action == "delete" and name:
-        library.delete(name)
+        folder.delete(name)
         return 0
     if action == "rename" and name and new_name:
-        library.rename(name, new_name)
+        folder.rename(name, new_name)
         return 0
     ERR.print("Usage: sdbridge presets [list | show NAME | delete NAME | rename NAME NEW]")
     return 2
