@@ -277,9 +277,8 @@ def write_whole(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         _replace(unfinished, path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+    finally:
+        unfinished.unlink(missing_ok=True)  # gone already where all went well
     if os.name == "posix":  # the new name itself must reach the disk; Windows has no such call
         folder = os.open(path.parent, os.O_RDONLY)
         try:
