@@ -197,9 +197,9 @@ class FakeTextures(Textures):
 class FakeEngine:
     """An engine without a model: inverts the colours and paints parameters where tests can read them.
 
-    Pixel (0, 1) holds strength in its red (0 to 255) and the first seed in its green. Options in
-    the config's ``engine.options``: ``pipeline`` ticks that a frame stays inside, ``load_s``,
-    ``tick_s``.
+    Pixel (0, 1) holds strength in its red (0 to 255), the first seed in its green and the number of
+    triggers so far in its blue. Options in the config's ``engine.options``: ``pipeline`` ticks that
+    a frame stays inside, ``load_s``, ``tick_s``.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -240,6 +240,8 @@ class FakeEngine:
         pixels = frame.pixels.copy()
         pixels[1:, :, :3] = 255 - pixels[1:, :, :3]
         strength, seed = float(self._values.get("strength", 0.0)), int(self._values.get("seed.1.value", 0))
+        if self._values.get("post.upscale") == "2x":
+            pixels = pixels.repeat(2, axis=0).repeat(2, axis=1)
         pixels[0, 1] = (round(strength * 255), seed % 256, len(self.triggers) % 256, 255)
         return Frame(pixels, frame.frame_id, frame.received_at_ns)
 

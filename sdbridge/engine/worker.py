@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 FAILURES_ALLOWED = 10
 #: Without input for so long (or three frame times) what is still inside the pipe is brought out.
 IDLE_S = 0.1
+#: A frame waits so long for a change that was sent before it and is still in the pipe.
+CHANGE_S = 1.0
 #: Rate of pictures made from the prompt alone while ``output.fps`` is 0.
 FREE_RUNNING_FPS = 60.0
 #: Parameters that the loop reads itself; engines never see these.
@@ -233,7 +235,7 @@ class EngineLoop:
 
     def _apply(self, engine: Engine, revision: int) -> None:
         """The frame edge: everything that was said before the frame at hand, bundles together."""
-        changes = self._inbox.changes(revision, timeout_s=0.05)
+        changes = self._inbox.changes(revision, timeout_s=CHANGE_S)
         for how in self._inbox.resets():
             engine.reset(how)
             self._inlet.forget()
