@@ -119,9 +119,7 @@ class SharedSlot:
     @classmethod
     def attach(cls, name: str, counting: bool = True) -> SharedSlot:
         """Open another's block. ``counting`` readers keep the drop count; let only one do so."""
-        with _untracked(name):
-            block = shared_memory.SharedMemory(name)
-        return cls(block, owner=False, counting=counting)
+        return cls(attach_block(name), owner=False, counting=counting)
 
     @property
     def name(self) -> str:
@@ -244,6 +242,12 @@ class SharedSlot:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def attach_block(name: str) -> shared_memory.SharedMemory:
+    """Another program's block, which stays when this process ends. Raises FileNotFoundError."""
+    with _untracked(name):
+        return shared_memory.SharedMemory(name)
 
 
 _attach_lock = threading.Lock()

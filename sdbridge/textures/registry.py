@@ -18,7 +18,10 @@ RECEIVERS: Mapping[str, str] = MappingProxyType(
         "ndi": "sdbridge.textures.ndi.receiver:Receiver",
         "screen": "sdbridge.textures.screen:Receiver",
         "shared_memory": "sdbridge.textures.shared_memory:Receiver",
+        "spout": "sdbridge.textures.spout:Receiver",
+        "syphon": "sdbridge.textures.syphon:Receiver",
         "test_pattern": "sdbridge.textures.test_pattern:Receiver",
+        "touchdesigner_memory": "sdbridge.textures.touchdesigner_memory:Receiver",
         "video_file": "sdbridge.textures.video_file:Receiver",
     }
 )
@@ -30,6 +33,9 @@ SENDERS: Mapping[str, str] = MappingProxyType(
         "ndi": "sdbridge.textures.ndi.sender:Sender",
         "null": "sdbridge.textures.null:Sender",
         "shared_memory": "sdbridge.textures.shared_memory:Sender",
+        "spout": "sdbridge.textures.spout:Sender",
+        "syphon": "sdbridge.textures.syphon:Sender",
+        "touchdesigner_memory": "sdbridge.textures.touchdesigner_memory:Sender",
     }
 )
 

