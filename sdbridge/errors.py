@@ -188,6 +188,30 @@ _kind(
     "Send /sdbridge/subscribe port prefix seconds.",
     "Nothing changed; the output goes on.",
 )
+# --- conditioning: files, LoRAs, ControlNets, style images, masks ---
+_kind("SDB-FILE-MISSING", "Check the path.", "The slot stays as it was; the output goes on.")
+_kind(
+    "SDB-FILE-BROKEN",
+    "Copy or download the file again.",
+    "The slot stays as it was; the output goes on.",
+)
+_kind(
+    "SDB-FILE-PICKLE",
+    "Take a .safetensors file, or set engine.allow_pickle: true if you trust this one.",
+    "The slot stays as it was; the output goes on.",
+)
+_kind(
+    "SDB-PREPROCESS-NETWORK",
+    "Pull or name a network of that kind, or take another preprocessor.",
+    "That slot steers nothing meanwhile; the output goes on.",
+)
+_kind(
+    "SDB-LORA-FAMILY",
+    "Take a LoRA made for the model that runs.",
+    "The slot stays as it was; the output goes on.",
+)
+_kind("SDB-LORA-KEYS", "Take a file that holds a LoRA.", "The slot stays as it was; the output goes on.")
+_kind("SDB-CONDITION-FAULT", "This is a bug: send the trace in the log.")
 
 
 class SdbridgeError(Exception):

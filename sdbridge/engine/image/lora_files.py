@@ -1,0 +1,290 @@
+"""What a LoRA file changes: its keys grouped by layer, and the product that each layer adds to a tensor."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sdbridge.engine.image.lora_names import TensorNames
+from sdbridge.engine.image.weight_file import WeightFile, find_weights, read_weight_file
+from sdbridge.engine.image.weights import WeightStore
+from sdbridge.errors import SdbridgeError
+
+#: Endings of keys, by what they hold; longer ones first. What is left of a key names the layer.
+_ENDINGS: tuple[tuple[str, str], ...] = (
+    (".lora_linear_layer.down.weight", "down"),
+    (".lora_linear_layer.up.weight", "up"),
+    (".lora_A.default.weight", "down"),
+    (".lora_B.default.weight", "up"),
+    (".lora_down.weight", "down"),
+    (".lora_up.weight", "up"),
+    (".lora_mid.weight", "mid"),
+    (".lora.down.weight", "down"),
+    (".lora.up.weight", "up"),
+    (".lora_A.weight", "down"),
+    (".lora_B.weight", "up"),
+    (".down.weight", "down"),
+    (".up.weight", "up"),
+    (".alpha", "alpha"),
+    (".diff_b", "diff_b"),
+    (".diff", "diff"),
+    *(
+        (f".{word}", word)
+        for word in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
+    ),
+    *(
+        (f".{word}", word)
+        for word in ("lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b", "lokr_w1", "lokr_w2")
+    ),
+)
+_FAMILIES = {768: "SD 1.5", 1024: "SD 2.x", 2048: "SDXL"}
+_CROSS_ATTENTION = re.compile(r"attn2[._]to_[kv]\b|attn2[._](?:processor[._])?to_[kv]_lora|attn2_to_[kv]$")
+_OTHER_KINDS = {
+    "double_blocks": "Flux",
+    "single_transformer_blocks": "Flux",
+    "transformer.": "a transformer model (Flux, SD 3, ...)",
+    "joint_blocks": "SD 3",
+    "image_proj.": "an IP-Adapter",
+    "control_model.": "a ControlNet",
+    "controlnet_cond_embedding": "a ControlNet",
+    "model.diffusion_model.": "a whole checkpoint",
+}
+
+
+@dataclass(frozen=True)
+class LoraProducts:
+    """A LoRA ready to be mixed in: what it adds at weight 1 to each tensor, on the device.
+
+    ``unapplied`` lists every key of the file that found no place. ``scheduler_hint`` names the sampler
+    a distilled LoRA wants, or is empty.
+    """
+
+    path: Path
+    products: Mapping[str, Tensor]
+    applied: int
+    unapplied: tuple[str, ...]
+    scheduler_hint: str = ""
+
+    @property
+    def in_text_encoders(self) -> bool:
+        return any(name.startswith("text_encoder") for name in self.products)
+
+
+def load_lora(
+    path: Path, store: WeightStore, names: TensorNames, *, allow_pickle: bool = False
+) -> LoraProducts:
+    """Read the file and make its products. Slow: call it beside the frame loop.
+
+    Raises SDB-FILE-... for a file that cannot be read, SDB-LORA-FAMILY for one that fits another
+    family of models, SDB-LORA-KEYS for one without any key of a LoRA.
+    """
+    place = find_weights(path, "pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+    opened = read_weight_file(place, allow_pickle=allow_pickle)
+    layers, strangers = group(opened.tensors)
+    if not layers:
+        raise _no_lora(opened)
+    alpha_of = _alpha_source(opened)
+    products: dict[str, Tensor] = {}
+    unapplied: list[str] = list(strangers)
+    misfits: list[str] = []
+    applied = 0
+    for stem, pieces in layers.items():
+        module = names.find(stem)
+        made = make_products(pieces, alpha_of(stem)) if module else None
+        if module is None or not made:
+            unapplied += [f"{stem}{ending}" for ending in _endings(opened.tensors, stem)]
+            continue
+        for kind, product in made.items():
+            name = f"{module}.{kind}"
+            if name not in store or store.tensor(name).numel() != product.numel():
+                misfits.append(stem)
+                continue
+            ready = store.like(name, product)
+            products[name] = products[name] + ready if name in products else ready
+            applied += 1
+    if misfits or not products:
+        raise _wrong_family(opened, layers, misfits, store)
+    if next(iter(products.values())).is_cuda:
+        torch.cuda.synchronize()  # the frame loop may read them from another stream
+    return LoraProducts(place, products, applied, tuple(sorted(unapplied)), _scheduler_hint(opened, layers))
+
+
+def group(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], tuple[str, ...]]:
+    """Keys by layer: ``{layer: {down, up, alpha, ...}}``, and the keys that are of no known kind."""
+    layers: dict[str, dict[str, Tensor]] = {}
+    strangers: list[str] = []
+    for key, tensor in tensors.items():
+        for ending, piece in _ENDINGS:
+            if key.endswith(ending):
+                layers.setdefault(key.removesuffix(ending), {})[piece] = tensor
+                break
+        else:
+            strangers.append(key)
+    # An alpha alone is no layer: it belongs to a kind of layer that is not known here.
+    for stem in [stem for stem, pieces in layers.items() if pieces.keys() == {"alpha"}]:
+        del layers[stem]
+        strangers.append(f"{stem}.alpha")
+    return layers, tuple(strangers)
+
+
+def make_products(pieces: Mapping[str, Tensor], alpha: float | None) -> dict[str, Tensor]:
+    """What a layer adds at weight 1, in float32: ``{"weight": ...}`` and perhaps ``{"bias": ...}``.
+
+    alpha / rank scales it; a file without alpha means alpha = rank. Empty if pieces are missing.
+    """
+    made: dict[str, Tensor] = {}
+    if "alpha" in pieces:
+        alpha = float(pieces["alpha"].float().item())
+    for make in (_lora_product, _loha_product, _lokr_product):
+        found = make({key: piece.float() for key, piece in pieces.items()})
+        if found is not None:
+            product, rank = found
+            made["weight"] = product * (alpha / rank if alpha is not None and rank else 1.0)
+    if "diff" in pieces:
+        made["weight"] = pieces["diff"].float()
+    if "diff_b" in pieces:
+        made["bias"] = pieces["diff_b"].float()
+    return made
+
+
+def _lora_product(piece: Mapping[str, Tensor]) -> tuple[Tensor, int] | None:
+    """LoRA and LoCon: up times down, with a CP-decomposed kernel between them where there is one."""
+    if "down" not in piece or "up" not in piece:
+        return None
+    down, up = piece["down"], piece["up"]
+    rank = int(down.shape[0])
+    if "mid" in piece:
+        return torch.einsum("or,rskl,si->oikl", up.flatten(1), piece["mid"], down.flatten(1)), rank
+    product = up.flatten(1) @ down.flatten(1)
+    return product.reshape(up.shape[0], *down.shape[1:]), rank
+
+
+def _loha_product(piece: Mapping[str, Tensor]) -> tuple[Tensor, int] | None:
+    """LoHa: the elementwise product of two low-rank matrices (Hyeon-Woo et al., FedPara, 2021)."""
+    if not {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"} <= piece.keys():
+        return None
+    rank = int(piece["hada_w1_b"].shape[0])
+    if "hada_t1" in piece and "hada_t2" in piece:
+        halves = [
+            torch.einsum(
+                "rskl,si,ro->oikl", piece[f"hada_t{n}"], piece[f"hada_w{n}_b"], piece[f"hada_w{n}_a"]
+            )
+            for n in (1, 2)
+        ]
+        return halves[0] * halves[1], rank
+    one = piece["hada_w1_a"] @ piece["hada_w1_b"]
+    return one * (piece["hada_w2_a"] @ piece["hada_w2_b"]), rank
+
+
+def _lokr_product(piece: Mapping[str, Tensor]) -> tuple[Tensor, int] | None:
+    """LoKr: the Kronecker product of a small matrix with a large one, either of them perhaps low-rank."""
+    rank = 0
+    factors: list[Tensor] = []
+    for n in (1, 2):
+        if f"lokr_w{n}" in piece:
+            factors.append(piece[f"lokr_w{n}"])
+        elif f"lokr_w{n}_a" in piece and f"lokr_w{n}_b" in piece:
+            low, high = piece[f"lokr_w{n}_a"], piece[f"lokr_w{n}_b"]
+            rank = int(high.shape[0])
+            factors.append((low @ high.flatten(1)).reshape(low.shape[0], *high.shape[1:]))
+        else:
+            return None
+    one, other = factors
+    while one.dim() < other.dim():
+        one = one.unsqueeze(-1)
+    return torch.kron(one.contiguous(), other.contiguous()), rank
+
+
+def _alpha_source(opened: WeightFile) -> Callable[[str], float | None]:
+    """A layer's alpha where it is kept elsewhere: PEFT's config file, or diffusers' metadata in the file."""
+    settings: dict[str, object] = {}
+    beside = opened.path.with_name("adapter_config.json")
+    if "lora_adapter_metadata" in opened.metadata:
+        settings = _json(opened.metadata["lora_adapter_metadata"])
+    elif beside.is_file() and opened.path.name.startswith("adapter_model"):
+        settings = _json(beside.read_text(encoding="utf-8"))
+
+    def alpha_of(stem: str) -> float | None:
+        for prefix in ("unet.", "text_encoder_2.", "text_encoder.", ""):
+            if not stem.startswith(prefix):
+                continue
+            alpha = settings.get(f"{prefix}lora_alpha")
+            pattern = settings.get(f"{prefix}alpha_pattern")
+            for ending, value in pattern.items() if isinstance(pattern, dict) else ():
+                if stem.endswith(ending):
+                    alpha = value
+            if isinstance(alpha, int | float):
+                return float(alpha)
+        return None
+
+    return alpha_of
+
+
+def _json(text: str) -> dict[str, object]:
+    try:
+        read = json.loads(text)
+    except ValueError:
+        return {}
+    return read if isinstance(read, dict) else {}
+
+
+def _endings(tensors: Mapping[str, Tensor], stem: str) -> list[str]:
+    return [ending for ending, _ in _ENDINGS if f"{stem}{ending}" in tensors]
+
+
+def _scheduler_hint(opened: WeightFile, layers: Mapping[str, object]) -> str:
+    """A LoRA over convolutions and time projections without text parts distils a whole model.
+
+    Which sampler it was distilled for is written nowhere but in names, so the name decides between
+    the kinds, never whether it is one.
+    """
+    whole = any("time_emb_proj" in stem or "emb_layers" in stem for stem in layers)
+    texts = any(stem.startswith(("lora_te", "text_encoder")) for stem in layers)
+    if not whole or texts:
+        return ""
+    words = f"{opened.path.parent.name} {opened.path.name} {' '.join(opened.metadata.values())}".lower()
+    if "lcm" in words:
+        return "lcm"
+    return "tcd" if "hyper" in words or "tcd" in words else ""
+
+
+def _no_lora(opened: WeightFile) -> SdbridgeError:
+    keys = list(opened.tensors)
+    kind = next((kind for word, kind in _OTHER_KINDS.items() if any(word in key for key in keys)), "")
+    holds = kind or f"keys such as {', '.join(keys[:3])}"
+    return SdbridgeError("SDB-LORA-KEYS", f"{opened.path} holds no LoRA but {holds} ({len(keys)} tensors)")
+
+
+def _wrong_family(
+    opened: WeightFile, layers: Mapping[str, Mapping[str, Tensor]], misfits: list[str], store: WeightStore
+) -> SdbridgeError:
+    """Say what the file was made for, what runs, and how many layers disagree."""
+    theirs = next(
+        (
+            int(piece["down"].shape[1])
+            for stem, piece in layers.items()
+            if _CROSS_ATTENTION.search(stem) and "down" in piece
+        ),
+        0,
+    )
+    ours = next((int(store.tensor(n).shape[1]) for n in store.names() if n.endswith("attn2.to_k.weight")), 0)
+    kind = next((kind for word, kind in _OTHER_KINDS.items() if any(word in stem for stem in layers)), "")
+    made_for = kind or (
+        f"{_FAMILIES.get(theirs, 'a model')} (text width {theirs})" if theirs else "another model"
+    )
+    runs = f"{_FAMILIES.get(ours, 'the one that runs')} (text width {ours})"
+    reason = (
+        f"{len(misfits)} of {len(layers)} layers have other sizes"
+        if misfits
+        else f"none of {len(layers)} layers is found"
+    )
+    first = misfits[0] if misfits else next(iter(layers))
+    return SdbridgeError(
+        "SDB-LORA-FAMILY", f"{opened.path} is made for {made_for}, not for {runs}: {reason}, such as {first}"
+    )

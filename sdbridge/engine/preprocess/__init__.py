@@ -1,0 +1,1 @@
+"""How a control image is made from a picture: one preprocessor per file, batched tensors on the device."""
