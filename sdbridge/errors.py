@@ -211,6 +211,19 @@ _kind(
     "The slot stays as it was; the output goes on.",
 )
 _kind("SDB-LORA-KEYS", "Take a file that holds a LoRA.", "The slot stays as it was; the output goes on.")
+_kind(
+    "SDB-CONTROLNET-FAMILY",
+    "Take one made for the model that runs.",
+    "The slot stays as it was; the output goes on.",
+)
+_kind(
+    "SDB-CONTROLNET-KIND",
+    "Take a ControlNet or T2I-Adapter.",
+    "The slot stays as it was; the output goes on.",
+)
+_kind(
+    "SDB-IMAGE-FORMAT", "Take a PNG, JPEG or WebP picture.", "The former picture stays; the output goes on."
+)
 _kind("SDB-CONDITION-FAULT", "This is a bug: send the trace in the log.")
 
 

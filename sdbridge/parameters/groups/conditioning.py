@@ -134,6 +134,20 @@ CONTROLNET_ROWS = (
         help="Preprocessor's fineness: blur before edges, cells of the colour grid, network resolution.",
     ),
     Parameter(
+        "depth_model",
+        "str",
+        "depth-anything-small",
+        group="controlnet",
+        help="Depth network of the depth and normal preprocessors: folder or catalog id.",
+    ),
+    Parameter(
+        "softedge_model",
+        "str",
+        "",
+        group="controlnet",
+        help="HED network of the softedge preprocessor. Empty: edges are found without a network.",
+    ),
+    Parameter(
         "control_alignment",
         "enum",
         "aligned",

@@ -1,0 +1,92 @@
+"""One interface for the two kinds of networks that bind a picture to a control image."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as nn
+
+from sdbridge.engine.image.seams import UnetCall
+from sdbridge.engine.preprocess.base import grey
+
+#: What a network keeps of one frame's control image: computed once, used at every step of the frame.
+Hint = tuple[Tensor, ...]
+
+
+class Network(Protocol):
+    """A ControlNet or T2I-Adapter."""
+
+    def hint(self, image: Tensor) -> tuple[Hint, ...]:
+        """Control images ``[F, 3, H, W]`` 0..1 -> what each frame carries through the rows."""
+
+    def add(self, call: UnetCall, hints: list[Hint], scale: Tensor) -> UnetCall:
+        """The call with this network's effect added. ``hints`` and ``scale [B, 1, 1, 1]`` are per row."""
+
+
+class ControlNetwork:
+    """A ControlNet. Its hint is the embedded control image, which no timestep changes."""
+
+    def __init__(self, network: Any) -> None:
+        self._embed = network.controlnet_cond_embedding
+        # The embedding is made when a frame enters; afterwards the network is handed what came of it.
+        network.controlnet_cond_embedding = torch.nn.Identity()
+        self._network = network
+        self._flipped = network.config["controlnet_conditioning_channel_order"] == "bgr"
+        self._dtype = next(self._embed.parameters()).dtype
+
+    def hint(self, image: Tensor) -> tuple[Hint, ...]:
+        image = image.to(self._dtype)
+        if self._flipped:  # the network flips whatever it is handed, so it gets it flipped beforehand
+            return tuple((one,) for one in self._embed(image.flip(1)).flip(1))
+        return tuple((one,) for one in self._embed(image))
+
+    def add(self, call: UnetCall, hints: list[Hint], scale: Tensor) -> UnetCall:
+        down, mid = self._network(
+            call.sample[:, :4],
+            call.timesteps,
+            encoder_hidden_states=call.encoder_hidden_states,
+            controlnet_cond=_rows([hint[0] for hint in hints]),
+            conditioning_scale=scale,
+            timestep_cond=call.timestep_cond if self._network.time_embedding.cond_proj is not None else None,
+            added_cond_kwargs=dict(call.added_cond),
+            return_dict=False,
+        )
+        if call.down_residuals is not None and call.mid_residual is not None:
+            down = [had + new for had, new in zip(call.down_residuals, down, strict=True)]
+            mid = call.mid_residual + mid
+        return replace(call, down_residuals=tuple(down), mid_residual=mid)
+
+
+class AdapterNetwork:
+    """A T2I-Adapter. Its hint is all it has to say: the features depend on the control image alone."""
+
+    def __init__(self, network: Any) -> None:
+        self._network = network
+        self._channels = int(network.config["in_channels"])
+        self._factor = int(network.config["downscale_factor"])
+        self._dtype = next(network.parameters()).dtype
+
+    def hint(self, image: Tensor) -> tuple[Hint, ...]:
+        if self._channels == 1:
+            image = grey(image)
+        height, width = image.shape[-2:]
+        whole = tuple(math.ceil(length / self._factor) * self._factor for length in (height, width))
+        if whole != (height, width):
+            image = nn.interpolate(image, whole, mode="bilinear")
+        features = self._network(image.to(self._dtype))
+        return tuple(tuple(level[frame] for level in features) for frame in range(image.shape[0]))
+
+    def add(self, call: UnetCall, hints: list[Hint], scale: Tensor) -> UnetCall:
+        features = [_rows([hint[level] for hint in hints]) * scale for level in range(len(hints[0]))]
+        if call.intrablock_residuals is not None:
+            features = [had + new for had, new in zip(call.intrablock_residuals, features, strict=True)]
+        return replace(call, intrablock_residuals=tuple(features))
+
+
+def _rows(frames: list[Tensor]) -> Tensor:
+    """``[c, h, w]`` per row -> ``[B, c, h, w]``, without a copy for a single row."""
+    return frames[0].unsqueeze(0) if len(frames) == 1 else torch.stack(frames)

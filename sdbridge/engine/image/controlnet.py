@@ -1,0 +1,353 @@
+"""Which control images bind the picture, how strongly and when: eight slots of ControlNets and T2I-Adapters."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdbridge.engine.image.beside import Beside
+from sdbridge.engine.image.control_files import load_network
+from sdbridge.engine.image.control_networks import Hint, Network
+from sdbridge.engine.image.seams import ExtensionContext, RoleImages, Rows, StreamExtension, UnetCall
+from sdbridge.engine.image.stills import fill, load_still
+from sdbridge.engine.image.weight_file import resolve
+from sdbridge.engine.interface import ResetKind
+from sdbridge.engine.preprocess.base import Preprocessor, Settings
+from sdbridge.engine.preprocess.registry import PREPROCESSORS, make_preprocessor
+from sdbridge.frame import Role
+from sdbridge.parameters.parameter import Value
+from sdbridge.parameters.store import Rejection
+
+SLOTS = range(1, 9)
+
+
+@dataclass(frozen=True)
+class ControlMap:
+    """One frame's control image for one slot, and what the slot's network made of it."""
+
+    image: Tensor  # [3, H, W] 0..1
+    network: Network | None
+    hint: Hint
+
+
+Luggage = Mapping[int, ControlMap]
+
+
+@dataclass
+class _Slot:
+    number: int
+    models: Beside[Network]
+    preprocessors: Beside[Preprocessor]
+    stills: Beside[Tensor]
+    enabled: bool = True
+    model: str = ""
+    loaded: str = ""
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    source: str = "main"
+    file: str = ""
+    preprocessor: str = "passthrough"
+    low: float = 0.1
+    high: float = 0.3
+    detail: float = 0.5
+    network: Network | None = None
+    make_map: Preprocessor | None = None
+    still: Tensor | None = None  # [1, 4, h, w], in its own size
+    still_maps: tuple[tuple[Any, ...], tuple[ControlMap, ...]] | None = None
+    missing_source: bool = False
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(self.low, self.high, self.detail)
+
+    @property
+    def steers(self) -> bool:
+        return self.enabled and self.network is not None and self.scale > 0
+
+
+@dataclass
+class _Shared:
+    """Networks in use, by what was asked for: two slots with one model share its weights."""
+
+    networks: weakref.WeakValueDictionary[str, Any] = field(default_factory=weakref.WeakValueDictionary)
+    preprocessors: weakref.WeakValueDictionary[str, Any] = field(default_factory=weakref.WeakValueDictionary)
+
+
+class ControlNets(StreamExtension):
+    """Adds the residuals of every enabled slot, each row with the control image of its own frame.
+
+    ``control_alignment`` newest gives every row the latest control image instead. A slot at scale 0,
+    disabled, or outside its start and end in every row costs nothing and changes nothing.
+    """
+
+    name = "controlnet"
+    parameters = ("controlnet.", "control_alignment", "control_output", "depth_model", "softedge_model")
+
+    def __init__(self, context: ExtensionContext) -> None:
+        self._context = context
+        self._slots = {
+            n: _Slot(
+                n,
+                Beside(context, f"ControlNet {n}"),
+                Beside(context, f"ControlNet {n}'s preprocessor"),
+                Beside(context, f"ControlNet {n}'s file"),
+            )
+            for n in SLOTS
+        }
+        self._shared = _Shared()
+        self._aligned = True
+        self._output = 0
+        self._network_of = {"depth": "", "softedge": ""}
+        self._newest: tuple[Luggage, ...] = ()
+        self._scales: dict[tuple[float, ...], Tensor] = {}
+        for slot in self._slots.values():
+            self._choose_preprocessor(slot)
+
+    @property
+    def loads(self) -> int:
+        """How often a file was asked for: no fader and no switch adds to it."""
+        places = [place for s in self._slots.values() for place in (s.models, s.preprocessors, s.stills)]
+        return sum(place.loads for place in places)
+
+    @property
+    def loading(self) -> bool:
+        return any(s.models.busy or s.preprocessors.busy or s.stills.busy for s in self._slots.values())
+
+    # --- between frames ---
+
+    def apply(self, changes: Mapping[str, Value]) -> tuple[Rejection, ...]:
+        # Held until the end, so that two slots can swap their networks without loading.
+        held = [(slot.network, slot.make_map) for slot in self._slots.values()]
+        renewed: set[str] = set()
+        for name, value in changes.items():
+            if name == "control_alignment":
+                self._aligned = value == "aligned"
+            elif name == "control_output":
+                self._output = int(value)
+            elif name in ("depth_model", "softedge_model"):
+                kind = name.removesuffix("_model")
+                if self._network_of[kind] != value:
+                    self._network_of[kind] = str(value)
+                    renewed.add(kind)
+            else:
+                _, number, field_name = name.split(".")
+                self._set(self._slots[int(number)], field_name, value)
+        for slot in self._slots.values():
+            if PREPROCESSORS[slot.preprocessor].network in renewed:
+                self._choose_preprocessor(slot)
+        del held
+        return ()
+
+    def _set(self, slot: _Slot, name: str, value: Value) -> None:
+        if name in ("model", "file"):
+            value = str(value).strip()
+        if getattr(slot, name) == value:
+            return
+        setattr(slot, name, value)
+        if name == "model":
+            self._choose_network(slot)
+        elif name == "preprocessor":
+            self._choose_preprocessor(slot)
+        elif name == "file":
+            self._choose_still(slot)
+
+    def _choose_network(self, slot: _Slot) -> None:
+        slot.models.cancel()
+        if not slot.model:
+            slot.network, slot.loaded, slot.still_maps = None, "", None
+            return
+        known = self._shared.networks.get(slot.model)
+        if known is not None:
+            slot.network, slot.loaded = known, slot.model
+            return
+        text, parts = slot.model, self._context.model
+        slot.models.start(lambda: load_network(resolve(text), parts, allow_pickle=self._allow_pickle))
+
+    def _choose_preprocessor(self, slot: _Slot) -> None:
+        slot.preprocessors.cancel()
+        name = slot.preprocessor
+        kind = PREPROCESSORS[name].network
+        text = self._network_of.get(kind, "")
+        if not kind or (kind == "softedge" and not text):
+            slot.make_map = make_preprocessor(name, None, self._device, self._context.model.dtype)
+            return
+        known = self._shared.preprocessors.get(f"{name}:{text}")
+        if known is not None:
+            slot.make_map = known
+            return
+        device, dtype = self._device, self._context.model.dtype
+
+        def load() -> Preprocessor:
+            path: Path | None = resolve(text) if text else None
+            return make_preprocessor(name, path, device, dtype, allow_pickle=self._allow_pickle)
+
+        slot.make_map = None  # the former preprocessor's map would mean something else
+        slot.preprocessors.start(load)
+
+    def _choose_still(self, slot: _Slot) -> None:
+        slot.stills.cancel()
+        slot.still_maps = None
+        if not slot.file:
+            slot.still = None
+            return
+        path, device = Path(slot.file).expanduser(), self._device
+        slot.stills.start(lambda: load_still(path, device))
+
+    @property
+    def _device(self) -> torch.device:
+        return self._context.model.device
+
+    @property
+    def _allow_pickle(self) -> bool:
+        return bool(self._context.options.get("allow_pickle", False))
+
+    def frame_edge(self) -> bool:
+        changed = False
+        for slot in self._slots.values():
+            network = slot.models.poll()
+            if network is not None and network.thing is None:
+                slot.model = slot.loaded
+            elif network is not None and network.thing is not None:
+                # Another slot may have loaded the same model meanwhile: one copy is enough.
+                slot.network = self._shared.networks.setdefault(slot.model, network.thing)
+                slot.loaded = slot.model
+                changed = True
+            made = slot.preprocessors.poll()
+            if made is not None and made.thing is not None:
+                key = f"{slot.preprocessor}:{self._network_of.get(PREPROCESSORS[slot.preprocessor].network, '')}"
+                slot.make_map = self._shared.preprocessors.setdefault(key, made.thing)
+                changed = True
+            still = slot.stills.poll()
+            if still is not None and still.thing is not None:
+                slot.still, slot.still_maps = still.thing, None
+                changed = True
+        return changed
+
+    # --- one frame ---
+
+    def enter(self, roles: RoleImages, latent: Tensor) -> Sequence[Luggage]:
+        made: dict[tuple[Any, ...], Tensor] = {}
+        frames = int(latent.shape[0])
+        per = self._context.model.pixels_per_latent
+        size = (int(latent.shape[-2]) * per, int(latent.shape[-1]) * per)
+        luggage: list[dict[int, ControlMap]] = [{} for _ in range(frames)]
+        for slot in self._slots.values():
+            if slot.enabled and (slot.steers or self._output == slot.number):
+                maps = self._maps(slot, roles, frames, size, made)
+                for frame, one in enumerate(maps):
+                    luggage[frame][slot.number] = one
+        self._newest = tuple(luggage)
+        return self._newest
+
+    def _maps(
+        self,
+        slot: _Slot,
+        roles: RoleImages,
+        frames: int,
+        size: tuple[int, int],
+        made: dict[tuple[Any, ...], Tensor],
+    ) -> tuple[ControlMap, ...]:
+        """The slot's control image of each entering frame; none where its source is missing."""
+        make = slot.make_map
+        if make is None:
+            return ()
+        if slot.source == "file":
+            return self._still_maps(slot, make, frames, size)
+        source: Role = "control" if slot.source == "control" else "main"
+        slot.missing_source = source not in roles
+        if slot.missing_source:
+            return ()
+        key = (source, id(make), slot.settings)
+        if key not in made:
+            made[key] = make(roles[source][:, :3], slot.settings)
+        return self._with_hints(slot, made[key])
+
+    def _still_maps(
+        self, slot: _Slot, make: Preprocessor, frames: int, size: tuple[int, int]
+    ) -> tuple[ControlMap, ...]:
+        """A still needs its map only once, until something about it changes."""
+        slot.missing_source = slot.still is None
+        if slot.still is None:
+            return ()
+        key = (size, make, slot.settings, slot.network)
+        if slot.still_maps is None or slot.still_maps[0] != key:
+            image = make(fill(slot.still[:, :3], *size), slot.settings)
+            slot.still_maps = (key, self._with_hints(slot, image))
+        return slot.still_maps[1] * frames
+
+    def _with_hints(self, slot: _Slot, image: Tensor) -> tuple[ControlMap, ...]:
+        network = slot.network
+        if network is None:
+            return tuple(ControlMap(one, None, ()) for one in image)
+        hints = network.hint(image)
+        return tuple(ControlMap(one, network, hint) for one, hint in zip(image, hints, strict=True))
+
+    def unet_inputs(self, rows: Rows, call: UnetCall) -> UnetCall:
+        for slot in self._slots.values():
+            if not slot.steers or slot.network is None:
+                continue
+            found = [self._hint(slot, rows, row) for row in range(rows.count)]
+            scales = tuple(
+                slot.scale if hint is not None and _within(slot, rows.fraction[row]) else 0.0
+                for row, hint in enumerate(found)
+            )
+            present = next((hint for hint in found if hint is not None), None)
+            if present is None or not any(scales):
+                continue
+            hints = [found[row] or present for row in rows.mirrors]
+            scale = self._scale_of(tuple(scales[row] for row in rows.mirrors), call.sample.dtype)
+            call = slot.network.add(call, hints, scale)
+        return call
+
+    def _hint(self, slot: _Slot, rows: Rows, row: int) -> Hint | None:
+        """What the slot's network made of the row's frame; None if that frame came before the network."""
+        luggage: Luggage | None = rows.luggage[row]
+        if not self._aligned and self._newest:
+            luggage = self._newest[row % rows.frames]
+        one = luggage.get(slot.number) if luggage else None
+        return one.hint if one is not None and one.network is slot.network else None
+
+    def _scale_of(self, scales: tuple[float, ...], dtype: torch.dtype) -> Tensor:
+        """``[B, 1, 1, 1]`` on the device; kept, so that a fader that rests sends nothing."""
+        known = self._scales.get(scales)
+        if known is None or known.dtype != dtype:
+            if len(self._scales) >= 64:
+                self._scales.clear()
+            host = torch.tensor(scales, dtype=dtype).view(-1, 1, 1, 1)
+            pinned = host.pin_memory() if self._device.type == "cuda" else host
+            known = self._scales[scales] = pinned.to(self._device, non_blocking=True)
+        return known
+
+    def outputs(self, luggage: Sequence[Any]) -> Mapping[Role, Tensor]:
+        chosen = [one.get(self._output) if one else None for one in luggage]
+        maps = [one.image for one in chosen if one is not None]
+        return {"control": torch.stack(maps)} if maps and len(maps) == len(luggage) else {}
+
+    def unused(self) -> tuple[str, ...]:
+        found = [
+            f"controlnet.{s.number}.source" for s in self._slots.values() if s.steers and s.missing_source
+        ]
+        return tuple(found)
+
+    def reset(self, how: ResetKind) -> None:
+        self._newest = ()
+
+    def unload(self) -> None:
+        for slot in self._slots.values():
+            for place in (slot.models, slot.preprocessors, slot.stills):
+                place.cancel()
+            slot.network = slot.make_map = slot.still = slot.still_maps = None
+        self._newest = ()
+        self._scales.clear()
+
+
+def _within(slot: _Slot, fraction: float) -> bool:
+    """start and end are shares of the denoising; an end of 1 includes the last step."""
+    return slot.start <= fraction and (fraction < slot.end or slot.end >= 1.0)
