@@ -101,8 +101,8 @@ def _controlnet(
     if wanted != found:
         raise SdbridgeError(
             "SDB-CONTROLNET-FAMILY",
-            f"{opened.path} gives {len(found)} residuals of {found[:4]}... channels, the model that runs takes "
-            f"{len(wanted)} of {wanted[:4]}...",
+            f"{opened.path} gives {len(found)} residuals of {found[:4]}... channels, "
+            f"the model that runs takes {len(wanted)} of {wanted[:4]}...",
         )
     return ControlNetwork(network.to(device=model.device, dtype=model.dtype))
 
@@ -149,7 +149,7 @@ def _adapter(opened: WeightFile, config: Mapping[str, Any], model: ModelParts) -
     if channels[: len(widths)] != widths:
         raise SdbridgeError(
             "SDB-CONTROLNET-FAMILY",
-            f"{opened.path} is a T2I-Adapter for blocks of {channels} channels, the model that runs has {widths}",
+            f"{opened.path} is a T2I-Adapter for blocks of {channels} channels, the model has {widths}",
         )
     return AdapterNetwork(network.to(device=model.device, dtype=model.dtype))
 

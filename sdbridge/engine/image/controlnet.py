@@ -1,4 +1,4 @@
-"""Which control images bind the picture, how strongly and when: eight slots of ControlNets and T2I-Adapters."""
+"""Which control images bind the picture, how strongly and when: eight slots of networks."""
 
 from __future__ import annotations
 
@@ -221,7 +221,8 @@ class ControlNets(StreamExtension):
                 changed = True
             made = slot.preprocessors.poll()
             if made is not None and made.thing is not None:
-                key = f"{slot.preprocessor}:{self._network_of.get(PREPROCESSORS[slot.preprocessor].network, '')}"
+                kind = PREPROCESSORS[slot.preprocessor].network
+                key = f"{slot.preprocessor}:{self._network_of.get(kind, '')}"
                 slot.make_map = self._shared.preprocessors.setdefault(key, made.thing)
                 changed = True
             still = slot.stills.poll()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,18 @@ from sdbridge.errors import SdbridgeError
 
 PICKLE_SUFFIXES = frozenset({".ckpt", ".pt", ".pth", ".bin"})
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
+#: What torch raises on a pickle that is damaged or holds more than weights.
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    OSError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ImportError,
+)
 _HEADER = b"{"  # after eight bytes of length, which may begin as a pickle does
 
 
@@ -95,7 +108,7 @@ def _read_pickle(path: Path, allow_pickle: bool) -> WeightFile:
         )
     try:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - an edge: unpickling a foreign file may raise anything
+    except _UNREADABLE as error:
         line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise SdbridgeError("SDB-FILE-BROKEN", f"{path} cannot be loaded as weights only: {line}") from None
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):

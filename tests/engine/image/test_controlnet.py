@@ -1,4 +1,4 @@
-"""ControlNets and T2I-Adapters against diffusers' pipelines, rows and their own maps, files and their faults."""
+"""ControlNets and T2I-Adapters against diffusers' pipelines, rows and their own maps, and bad files."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from safetensors.torch import save_file
 
 from sdbridge.engine.image.controlnet import ControlNets
 from sdbridge.engine.image.seams import UnetCall
+from sdbridge.models.small import WIDTH
 from tests.engine.image.conditioning import Bench, make_bench, predict, relative, small_folder, small_parts
 
 SIZE = 64
-EMBEDS = {"sd15": 32, "sd21": 32, "sdxl": 64}
+EMBEDS = {"sd15": WIDTH, "sd21": WIDTH, "sdxl": 2 * WIDTH}
 
 
 def random_weights(network: Any, seed: int) -> Any:
@@ -135,7 +136,7 @@ def test_the_same_as_diffusers_pipeline(tmp_path: Path, family: str, count: int)
     guidance = 1.0 if count == 1 else 3.0
     pipe = oracle_pipeline(family, [ControlNetModel.from_pretrained(f) for f in folders])
     extra: dict[str, Any] = {}
-    pooled = torch.randn(1, 32, generator=torch.Generator().manual_seed(8))
+    pooled = torch.randn(1, WIDTH, generator=torch.Generator().manual_seed(8))
     if family == "sdxl":
         extra = {"pooled_prompt_embeds": pooled, "negative_pooled_prompt_embeds": pooled * 0.5}
     theirs = pipe(
