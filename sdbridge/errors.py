@@ -33,6 +33,15 @@ _kind(
     "Nothing changed; the output goes on.",
 )
 
+# --- TensorRT ---
+_kind(
+    "SDB-TENSORRT-BUILD",
+    "The stream runs on compile instead; sdbridge build tries again.",
+)
+_kind("SDB-TENSORRT-LOAD", "It is built anew by sdbridge build; compile runs meanwhile.")
+_kind("SDB-TENSORRT-RUN", "Build for this size with sdbridge build; compile runs meanwhile.")
+_kind("SDB-TENSORRT-REFIT", "The LoRA is left as it was; acceleration compile takes it.")
+
 # --- configuration and start-up ---
 _kind("SDB-CONFIG-INVALID", "Mend the lines named above.", "Started in safe mode on the demo's defaults.")
 _kind("SDB-INSTALL-PYTHON", "Install Python 3.12 and run the script with it.", "Nothing was started.")

@@ -66,7 +66,12 @@ class Daemon:
         command = [sys.executable, "-m", "sdbridge", "run", str(self.config), "--port", str(self.port)]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*command, *self._arguments], env=env, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+                [*command, *self._arguments],
+                env=env,
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         wait_for(self._answers, why="the page to answer")
         return self

@@ -110,10 +110,12 @@ def test_oscsend_moves_a_parameter_and_oscdump_sees_the_echo(tmp_path):
                 nonlocal seen
                 daemon.osc("/sdbridge/subscribe", listening, "/sdbridge/guidance_scale", 30)
                 subprocess.run(
-                    ["oscsend", "localhost", str(daemon.port), "/sdbridge/guidance_scale", "f", "2.5"], check=True
+                    ["oscsend", "localhost", str(daemon.port), "/sdbridge/guidance_scale", "f", "2.5"],
+                    check=True,
                 )
                 subprocess.run(
-                    ["oscsend", "localhost", str(daemon.port), "/sdbridge/guidance_scale", "f", "2.75"], check=True
+                    ["oscsend", "localhost", str(daemon.port), "/sdbridge/guidance_scale", "f", "2.75"],
+                    check=True,
                 )
                 os.set_blocking(dump.stdout.fileno(), False)
                 seen += dump.stdout.read() or b""
@@ -132,9 +134,16 @@ def test_bad_input_is_refused_by_name_and_the_output_goes_on(tmp_path):
         assert code == 422
         assert {r["code"] for r in answer["rejected"]} == {"SDB-PARAM-UNKNOWN", "SDB-PARAM-TYPE"}
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as hostile:
-            for datagram in (b"", b"\x00" * 8, b"/" + b"*" * 24 + b"!\x00\x00\x00", b"#bundle\x00" + b"\xff" * 64):
+            for datagram in (
+                b"",
+                b"\x00" * 8,
+                b"/" + b"*" * 24 + b"!\x00\x00\x00",
+                b"#bundle\x00" + b"\xff" * 64,
+            ):
                 hostile.sendto(datagram, ("127.0.0.1", daemon.port))
-            hostile.sendto(b"/sdbridge/prompt\x00\x00\x00\x00,s\x00\x00" + b"x" * 65_000, ("127.0.0.1", daemon.port))
+            hostile.sendto(
+                b"/sdbridge/prompt\x00\x00\x00\x00,s\x00\x00" + b"x" * 65_000, ("127.0.0.1", daemon.port)
+            )
         daemon.osc("/sdbridge/strength", float("nan"))
         out = daemon.status()["frames_out"]
         wait_for(lambda: daemon.status()["frames_out"] > out + 20, why="frames after bad input")
@@ -150,20 +159,30 @@ def test_a_killed_engine_comes_back_and_the_output_never_stops(tmp_path):
             engine.kill()
         out = daemon.status()["frames_out"]
         wait_for(lambda: daemon.status()["frames_out"] > out + 5, why="held frames while the engine is away")
-        wait_for(lambda: daemon.status()["restarts"] >= 1 and daemon.status()["state"] == "streaming", why="restart")
+        wait_for(
+            lambda: daemon.status()["restarts"] >= 1 and daemon.status()["state"] == "streaming",
+            why="restart",
+        )
         frames = daemon.status()["frames_in"]
         wait_for(lambda: daemon.status()["frames_in"] > frames + 5, why="new frames")
 
 
 def _is_engine(process: psutil.Process) -> bool:
-    return "spawn_main" in " ".join(process.cmdline()) and "resource_tracker" not in " ".join(process.cmdline())
+    return "spawn_main" in " ".join(process.cmdline()) and "resource_tracker" not in " ".join(
+        process.cmdline()
+    )
 
 
-@pytest.mark.parametrize("signals", [(signal.SIGTERM,), (signal.SIGINT, signal.SIGINT)], ids=["term", "double int"])
+@pytest.mark.parametrize(
+    "signals", [(signal.SIGTERM,), (signal.SIGINT, signal.SIGINT)], ids=["term", "double int"]
+)
 def test_signals_leave_no_process_and_no_shared_memory(tmp_path, signals):
     before = own_shared_memory()
     daemon = Daemon(tmp_path, PASSTHROUGH).start().streaming()
-    family = [daemon.process.pid, *(p.pid for p in psutil.Process(daemon.process.pid).children(recursive=True))]
+    family = [
+        daemon.process.pid,
+        *(p.pid for p in psutil.Process(daemon.process.pid).children(recursive=True)),
+    ]
     for number in signals:
         daemon.process.send_signal(number)
     daemon.process.wait(30)

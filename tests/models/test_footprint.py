@@ -30,7 +30,9 @@ def test_shapes_come_from_the_header(tmp_path):
 
 def test_a_folder_is_counted_part_by_part_and_twins_once(tmp_path):
     safetensors(tmp_path / "unet" / "diffusion_pytorch_model.safetensors", {"conv_in.weight": (320, 4, 3, 3)})
-    safetensors(tmp_path / "unet" / "diffusion_pytorch_model.fp16.safetensors", {"conv_in.weight": (320, 4, 3, 3)})
+    safetensors(
+        tmp_path / "unet" / "diffusion_pytorch_model.fp16.safetensors", {"conv_in.weight": (320, 4, 3, 3)}
+    )
     safetensors(tmp_path / "vae" / "diffusion_pytorch_model.safetensors", {"w": (10, 10)})
     counted = footprint(tmp_path, 512, 512)
     assert dict(counted.weights) == {"unet": 320 * 4 * 9 * 2, "vae": 200}
@@ -38,7 +40,9 @@ def test_a_folder_is_counted_part_by_part_and_twins_once(tmp_path):
 
 
 def test_more_rows_and_larger_pictures_take_more(tmp_path):
-    file = safetensors(tmp_path / "m.safetensors", {"model.diffusion_model.input_blocks.0.0.weight": (320, 4, 3, 3)})
+    file = safetensors(
+        tmp_path / "m.safetensors", {"model.diffusion_model.input_blocks.0.0.weight": (320, 4, 3, 3)}
+    )
     small, rows, large = (footprint(file, *size) for size in ((512, 512, 1), (512, 512, 4), (1024, 1024, 1)))
     assert small.activations < rows.activations < 4 * small.activations
     assert large.activations == 4 * small.activations
@@ -47,7 +51,13 @@ def test_more_rows_and_larger_pictures_take_more(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"abc", struct.pack("<Q", 2**40) + b"{}", struct.pack("<Q", 4) + b"nope", struct.pack("<Q", 2) + b"[]"],
+    [
+        b"",
+        b"abc",
+        struct.pack("<Q", 2**40) + b"{}",
+        struct.pack("<Q", 4) + b"nope",
+        struct.pack("<Q", 2) + b"[]",
+    ],
     ids=["empty", "short", "huge header", "no json", "a list"],
 )
 def test_a_broken_file_is_named_with_what_is_wrong(tmp_path, content):

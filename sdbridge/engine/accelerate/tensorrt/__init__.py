@@ -1,0 +1,1 @@
+"""TensorRT: export the model's parts as ONNX graphs, build engines from them once, run those."""
