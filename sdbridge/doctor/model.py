@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 from sdbridge import paths
-from sdbridge.config import load_config
+from sdbridge.config import Config, load_config
 from sdbridge.demo import demo_config_path
 from sdbridge.doctor.finding import Finding
 from sdbridge.errors import SdbridgeError
-from sdbridge.models import catalog
+from sdbridge.models import catalog, embedded_model
+from sdbridge.models.footprint import footprint
 
 
 def check_config(path: Path | None) -> Iterator[Finding]:
@@ -23,12 +25,18 @@ def check_config(path: Path | None) -> Iterator[Finding]:
         return
     yield Finding("config", "good", f"{where} is valid")
     yield from check_model(config.engine.model)
+    yield from check_memory(config)
 
 
 def check_model(model: str) -> Iterator[Finding]:
     """Local files must exist; a catalog id must be pulled or have room to be."""
     if not model or model == "embedded":
-        yield Finding("model", "good", "the embedded model: nothing to download")
+        if embedded_model.is_present():
+            yield Finding("model", "good", "the embedded model: nothing to download")
+        else:
+            yield Finding(
+                "model", "note", "the embedded model's weights are not here; random weights stand in"
+            )
         return
     if Path(model).expanduser().exists():
         yield Finding("model", "good", f"{model} is on the disk")
@@ -51,6 +59,53 @@ def check_model(model: str) -> Iterator[Finding]:
         f"{entry.id} is not here yet: {needed_gb:.1f} GB to download, {free_gb:.0f} GB free",
         f"sdbridge pull {entry.id}" if fits else "Free some disk first.",
     )
+
+
+def check_memory(config: Config) -> Iterator[Finding]:
+    """What the model will take, counted from its files; compared with the card where there is one."""
+    here = _model_on_disk(config.engine.model)
+    if here is None:
+        return
+    steps = int(config.parameters.get("steps", 1)) * int(config.parameters.get("frame_batch", 1))
+    try:
+        counted = footprint(here, config.engine.width, config.engine.height, steps)
+    except SdbridgeError as error:
+        yield Finding("model files", "wrong", error.what, error.next_step)
+        return
+    free = free_vram()
+    if free is None:
+        yield Finding(
+            "memory", "note", f"the model takes {counted.describe()} in fp16; no NVIDIA card to compare"
+        )
+    elif counted.total <= free:
+        yield Finding("memory", "good", f"{counted.describe()} of {free / 2**30:.1f} GB free on the card")
+    else:
+        yield Finding(
+            "memory",
+            "wrong",
+            f"the model takes {counted.describe()}, but {free / 2**30:.1f} GB are free on the card",
+            "Close other programs, make the picture smaller, or take a smaller model.",
+        )
+
+
+def free_vram() -> int | None:
+    """Free bytes on the first NVIDIA card, or None."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    command = [program, "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        return int(result.stdout.split()[0]) * 2**20
+    except (OSError, subprocess.TimeoutExpired, ValueError, IndexError):
+        return None
+
+
+def _model_on_disk(model: str) -> Path | None:
+    if model in ("", "embedded"):
+        return embedded_model.EMBEDDED_DIR if embedded_model.is_present() else None
+    given = Path(model).expanduser()
+    return given if given.exists() else catalog.local_path(model)
 
 
 def _existing(folder: Path) -> Path:
