@@ -19,6 +19,7 @@ from sdbridge.engine.pipe import Wake
 from sdbridge.engine.running import Patience, RunningEngine
 from sdbridge.frame import Frame, Role
 from sdbridge.instance import Instance
+from sdbridge.model_supply import ModelSupply
 from sdbridge.output import OutputLoop
 from sdbridge.parameters.show import Show
 from sdbridge.parameters.store import Change, ParameterStore
@@ -69,6 +70,7 @@ class Bridge:
         folder = Path(config.presets_dir).expanduser() if config.presets_dir else paths.presets_dir()
         self.show = Show(self.store, folder, self.clock, config.cues)
         self._ready = Wake()
+        self._models = ModelSupply()
         self.engine = RunningEngine(
             config.engine,
             self.store,
@@ -77,6 +79,7 @@ class Bridge:
             self.note_error,
             stall_s=config.hold.stall_s,
             restarts_a_minute=config.hold.restarts_a_minute,
+            prepare=self._models.prepare,
         )
         self.output = OutputLoop(self.engine, self.store, self.clock, self._ready)
         self.textures = TextureDesk(
@@ -222,7 +225,7 @@ class Bridge:
             unused=stats.unused,
             inputs=self.textures.inputs(),
             outputs=self.textures.outputs(),
-            progress=self.engine.progress(),
+            progress=self._models.progress() + self.engine.progress(),
             preset=self.show.preset,
             cue=self.show.cue,
             version=__version__,

@@ -1,4 +1,4 @@
-"""A real daemon in a process of its own, for tests: started on a free port, asked over HTTP, stopped by SIGTERM."""
+"""A real daemon in its own process, for tests: on a free port, asked over HTTP, stopped by SIGTERM."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole daemon as a user meets it: starts, streams, is steered, survives bad input, stops without a trace."""
+"""The whole daemon as a user meets it: starts, streams, is steered, survives bad input, ends cleanly."""
 
 import json
 import os
@@ -19,6 +19,7 @@ pytestmark = [
     pytest.mark.skipif(os.name == "nt", reason="signals and /dev/shm of POSIX"),
 ]
 
+RUN = [sys.executable, "-m", "sdbridge", "run"]
 PASSTHROUGH = """
 name: e2e
 input: {main: {backend: test_pattern}}
@@ -56,8 +57,7 @@ def test_the_demo_runs_for_n_frames_and_writes_its_summary(tmp_path):
     summary = tmp_path / "summary.json"
     env = {**os.environ, "SDBRIDGE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     result = subprocess.run(
-        [sys.executable, "-m", "sdbridge", "run", "--frames", "40", "--summary", str(summary)]
-        + ["--port", str(free_port())],
+        [*RUN, "--frames", "40", "--summary", str(summary), "--port", str(free_port())],
         env=env,
         cwd=ROOT,
         capture_output=True,
@@ -74,13 +74,11 @@ def test_the_demo_runs_for_n_frames_and_writes_its_summary(tmp_path):
 def test_frames_flow_and_the_page_and_api_answer(tmp_path):
     with Daemon(tmp_path, PASSTHROUGH) as daemon:
         daemon.streaming()
-        assert b"<html" in daemon.get("/index.html" if False else "/api/status") or daemon.status()
         assert daemon.get("/api/output.png").startswith(b"\x89PNG")
         assert daemon.get("/api/input.png").startswith(b"\x89PNG")
-        first, second = daemon.output(), None
+        first = daemon.output()
         assert first.shape == (128, 128, 3)
-        second = wait_for(lambda: not np.array_equal(daemon.output(), first), why="the test pattern to move")
-        assert second
+        wait_for(lambda: not np.array_equal(daemon.output(), first), why="the test pattern to move")
 
 
 def test_an_osc_message_changes_the_picture_and_the_way_back_restores_it(tmp_path, still):
@@ -204,8 +202,7 @@ def test_a_taken_port_is_one_clear_line(tmp_path):
         config = tmp_path / "c.yaml"
         config.write_text(PASSTHROUGH)
         result = subprocess.run(
-            [sys.executable, "-m", "sdbridge", "run", str(config), "--port", str(taken.getsockname()[1])]
-            + ["--frames", "5"],
+            [*RUN, str(config), "--port", str(taken.getsockname()[1]), "--frames", "5"],
             env={**os.environ, "SDBRIDGE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
             cwd=ROOT,
             capture_output=True,
@@ -213,12 +210,8 @@ def test_a_taken_port_is_one_clear_line(tmp_path):
             timeout=120,
         )
     assert result.returncode == 1
-    lines = [line for line in result.stderr.splitlines() if "PORT" in line]
-    assert lines and str(taken_port(result)) != "" and "Traceback" not in result.stderr
-
-
-def taken_port(result: subprocess.CompletedProcess[str]) -> str:
-    return next((word for word in result.stderr.split() if word.strip(".,:").isdigit()), "")
+        port = str(taken.getsockname()[1])
+    assert "SDB-" in result.stderr and port in result.stderr and "Traceback" not in result.stderr
 
 
 def test_a_missing_model_is_told_and_the_input_or_card_is_shown(tmp_path):
