@@ -116,8 +116,8 @@ class Daemon:
         return int(answer["revision"])
 
     def osc(self, address: str, *arguments: object) -> None:
-        client = SimpleUDPClient("127.0.0.1", self.port)
-        client.send_message(address, list(arguments))
+        with SimpleUDPClient("127.0.0.1", self.port) as client:
+            client.send_message(address, list(arguments))
 
     def applied(self, revision: int) -> None:
         """Wait until frames made with ``revision`` are leaving."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+
 from tests.end_to_end.daemon import ROOT, Daemon, free_port, wait_for
 
 pytestmark = [
@@ -122,7 +123,7 @@ def test_oscsend_moves_a_parameter_and_oscdump_sees_the_echo(tmp_path):
             wait_for(heard, why="oscdump to print the echo")
         finally:
             dump.kill()
-            dump.wait()
+            dump.communicate()
 
 
 def test_bad_input_is_refused_by_name_and_the_output_goes_on(tmp_path):
@@ -199,6 +200,7 @@ def test_a_taken_port_is_one_clear_line(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
+        port = str(taken.getsockname()[1])
         config = tmp_path / "c.yaml"
         config.write_text(PASSTHROUGH)
         result = subprocess.run(
@@ -210,7 +212,6 @@ def test_a_taken_port_is_one_clear_line(tmp_path):
             timeout=120,
         )
     assert result.returncode == 1
-        port = str(taken.getsockname()[1])
     assert "SDB-" in result.stderr and port in result.stderr and "Traceback" not in result.stderr
 
 
