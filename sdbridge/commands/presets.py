@@ -13,7 +13,8 @@ def run_presets(action: str, name: str, new_name: str, as_json: bool) -> int:
     if action == "list":
         presets = folder.list()
         if as_json:
-            print_json([{"number": p.number, "name": p.name, "file": p.file, "error": p.error} for p in presets])
+            keys = ("number", "name", "file", "error")
+            print_json([{key: getattr(preset, key) for key in keys} for preset in presets])
         elif presets:
             print_table(
                 ("number", "name", "file"),

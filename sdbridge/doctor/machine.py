@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sdbridge import __version__, paths
-from sdbridge.doctor.finding import Finding
+from sdbridge.doctor.finding import Finding, Grade
 
 _ASK_TORCH = """
 import json, torch
@@ -102,7 +102,7 @@ def check_places() -> Iterator[Finding]:
             step = "Free the disk or set SDBRIDGE_HOME to a folder that can be written."
             yield Finding(f"{name} folder", "wrong", f"{folder} cannot be written: {error}", step)
             continue
-        grade = "good" if free_gb > 10 else "note"
+        grade: Grade = "good" if free_gb > 10 else "note"
         step = "" if free_gb > 10 else "Models take 2 to 7 GB each."
         yield Finding(f"{name} folder", grade, f"{folder} ({free_gb:.0f} GB free)", step)
 
