@@ -1,0 +1,250 @@
+"""One community ``.safetensors`` in the LDM layout, turned into the parts that diffusers runs.
+
+Such a file holds weights only. What it lacks (tokenizer, and configs where the shapes leave a choice) is
+looked for beside it in ``<stem>.parts/``, in ``engine.options.parts``, then among the pulled models
+(``sdbridge pull sd15-parts`` and its sisters, 2 to 4 MB).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdbridge.engine.image.detect import Detected, family_of, family_of_keys, read_config, sampler_of
+from sdbridge.engine.image.device import Placement
+from sdbridge.engine.image.load import LoadedModel, assemble, check_keys, load_tokenizer
+from sdbridge.errors import SdbridgeError
+
+_UNET = "model.diffusion_model."
+_TEXT = {
+    "sd15": ("cond_stage_model.transformer.",),
+    "sd21": ("cond_stage_model.model.",),
+    "sdxl": ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."),
+}
+_OPEN_CLIP_TOP = {
+    "token_embedding.weight": "embeddings.token_embedding.weight",
+    "positional_embedding": "embeddings.position_embedding.weight",
+    "ln_final.weight": "final_layer_norm.weight",
+    "ln_final.bias": "final_layer_norm.bias",
+}
+_OPEN_CLIP_LAYER = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+
+
+def load_single_file(
+    path: Path,
+    placement: Placement,
+    vae: str,
+    *,
+    allow_pickle: bool,
+    options: Mapping[str, object],
+    on_stage: Callable[[str], None],
+) -> LoadedModel:
+    """Read, recognise, convert and assemble. Raises SDB-MODEL-CORRUPT, -FAMILY, -KEYS, -PARTS."""
+    on_stage("weights")
+    tensors, about = _read(path, allow_pickle)
+    family = family_of_keys(tensors, {key: tuple(value.shape) for key, value in tensors.items()}, path.name)
+    parts = _parts_folder(path, family, options)
+    unet_config = read_config(parts / "unet" / "config.json")
+    if unet_config is None:
+        raise _lacking(path, family, "unet/config.json")
+    if family_of(unet_config, parts.name) != family:
+        raise SdbridgeError(
+            "SDB-MODEL-PARTS", f"{parts} is for {family_of(unet_config, parts.name)}, {path.name} is {family}"
+        )
+    scheduler = _scheduler(parts, tensors, about, family)
+    detected = Detected(family, sampler_of(scheduler, unet_config), scheduler, unet_config)
+    on_stage("unet")
+    channels = int(tensors[_UNET + "input_blocks.0.0.weight"].shape[1])
+    unet = _unet(tensors, {**unet_config, "in_channels": channels}, placement.dtype)
+    full_vae = _vae(tensors, parts)
+    on_stage("text encoder")
+    encoders = _text_encoders(tensors, family, parts, path)
+    tokenizers = tuple(
+        load_tokenizer(parts / name)
+        for name in (("tokenizer", "tokenizer_2") if family == "sdxl" else ("tokenizer",))
+    )
+    return assemble(
+        path, parts, detected, unet, full_vae, encoders, tokenizers, placement, vae, options, on_stage
+    )
+
+
+def _read(path: Path, allow_pickle: bool) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    """Tensors and metadata of the file."""
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix.lower() != ".safetensors":
+        if not allow_pickle:
+            raise SdbridgeError(
+                "SDB-MODEL-FAMILY", f"{path.name} is neither a model folder nor a .safetensors file"
+            )
+        return _read_pickle(path), {}
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise SdbridgeError(
+            "SDB-MODEL-CORRUPT",
+            f"{path.name} ({path.stat().st_size} bytes) is damaged or half-written: {error}",
+        ) from None
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    """Weights only, even where pickles are allowed: no code in the file is run."""
+    import pickle
+
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError) as error:
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SdbridgeError("SDB-MODEL-CORRUPT", f"{path.name} cannot be read weights-only: {text}") from None
+    state = found.get("state_dict", found) if isinstance(found, dict) else {}
+    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+
+
+def _parts_folder(path: Path, family: str, options: Mapping[str, object]) -> Path:
+    from sdbridge.models import catalog
+
+    given = options.get("parts")
+    places = [Path(str(given)).expanduser()] if given else []
+    places.append(path.with_suffix(".parts"))
+    entry = catalog.find(f"{family}-parts")
+    if entry is not None:
+        places.append(catalog.folder_of(entry))
+    for place in places:
+        if (place / "tokenizer").is_dir():
+            return place
+    raise _lacking(path, family, "a tokenizer")
+
+
+def _lacking(path: Path, family: str, what: str) -> SdbridgeError:
+    return SdbridgeError(
+        "SDB-MODEL-PARTS",
+        f"{path.name} is one file of the {family} family, which holds no {what}, "
+        f"and neither {path.stem}.parts beside it nor {family}-parts among the pulled models has one",
+        f"Run `sdbridge pull {family}-parts` (a few MB).",
+    )
+
+
+def _scheduler(
+    parts: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str], family: str
+) -> dict[str, Any]:
+    """The noise schedule; what is predicted is left out unless the file itself says so.
+
+    Parts are shared by many checkpoints, so only a config of the file's own folder may speak for it.
+    """
+    config = read_config(parts / "scheduler" / "scheduler_config.json") or {}
+    if not parts.name.endswith(".parts"):
+        config = {key: value for key, value in config.items() if key.startswith(("beta", "num_train"))}
+    says = about.get("modelspec.prediction_type", "")
+    if says in ("epsilon", "v", "v_prediction"):
+        config["prediction_type"] = "epsilon" if says == "epsilon" else "v_prediction"
+    elif "v_pred" in tensors:
+        config["prediction_type"] = "v_prediction"
+    elif "prediction_type" not in config and family == "sd15":
+        config["prediction_type"] = "epsilon"
+    if "ztsnr" in tensors:
+        config["rescale_betas_zero_snr"] = True
+    return config
+
+
+def _unet(tensors: dict[str, Tensor], config: dict[str, Any], dtype: torch.dtype) -> Any:
+    from diffusers import UNet2DConditionModel
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+    own = {key: value for key, value in tensors.items() if key.startswith(_UNET)}
+    try:
+        converted = convert_ldm_unet_checkpoint(own, config)
+        unet = UNet2DConditionModel.from_config(config)
+    except (KeyError, ValueError, AttributeError) as error:
+        raise SdbridgeError(
+            "SDB-MODEL-KEYS", f"the UNet lacks weights or has others, first {error}"
+        ) from None
+    _fill(unet, converted, "unet")
+    return unet.to(dtype)
+
+
+def _vae(tensors: dict[str, Tensor], parts: Path) -> Any | None:
+    """The file's own full VAE; None when it has none or no config describes it."""
+    from diffusers import AutoencoderKL
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+    config = read_config(parts / "vae" / "config.json")
+    own = {key: value for key, value in tensors.items() if key.startswith("first_stage_model.")}
+    if config is None or not own or config.get("_class_name") == "AutoencoderTiny":
+        return None
+    vae = AutoencoderKL.from_config(config)
+    try:
+        converted = convert_ldm_vae_checkpoint(own, vae.config)
+    except (KeyError, AttributeError) as error:
+        raise SdbridgeError("SDB-MODEL-KEYS", f"the VAE lacks weights or has others, first {error}") from None
+    _fill(vae, converted, "vae")
+    return vae
+
+
+def _text_encoders(tensors: Mapping[str, Tensor], family: str, parts: Path, path: Path) -> tuple[Any, ...]:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    encoders = []
+    for index, prefix in enumerate(_TEXT[family]):
+        folder = "text_encoder_2" if index else "text_encoder"
+        config = read_config(parts / folder / "config.json")
+        if config is None:
+            raise _lacking(path, family, f"{folder}/config.json")
+        kind = CLIPTextModelWithProjection if index else CLIPTextModel
+        encoder = kind(CLIPTextConfig.from_dict(config))
+        own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        state = _from_open_clip(own) if prefix.endswith(".model.") else own
+        bare = {key.removeprefix("text_model."): value for key, value in state.items()}
+        wrapped = any(key.startswith("text_model.") for key in encoder.state_dict())
+        outside = ("text_projection",)
+        _fill(
+            encoder,
+            {k if not wrapped or k.startswith(outside) else f"text_model.{k}": v for k, v in bare.items()},
+            folder,
+        )
+        encoders.append(encoder)
+    return tuple(encoders)
+
+
+def _from_open_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """OpenCLIP's names (SD 2.1, SDXL's second encoder) as transformers has them; q, k, v are one there."""
+    state: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        if key in _OPEN_CLIP_TOP:
+            state[_OPEN_CLIP_TOP[key]] = value
+        elif key == "text_projection":
+            state["text_projection.weight"] = value.T.contiguous()
+        elif key.startswith("transformer.resblocks."):
+            name = key.replace("transformer.resblocks.", "encoder.layers.")
+            if ".attn.in_proj_" in name:
+                for part, piece in zip("qkv", value.chunk(3), strict=True):
+                    state[name.replace(".attn.in_proj_", f".self_attn.{part}_proj.")] = piece
+                continue
+            for theirs, ours in _OPEN_CLIP_LAYER.items():
+                name = name.replace(f".{theirs}.", f".{ours}.")
+            state[name] = value
+    return state
+
+
+def _fill(module: Any, state: Mapping[str, Tensor], part: str) -> None:
+    """Load weights, all of them; deeper text layers than the model uses are left over, which is usual."""
+    wanted = module.state_dict()
+    wrong = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}"
+        for key in wanted
+        if key in state and state[key].shape != wanted[key].shape
+    ]
+    missing = [key for key in wanted if key not in state]
+    check_keys(part, missing, wrong)
+    module.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)
