@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -325,8 +327,9 @@ def probe_prediction(unet: Any, schedule: NoiseSchedule, placement: Placement) -
 @contextmanager
 def _offline() -> Iterator[None]:
     """No library may reach out, and none may draw progress bars over the daemon's log."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["TRANSFORMERS_OFFLINE"] = "1"
+    if multiprocessing.parent_process() is not None:  # in the bridge's own process it may still pull
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        os.environ["TRANSFORMERS_OFFLINE"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
@@ -337,7 +340,9 @@ def _offline() -> Iterator[None]:
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():  # about names of arguments, which differ between versions
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         diffusers_logging.set_verbosity(before[0])
         transformers_logging.set_verbosity(before[1])

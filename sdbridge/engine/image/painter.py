@@ -14,6 +14,7 @@ from torch import Tensor
 from sdbridge.clock import Clock
 from sdbridge.engine.accelerate import Acceleration, build_acceleration, choose_acceleration
 from sdbridge.engine.image.conditions import added_conditions, guidance_embedding
+from sdbridge.engine.image.feature_bank import FeatureBank
 from sdbridge.engine.image.feedback import feed_back
 from sdbridge.engine.image.load import LoadedModel
 from sdbridge.engine.image.pictures import to_pixels, to_roles
@@ -47,6 +48,7 @@ class Painter:
         self._stream = StreamBatch(model)
         self._noise = NoiseSource()
         self._similarity = SimilarityFilter()
+        self._bank = FeatureBank(model.unet)
         encoder = TextEncoder(model.text_encoders, model.tokenizers, model.device, model.dtype)
         self.prompts = PromptCache(encoder.encode, model.device)
         self._mixer = PromptMixer(self.prompts)
@@ -78,6 +80,7 @@ class Painter:
             for extension in self.extensions:
                 extension.resized(*size)
         self._mixer.set(settings.prompts)
+        self._bank.set(settings.bank)
 
     def picture_changed(self) -> None:
         """A parameter moved: the next frame is processed even if the input stands still."""
@@ -96,7 +99,8 @@ class Painter:
     def reset(self, how: ResetKind) -> None:
         """Forget the frames inside; recache: and latents and features; hard: and start chance anew."""
         self._forget_frames()
-        self._last_latent = None
+        if how != "soft":
+            self._bank.forget()
         if how == "hard":
             self._noise.reset()
             self._similarity.reset()
@@ -104,6 +108,7 @@ class Painter:
 
     def close(self) -> None:
         self.prompts.close()
+        self._bank.close()
         self.acceleration.close()
 
     # --- frames ---
@@ -243,6 +248,7 @@ class Painter:
         if signature != self._ready_for:
             self.acceleration.prepare_denoise(call)
             self._ready_for = signature
+        self._bank.begin_frame()
         return self.acceleration.run_denoise(call)
 
     def _decode(self, leaving: Leaving, revision: int) -> Chunk:

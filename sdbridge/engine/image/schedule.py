@@ -152,7 +152,11 @@ def _spread(indices: list[int], schedule_steps: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """The n steps of the stream as numbers; every tuple has n entries. Made again only on a change."""
+    """The n steps of the stream as numbers; every tuple has n entries. Made again only on a change.
+
+    ``finish`` is how much of x0 and of e the picture that leaves is made of: TCD ends at t = 0 and not
+    before it, as published and as diffusers has it.
+    """
 
     sampler: Sampler
     indices: tuple[int, ...]
@@ -164,6 +168,7 @@ class StepPlan:
     fresh: tuple[float, ...]
     c_skip: tuple[float, ...]
     c_out: tuple[float, ...]
+    finish: tuple[float, float] = (1.0, 0.0)
 
     @property
     def count(self) -> int:
@@ -204,6 +209,7 @@ def plan_steps(
         fresh=tuple(rule[2] for rule in rules),
         c_skip=tuple(pair[0] for pair in boundary),
         c_out=tuple(pair[1] for pair in boundary),
+        finish=(schedule.alpha(0), schedule.sigma(0)) if sampler == "tcd" else (1.0, 0.0),
     )
 
 

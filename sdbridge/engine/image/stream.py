@@ -167,7 +167,9 @@ class StreamBatch:
         tags = self._tags[-1]
         if tags is None:
             return None
-        return Leaving(kept[-frames:], tags)
+        share, rest = self._plan.finish
+        last = kept[-frames:]
+        return Leaving(last if rest == 0.0 else share * last + rest * noise[-frames:], tags)
 
     def _estimate(
         self, out: Tensor, latents: Tensor, alpha: Tensor, sigma: Tensor, guidance: Guidance, extra: int

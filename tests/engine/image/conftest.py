@@ -1,18 +1,14 @@
-"""Small checkpoints, built once per run, and frames to feed them."""
+"""Small checkpoints, built once per run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from sdbridge.frame import Chunk, Frame
 from sdbridge.models.small import build_small_checkpoint, build_small_single_file
-
-SIZE = 64
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -41,14 +37,3 @@ def single_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
         return path if path.exists() else build_small_single_file(path, family)
 
     return get
-
-
-def frame(number: int, size: int = SIZE, seed: int | None = None) -> Chunk:
-    """A picture of noise; the same number (or seed) gives the same picture."""
-    rng = np.random.default_rng(number if seed is None else seed)
-    return Chunk.of(Frame(rng.integers(0, 256, (size, size, 4), dtype=np.uint8), number, number * 1000))
-
-
-@pytest.fixture
-def frames() -> Callable[..., Chunk]:
-    return frame
