@@ -99,9 +99,10 @@ class CueConfig(_Section):
 
 
 class OscSection(_Section):
-    """OSC beyond the one port: OSC over TCP, and surfaces that cannot ask for feedback themselves."""
+    """OSC beyond the one port: OSC over TCP, being found by zeroconf, surfaces that cannot subscribe."""
 
     tcp_port: int | None = Field(default=None, ge=0, le=65535)
+    advertise: bool = True
     feedback: tuple[str, ...] = ()
 
     @field_validator("feedback")

@@ -32,6 +32,7 @@ def _always(config: Config) -> bool:
 SURFACES: Mapping[str, tuple[str, Callable[[Config], bool]]] = {
     "web": ("sdbridge.control.web:WebServer", _always),
     "osc": ("sdbridge.control.osc:OscServer", _always),
+    "advertise": ("sdbridge.control.advertise:Advertisement", lambda config: config.osc.advertise),
 }
 
 
