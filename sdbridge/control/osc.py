@@ -95,10 +95,12 @@ class OscServer:
         self._wake_in.close()
         self._wake_out.close()
 
+    @property
     def log(self) -> Sequence[OscLogEntry]:
         """The last 200 messages with their verdicts, oldest first."""
         return self._input.log.entries()
 
+    @property
     def counts(self) -> dict[str, int]:
         """Packets received, verdicts, dated bundles waiting and late, clients, answers not sent."""
         return {
