@@ -7,6 +7,7 @@ import logging
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,9 +19,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from sdbridge.control import http_api, http_show, http_textures, openapi
+from sdbridge.control import http_api, http_osc_log, http_show, http_textures, http_words, openapi
 from sdbridge.control.access import Access, Gate
 from sdbridge.control.endpoint import Endpoint, guarded, json_answer, refusal
+from sdbridge.control.http_osc_log import OscLogView
 from sdbridge.control.live import Live
 from sdbridge.control.view import BridgeView
 from sdbridge.errors import SdbridgeError
@@ -42,10 +44,14 @@ _log = logging.getLogger(__name__)
 
 
 class WebServer:
-    """Serves ``view`` on its configured port from ``start`` to ``close``, in a thread of its own."""
+    """Serves ``view`` on its configured port from ``start`` to ``close``, in a thread of its own.
 
-    def __init__(self, view: BridgeView) -> None:
+    ``osc_log`` is what the OSC server has judged, for the page to show.
+    """
+
+    def __init__(self, view: BridgeView, *, osc_log: OscLogView | None = None) -> None:
         self._view = view
+        self._osc_log = osc_log
         self.access = Access(view.config)
         self.port = view.config.port
         self._live: Live | None = None
@@ -72,7 +78,7 @@ class WebServer:
         self._socket = _listen(self._view.config.lan, self.port)
         self.port = self._socket.getsockname()[1]
         self._live = Live(self._view, self.access)
-        app = Gate(_Site(self._view, self._live), self.access)
+        app = Gate(_Site(self._view, self._live, all_endpoints(self._view, self._osc_log)), self.access)
         settings = uvicorn.Config(
             app,
             http="h11",
@@ -127,16 +133,14 @@ class WebServer:
 class _Site:
     """Finds who answers a request: page, API, live socket, a sender's own app, or OSCQuery."""
 
-    def __init__(self, view: BridgeView, live: Live) -> None:
+    def __init__(self, view: BridgeView, live: Live, endpoints: Sequence[Endpoint]) -> None:
         self._view = view
         self._live = live
         self._files = _read_page()
-        found = all_endpoints(view)
-        self._document = openapi.document(found)
+        self._document = openapi.document(endpoints)
         self._calls: dict[str, dict[str, Endpoint]] = {}
-        for endpoint in found:
+        for endpoint in endpoints:
             self._calls.setdefault(endpoint.path, {})[endpoint.method] = endpoint
-        self._query: ASGIApp | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
@@ -188,9 +192,15 @@ class _Site:
         return Response(content, headers=headers, media_type=media_type)
 
 
-def all_endpoints(view: BridgeView) -> tuple[Endpoint, ...]:
+def all_endpoints(view: BridgeView, osc_log: OscLogView | None = None) -> tuple[Endpoint, ...]:
     """Every endpoint of the HTTP API."""
-    return (*http_api.endpoints(view), *http_show.endpoints(view), *http_textures.endpoints(view))
+    return (
+        *http_api.endpoints(view),
+        *http_show.endpoints(view),
+        *http_textures.endpoints(view),
+        *http_words.endpoints(view),
+        *http_osc_log.endpoints(osc_log),
+    )
 
 
 def _read_page() -> dict[str, tuple[bytes, str, str]]:

@@ -24,7 +24,21 @@ function showView(view) {
   document.dispatchEvent(new CustomEvent("view", { detail: view }));
 }
 
+/** Columns and the phone's picture stand right below the strip, whatever it and the notices take. */
+function measure() {
+  const top = document.querySelector(".top");
+  const notices = document.getElementById("notices");
+  const put = () => {
+    document.body.style.setProperty("--top", `${top.offsetHeight}px`);
+    document.body.style.setProperty("--above", `${top.offsetHeight + notices.offsetHeight}px`);
+  };
+  const observer = new ResizeObserver(put);
+  observer.observe(top);
+  observer.observe(notices);
+}
+
 async function begin() {
+  measure();
   for (const tab of document.querySelectorAll("#tabs button")) {
     tab.addEventListener("click", () => showView(tab.dataset.view));
   }

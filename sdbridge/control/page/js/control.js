@@ -18,7 +18,7 @@ export function control(name, { title = null } = {}) {
   const body = CONTROLS[shape(row)](row, id);
   const about = el("div.about", { hidden: true });
   const heading = el(
-    "button.title", { type: "button", "aria-expanded": "false", title: row.help }, title ?? row.title,
+    "button.title", { type: "button", "aria-expanded": "false", title: row.help }, title ?? titleOf(row),
   );
   heading.addEventListener("click", () => {
     about.hidden = !about.hidden;
@@ -42,6 +42,11 @@ export function control(name, { title = null } = {}) {
 }
 
 let serial = 0;
+
+/** The row's title with abbreviations as people write them. */
+export function titleOf(row) {
+  return row.title.replace(/\b(tcd|fps|vae|lora|clip)\b/gi, (word) => (word.toLowerCase() === "lora" ? "LoRA" : word.toUpperCase()));
+}
 
 /** Which control a row gets. */
 function shape(row) {
@@ -181,7 +186,7 @@ function text(row, id) {
 }
 
 function press(row) {
-  return { node: el("button.fire", { type: "button", onclick: () => fire(row.name) }, row.title), show() {} };
+  return { node: el("button.fire", { type: "button", onclick: () => fire(row.name) }, titleOf(row)), show() {} };
 }
 
 function explain(about, row) {

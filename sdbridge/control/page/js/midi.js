@@ -6,6 +6,7 @@ import { link } from "./link.js";
 const LOOK_AGAIN_MS = 700; // while learning
 
 export function buildMidi(card) {
+  card.hidden = true;
   let timer = 0;
   const load = async () => {
     clearTimeout(timer);
@@ -13,8 +14,9 @@ export function buildMidi(card) {
       const now = await link.get("/api/midi");
       draw(now);
       if (now.learning) timer = setTimeout(load, LOOK_AGAIN_MS);
-    } catch (error) {
-      draw({ available: false, reason: error.message, devices: [], mappings: [], learning: false });
+      card.hidden = false;
+    } catch {
+      card.hidden = true; // this bridge runs without MIDI
     }
   };
   const act = async (path, body) => {

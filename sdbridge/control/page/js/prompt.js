@@ -7,7 +7,8 @@ import { follow, rows, set, values } from "./state.js";
 
 const TYPING_MS = 350;
 const MOST_RECENT = 12;
-let vocabulary = [];
+let vocabulary = []; // words that the model knows
+let examples = []; // whole prompts to begin with
 
 export function buildPrompt() {
   const chips = el("div.chips", { "aria-label": "Suggestions" });
@@ -20,7 +21,9 @@ export function buildPrompt() {
   fill(document.getElementById("prompt"), main.node, chips, more, details);
   blend(more);
   main.suggest();
-  loadWords().then(main.suggest);
+  const reload = () => loadWords().then(main.suggest);
+  link.addEventListener("hello", reload);
+  follow("model", reload);
 }
 
 /** The large box. Enter sends, Shift+Enter breaks the line; or every word as it is typed. */
@@ -82,7 +85,7 @@ function blend(shelf) {
   const numbers = [...rows.keys()].map((name) => /^prompt\.(\d+)\.text$/.exec(name)?.[1]).filter(Boolean).map(Number);
   const opened = new Set();
   const lines = new Map();
-  const firstWeight = el("div.blend-line.first", {}, el("span.blend-name", {}, "Weight of the first"), control("prompt.1.weight", { title: "Weight" }));
+  const firstWeight = el("div.blend-line.first", {}, control("prompt.1.weight", { title: "Weight of the prompt above" }));
   const list = el("div");
   const add = el("button.add", { type: "button" }, icon("plus"), "Blend another prompt");
   const used = (slot) => opened.has(slot) || values.get(`prompt.${slot}.text`) !== "";
@@ -119,10 +122,9 @@ function blend(shelf) {
 
 async function loadWords() {
   try {
-    const found = await link.get("/api/vocabulary");
-    vocabulary = found.words ?? [];
+    ({ words: vocabulary, examples } = await link.get("/api/vocabulary"));
   } catch {
-    vocabulary = [];
+    // without suggestions the box is still a box
   }
 }
 
@@ -136,7 +138,8 @@ function words(text) {
   }
   const fresh = vocabulary.filter((word) => !text.toLowerCase().includes(word.toLowerCase()));
   const recent = memory.get("prompts", []).filter((one) => one !== text.trim()).slice(0, 4);
-  return [...new Set([...recent, ...table, ...fresh])].slice(0, 24);
+  const whole = [...table, ...examples].filter((one) => one !== text.trim());
+  return [...new Set([...(text.trim() ? [] : recent), ...whole, ...recent, ...fresh])].slice(0, 40);
 }
 
 /** A chosen word ends the one being typed; a whole prompt takes the place of the text. */

@@ -51,6 +51,9 @@ async function load(osc, log) {
   }
   try {
     const { messages } = await link.get("/api/osc-log");
+    const key = JSON.stringify(messages.at(-1) ?? null) + messages.length;
+    if (osc.dataset.key === key) return;
+    osc.dataset.key = key;
     fill(osc, messages.length ? messages.toReversed().map(message) : el("p.empty", {}, "No OSC message has come yet."));
   } catch (error) {
     fill(osc, el("p.empty", {}, error.message));
@@ -58,9 +61,12 @@ async function load(osc, log) {
 }
 
 function message(one) {
+  const time = new Date(one.at * 1000).toLocaleTimeString([], { hour12: false });
+  const values = one.args.map((value) => (typeof value === "string" ? `"${value}"` : String(value))).join(" ");
   return el(
-    `div.osc-line${one.accepted ? "" : ".refused"}`, {},
-    el("time", {}, one.time), el("code", {}, `${one.address} ${one.arguments}`), el("span", {}, one.verdict), el("small", {}, one.source),
+    `div.osc-line.${one.verdict}`, {},
+    el("time", {}, time), el("code", {}, `${one.address} ${values}`),
+    el("span", {}, one.reason ? `${one.verdict}: ${one.reason}` : one.verdict), el("small", {}, one.sender),
   );
 }
 
