@@ -93,6 +93,7 @@ _kind("SDB-WEB-SIZE", "Send less at once.", "Nothing changed; the output goes on
 _kind("SDB-WEB-BODY", "See /api/openapi.json for what is taken.", "Nothing changed; the output goes on.")
 _kind("SDB-WEB-PATH", "See /api/openapi.json for every address.")
 _kind("SDB-WEB-METHOD", "See /api/openapi.json for every address.", "Nothing changed; the output goes on.")
+_kind("SDB-PULL-BUSY", "Wait until one of them is here.")
 _kind("SDB-WEB-FULL", "Close a page on another device.")
 _kind("SDB-WEB-ABSENT", "Try again when it is there.")
 _kind("SDB-WEB-FAULT", "Please report it with the text of Copy diagnostics.")

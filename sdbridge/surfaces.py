@@ -40,7 +40,9 @@ def open_surfaces(view: BridgeView) -> ExitStack:
     """Start every surface that the config wants; closing the stack closes them in reverse order.
 
     A port that cannot be had raises its SDB- error, and what had been opened is closed again.
+    A surface with a method ``meet`` is told of all of them: the page shows what came in over OSC.
     """
+    opened: dict[str, Surface] = {}
     with ExitStack() as stack:
         for name, (target, wanted) in SURFACES.items():
             if not wanted(view.config):
@@ -51,7 +53,12 @@ def open_surfaces(view: BridgeView) -> ExitStack:
             surface: Surface = getattr(importlib.import_module(module), attribute)(view)
             stack.callback(surface.close)
             surface.start()
+            opened[name] = surface
             log.debug("surface %s is open", name)
+        for surface in opened.values():
+            meet = getattr(surface, "meet", None)
+            if meet is not None:
+                meet(opened)
         return stack.pop_all()
 
 

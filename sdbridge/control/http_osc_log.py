@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from starlette.requests import Request
@@ -18,22 +18,24 @@ class OscLogEntryView(Protocol):
 
 
 class OscLogView(Protocol):
-    """What the page needs of the OSC log."""
+    """What the page needs of the OSC server."""
 
     @property
+    def log(self) -> Sequence[OscLogEntryView]: ...
+    @property
     def counts(self) -> Mapping[str, int]: ...
-    def entries(self) -> Sequence[OscLogEntryView]: ...
 
 
-def endpoints(osc_log: OscLogView | None) -> tuple[Endpoint, ...]:
-    """The endpoint of this file."""
+def endpoints(osc: Callable[[], OscLogView | None]) -> tuple[Endpoint, ...]:
+    """The endpoint of this file. ``osc`` gives the OSC server, which starts after this one."""
 
     async def messages(request: Request) -> Response:
         count = whole_number(request, "count", 50, 1, 200)
-        if osc_log is None:
+        server = osc()
+        if server is None:
             return json_answer({"messages": [], "counts": {}})
-        found = [entry.as_json() for entry in osc_log.entries()[-count:]]
-        return json_answer({"messages": found, "counts": dict(osc_log.counts)})
+        found = [entry.as_json() for entry in server.log[-count:]]
+        return json_answer({"messages": found, "counts": dict(server.counts)})
 
     return (
         Endpoint(

@@ -7,10 +7,10 @@ import logging
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 import psutil
 import uvicorn
@@ -19,11 +19,22 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from sdbridge.control import http_api, http_osc_log, http_show, http_textures, http_words, openapi
+from sdbridge.control import (
+    http_api,
+    http_midi,
+    http_models,
+    http_osc_log,
+    http_show,
+    http_textures,
+    http_words,
+    openapi,
+)
 from sdbridge.control.access import Access, Gate
 from sdbridge.control.endpoint import Endpoint, guarded, json_answer, refusal
+from sdbridge.control.http_midi import MidiView
 from sdbridge.control.http_osc_log import OscLogView
 from sdbridge.control.live import Live
+from sdbridge.control.pulls import Pulls
 from sdbridge.control.view import BridgeView
 from sdbridge.errors import SdbridgeError
 
@@ -44,14 +55,12 @@ _log = logging.getLogger(__name__)
 
 
 class WebServer:
-    """Serves ``view`` on its configured port from ``start`` to ``close``, in a thread of its own.
+    """Serves ``view`` on its configured port from ``start`` to ``close``, in a thread of its own."""
 
-    ``osc_log`` is what the OSC server has judged, for the page to show.
-    """
-
-    def __init__(self, view: BridgeView, *, osc_log: OscLogView | None = None) -> None:
+    def __init__(self, view: BridgeView, *, pulls: Pulls | None = None) -> None:
         self._view = view
-        self._osc_log = osc_log
+        self._pulls = pulls or Pulls()
+        self._others: Mapping[str, object] = {}
         self.access = Access(view.config)
         self.port = view.config.port
         self._live: Live | None = None
@@ -78,7 +87,8 @@ class WebServer:
         self._socket = _listen(self._view.config.lan, self.port)
         self.port = self._socket.getsockname()[1]
         self._live = Live(self._view, self.access)
-        app = Gate(_Site(self._view, self._live, all_endpoints(self._view, self._osc_log)), self.access)
+        endpoints = all_endpoints(self._view, self._pulls, lambda name: self._others.get(name))
+        app = Gate(_Site(self._view, self._live, endpoints), self.access)
         settings = uvicorn.Config(
             app,
             http="h11",
@@ -104,6 +114,10 @@ class WebServer:
             _log.info("page on the network %s", link)
         if self._view.config.lan:
             _log.info("the token guards HTTP only: OSC and NDI carry no authentication")
+
+    def meet(self, others: Mapping[str, object]) -> None:
+        """Learn of the other surfaces, which start after this one, to show what they do."""
+        self._others = others
 
     def close(self) -> None:
         """Give the port back; may be called twice."""
@@ -192,14 +206,18 @@ class _Site:
         return Response(content, headers=headers, media_type=media_type)
 
 
-def all_endpoints(view: BridgeView, osc_log: OscLogView | None = None) -> tuple[Endpoint, ...]:
-    """Every endpoint of the HTTP API."""
+def all_endpoints(
+    view: BridgeView, pulls: Pulls, others: Callable[[str], object | None]
+) -> tuple[Endpoint, ...]:
+    """Every endpoint of the HTTP API. ``others`` finds another surface by name once it is open."""
     return (
         *http_api.endpoints(view),
         *http_show.endpoints(view),
         *http_textures.endpoints(view),
+        *http_models.endpoints(pulls),
         *http_words.endpoints(view),
-        *http_osc_log.endpoints(osc_log),
+        *http_osc_log.endpoints(lambda: cast("OscLogView | None", others("osc"))),
+        *http_midi.endpoints(lambda: cast("MidiView | None", others("midi"))),
     )
 
 

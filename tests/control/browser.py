@@ -89,6 +89,7 @@ class Browser:
         keys = {"Enter": 13, "Escape": 27, "ArrowRight": 39, "ArrowLeft": 37, "Home": 36, "End": 35, "Tab": 9}
         if key in keys:
             about["windowsVirtualKeyCode"] = keys[key]
+        text = text or ("\r" if key == "Enter" else "")
         self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **about)
         self.call("Input.dispatchKeyEvent", type="keyUp", **about)
 

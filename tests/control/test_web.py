@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import socket
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -16,7 +18,10 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent))
 from web_view import WebView
 
+from sdbridge.control.osc_log import OscLog
+from sdbridge.control.pulls import Pulls
 from sdbridge.control.web import WebServer
+from sdbridge.engine.interface import Progress
 from sdbridge.errors import SdbridgeError
 
 
@@ -265,3 +270,73 @@ def test_cues_go_and_come_back() -> None:
         assert web.post("/api/cues/previous", json={}).status_code == 200
         assert web.post("/api/cues/go", json={"cue": "storm"}).status_code == 200
         assert web.post("/api/cues/stop", json={}).json()["position"] == 2
+
+
+def test_the_catalog_and_a_pull_with_its_progress(view: WebView, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def pull(model: str, tell: Callable[[Progress], None]) -> Path:
+        tell(Progress("download", 25, 100, f"{model} unet", 60))
+        begun.set()
+        assert go_on.wait(30)
+        raise SdbridgeError("SDB-PULL-NETWORK", f"{model} cannot be fetched: no route")
+
+    with WebServer(view, pulls=Pulls(pull)) as server, httpx.Client(base_url=server.url, timeout=20) as web:
+
+        def entry() -> dict[str, object]:
+            return next(one for one in web.get("/api/models").json()["models"] if one["id"] == "sd-turbo")
+
+        assert (entry()["here"], entry()["pulling"], entry()["kind"]) == (False, None, "checkpoint")
+        assert web.post("/api/models/pull", json={"id": "sd-turbo"}).status_code == 200
+        assert begun.wait(30)
+        assert web.post("/api/models/pull", json={"id": "sd-turbo"}).status_code == 200  # again: nothing new
+        assert entry()["pulling"] == {
+            "stage": "download",
+            "done": 25,
+            "total": 100,
+            "message": "sd-turbo unet",
+            "left_s": 60,
+        }
+        assert web.post("/api/models/pull", json={"id": "someone/other"}).status_code == 200
+        busy = web.post("/api/models/pull", json={"id": "taesd"})
+        assert (busy.status_code, busy.json()["error"]["code"]) == (422, "SDB-PULL-BUSY")
+        assert (
+            web.post("/api/models/pull", json={"id": "sd-turbp"}).json()["error"]["code"]
+            == "SDB-PULL-UNKNOWN"
+        )
+        go_on.set()
+        for thread in threading.enumerate():
+            if thread.name.startswith("pull "):
+                thread.join(30)
+        assert "SDB-PULL-NETWORK" in str(entry()["error"])
+        assert entry()["pulling"] is None
+
+
+def test_words_for_the_prompt_come_while_the_small_model_runs(web: httpx.Client, view: WebView) -> None:
+    assert "fire" in web.get("/api/vocabulary").json()["words"]
+    view.store.set("model", "sd-turbo")
+    assert web.get("/api/vocabulary").json() == {"examples": [], "words": []}
+
+
+def test_the_osc_log_comes_from_the_osc_server(server: WebServer, web: httpx.Client) -> None:
+    assert web.get("/api/osc-log").json() == {"messages": [], "counts": {}}
+    log = OscLog()
+    log.add("/sdbridge/strength", (0.5, float("nan")), "127.0.0.1:5000", "invalid", "NaN")
+    server.meet({"osc": SimpleNamespace(log=log.entries(), counts=log.counts)})
+    answer = web.get("/api/osc-log?count=5").json()
+    assert answer["counts"] == {"invalid": 1}
+    assert answer["messages"][0]["args"] == [0.5, "nan"]
+    assert answer["messages"][0]["verdict"] == "invalid"
+    assert web.get("/api/osc-log?count=0").status_code == 400
+
+
+def test_midi_learns_and_forgets_through_the_surface(server: WebServer, web: httpx.Client) -> None:
+    assert web.get("/api/midi").json()["available"] is False
+    assert web.post("/api/midi/learn", json={"on": True}).status_code == 503
+    midi = SimpleNamespace(learning=False, devices=("X-TOUCH",), mappings=(("cc 7 ch 1", "strength"),))
+    midi.learn = lambda on: setattr(midi, "learning", on)
+    midi.forget = lambda control: setattr(midi, "mappings", ())
+    server.meet({"midi": midi})
+    assert web.get("/api/midi").json()["mappings"] == [{"control": "cc 7 ch 1", "parameter": "strength"}]
+    assert web.post("/api/midi/learn", json={"on": True}).json()["learning"] is True
+    assert web.post("/api/midi/forget", json={"control": "cc 7 ch 1"}).json()["mappings"] == []

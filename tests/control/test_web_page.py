@@ -152,7 +152,7 @@ def test_search_finds_by_address_and_copies_it(page: Browser, view: WebView) -> 
     page.press("/", "Slash", text="/")
     assert page.eval("document.activeElement.id") == "search"
     page.type("latent feedback")
-    page.until("document.querySelectorAll('.found .control').length === 1")
+    page.until("document.querySelector('.found .control')?.dataset.name === 'latent_feedback'")
     page.eval("window.copied = ''; navigator.clipboard.writeText = async (text) => { window.copied = text; }")
     page.eval("document.querySelector('.found .address').click()")
     page.until("window.copied === '/sdbridge/latent_feedback'")
@@ -181,6 +181,7 @@ def test_panic_freeze_and_black(page: Browser, view: WebView) -> None:
 
 def test_presets_are_saved_recalled_renamed_and_deleted(page: Browser, view: WebView) -> None:
     view.store.set("strength", 0.8)
+    page.until("document.querySelector('.output canvas').width")  # its picture goes with the preset
     page.eval("document.querySelector('.save-row input').focus()")
     page.type("Fire & <i>ice</i>")
     page.press("Enter")

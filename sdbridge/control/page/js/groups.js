@@ -148,6 +148,8 @@ function search(words, found, list) {
         return wanted.every((word) => text.includes(word));
       })
     : [];
+  const named = (row) => wanted.every((word) => `${row.name} ${row.title}`.toLowerCase().includes(word));
+  hits.sort((a, b) => named(b) - named(a)); // what is called so comes before what only speaks of it
   fill(found, hits.slice(0, 40).map((row) => control(row.name)));
   if (wanted.length && !hits.length) found.append(el("p.empty", {}, `No parameter speaks of “${words.trim()}”.`));
 }

@@ -6,7 +6,6 @@ import { link } from "./link.js";
 const LOOK_AGAIN_MS = 700; // while learning
 
 export function buildMidi(card) {
-  card.hidden = true;
   let timer = 0;
   const load = async () => {
     clearTimeout(timer);
@@ -14,9 +13,8 @@ export function buildMidi(card) {
       const now = await link.get("/api/midi");
       draw(now);
       if (now.learning) timer = setTimeout(load, LOOK_AGAIN_MS);
-      card.hidden = false;
-    } catch {
-      card.hidden = true; // this bridge runs without MIDI
+    } catch (error) {
+      toast(error.message, "bad");
     }
   };
   const act = async (path, body) => {

@@ -2,7 +2,7 @@
 
 import { el, fill, toast } from "./dom.js";
 import { link } from "./link.js";
-import { follow, set } from "./state.js";
+import { follow, set, values } from "./state.js";
 
 const LOOK_AGAIN_MS = 1000; // while something is being pulled
 
@@ -45,16 +45,37 @@ function line(model, again) {
       toast(error.message, "bad");
     }
   };
-  const size = model.size_bytes ? `${(model.size_bytes / 1e9).toFixed(1)} GB` : "";
+  const size = model.size_bytes ? `${(model.size_bytes / 1e9).toFixed(model.size_bytes < 1e8 ? 2 : 1)} GB` : "";
   const facts = [model.kind, size, model.licence].filter(Boolean).join(" · ");
-  const button = model.here
-    ? el("button", { type: "button", onclick: () => set("model", model.id) }, "Load")
-    : el("button", { type: "button", disabled: Boolean(model.pulling), onclick: pull }, "Pull");
+  const use = USE[model.kind];
+  const button = !model.here
+    ? el("button", { type: "button", disabled: Boolean(model.pulling), onclick: pull }, model.pulling ? "Pulling" : "Pull")
+    : use ? el("button", { type: "button", onclick: () => use(model.id) }, "Load") : el("span.small", {}, "here");
   const bar = el("progress", { max: 1, "aria-label": `Pulling ${model.id}` });
   if (model.pulling?.total) bar.value = model.pulling.done / model.pulling.total;
+  const left = model.pulling?.left_s ? ` · ${Math.ceil(model.pulling.left_s / 60)} min left` : "";
   return el(
-    "div.model", { title: model.summary ?? "" },
-    el("div", {}, el("b", {}, model.id), el("small", {}, facts)), model.pulling ? bar : null, button,
-    model.error ? el("p.small.bad", {}, model.error) : null,
+    "div.model", {},
+    el("div", {}, el("b", {}, model.id), el("small", {}, model.pulling ? model.pulling.message + left : model.summary), el("small", {}, facts)),
+    model.pulling ? bar : null, button, model.error ? el("p.small.bad", {}, model.error) : null,
   );
+}
+
+/** What Load does with each kind: the model itself, or the first free slot. */
+const USE = {
+  checkpoint: (id) => set("model", id),
+  lora: (id) => intoSlot("lora", "file", id),
+  controlnet: (id) => intoSlot("controlnet", "model", id),
+  style: (id) => set("style_model", id),
+};
+
+function intoSlot(kind, part, id) {
+  for (let slot = 1; values.has(`${kind}.${slot}.${part}`); slot++) {
+    if (values.get(`${kind}.${slot}.${part}`) === id) return toast(`${id} is already in slot ${slot}`);
+    if (values.get(`${kind}.${slot}.${part}`) === "") {
+      set(`${kind}.${slot}.${part}`, id);
+      return toast(`${id} is in slot ${slot}`);
+    }
+  }
+  toast(`Every ${kind} slot is taken`, "bad");
 }
