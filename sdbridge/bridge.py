@@ -86,6 +86,7 @@ class Bridge:
             config, self.clock, self.engine, self.output.set_senders, self._on_sent, self.note_error, textures
         )
         self.output.fallback = self.textures.fallback
+        self.output.waiting = self.textures.waiting_card
         self.output.newest_input = self.textures.newest_input
         self._unsubscribe = self.store.subscribe(self._on_change)
         self._ticker = threading.Thread(target=self._tick_forever, name="ticker", daemon=True)

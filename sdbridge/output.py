@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 #: Gives the picture to fall back to, fitted to width and height, or None for black.
 Fallback = Callable[[str, int, int], "np.ndarray | None"]
+#: Gives the picture to show while nothing was generated yet: width, height, number of the frame.
+Waiting = Callable[[int, int, int], "np.ndarray | None"]
 
 
 class OutputLoop:
@@ -52,6 +54,7 @@ class OutputLoop:
         self._thread = threading.Thread(target=self._run, name="output", daemon=True)
         self._slots: tuple[tuple[Role, LatestSlot[Outgoing]], ...] = ()
         self.fallback: Fallback = lambda action, width, height: None
+        self.waiting: Waiting = lambda width, height, number: None
         self.newest_input: Callable[[], Frame | None] = lambda: None
         self.state = OutputState.HOLDING
         self.frames_out = 0
@@ -117,6 +120,8 @@ class OutputLoop:
         self.state = shown.state
         base = self._newest.pixels if self._newest is not None else None
         height, width = base.shape[:2] if base is not None else reversed(self._engine.size)
+        if base is None and self.frames_made == 0:  # a receiver sees at once that we are there
+            base = self.waiting(width, height, self.frames_out)
         other = self.fallback(action, width, height) if shown.fallback > 0 else None
         return self._compositor.paint(shown, base, other, width, height)
 

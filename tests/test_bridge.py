@@ -8,7 +8,8 @@ import pytest
 
 from sdbridge.bridge import Bridge
 from sdbridge.config import Config
-from sdbridge.testing import FakeReceiver, FakeSender, FakeTextures, number_of
+from sdbridge.testing import FakeReceiver, FakeSender, FakeTextures, number_of, numbered_picture
+from sdbridge.textures.test_card import read_number
 
 
 @pytest.fixture(autouse=True)
@@ -76,3 +77,13 @@ def test_the_bridge_never_imports_torch():
     """)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert done.stdout.strip() == "heavy: []", done.stderr
+
+
+def test_outputs_show_the_test_card_until_the_first_picture_is_made():
+    receiver, sender, textures = parts()
+    with Bridge(config(in_process=True), textures=textures, control=False) as bridge:
+        bridge.start()
+        card = sender.wait_for(lambda frame, about: about["source_frame"] == "")
+        assert read_number(card.pixels) is not None
+        receiver.push(numbered_picture(7))
+        assert number_of(sender.wait_for(new).pixels) == 7

@@ -18,6 +18,7 @@ from sdbridge.slot import LatestSlot
 from sdbridge.status import SourceStatus
 from sdbridge.textures.geometry import fit_frame
 from sdbridge.textures.supply import Textures
+from sdbridge.textures.test_card import TestCard
 from sdbridge.textures.threads import Note, OnSent, Outgoing, ReceiveThread, SendThread
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class TextureDesk:
         self._textures = textures or Textures()
         self._lock = threading.Lock()  # held while the sets of threads change, never on the frame path
         self._newest: dict[Role, Frame] = {}
+        self._card: TestCard | None = None
         self._previews: dict[Role, PreviewRelay] = {role: PreviewRelay(clock) for role in INPUT_ROLES}
         self._frames_before = 0  # of receivers that were replaced
         self._receivers: dict[Role, ReceiveThread] = {}
@@ -96,6 +98,12 @@ class TextureDesk:
     def newest_input(self) -> Frame | None:
         """The main input's newest frame, as the engine gets it."""
         return self._newest.get("main")
+
+    def waiting_card(self, width: int, height: int, number: int) -> np.ndarray:
+        """The test card, for outputs while the first picture is still being made."""
+        if self._card is None or (self._card.width, self._card.height) != (width, height):
+            self._card = TestCard(width, height)
+        return self._card.draw(number)
 
     def fallback(self, action: str, width: int, height: int) -> np.ndarray | None:
         """The picture for ``hold.action``, or None for black."""
