@@ -80,7 +80,7 @@ def test_the_bridge_never_imports_torch():
 
 
 def test_outputs_show_the_test_card_until_the_first_picture_is_made():
-    receiver, sender, textures = parts()
+    receiver, sender, textures = parts(fps=0.0)
     with Bridge(config(in_process=True), textures=textures, control=False) as bridge:
         bridge.start()
         card = sender.wait_for(lambda frame, about: about["source_frame"] == "")
