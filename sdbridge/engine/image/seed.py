@@ -130,6 +130,8 @@ def blend_noise(noises: list[Tensor], weights: list[float], kind: str) -> Tensor
 
 
 def _slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
+    if share in (0.0, 1.0):
+        return b if share else a
     norm_a, norm_b = float(a.norm()), float(b.norm())
     cosine = float((a * b).sum()) / max(norm_a * norm_b, 1e-12)
     angle = math.acos(min(1.0, max(-1.0, cosine)))

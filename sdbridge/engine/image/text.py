@@ -73,7 +73,7 @@ class TextEncoder:
             start, end, pad = _marks(tokenizer)
             empty_ids = torch.tensor([[start, end, *([pad] * CHUNK)]], device=self._device)
             empty, _ = self._run(encoder, empty_ids, clip_skip)
-            hidden = empty + scale * (hidden - empty)
+            hidden = torch.where(scale == 1, hidden, empty + scale * (hidden - empty))
         tokens = hidden.reshape(1, -1, hidden.shape[-1])
         return tokens, None if pooled is None else pooled[:1], cut
 
