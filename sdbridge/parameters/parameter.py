@@ -160,8 +160,8 @@ class Parameter:
             return "any value fires it, 0 does not"
         if self.kind == "str":
             return "text"
-        low = "any" if self.minimum is None else f"{self.minimum:g}"
-        high = "any" if self.maximum is None else f"{self.maximum:g}"
+        low = "any" if self.minimum is None else f"{self.minimum:.12g}"
+        high = "any" if self.maximum is None else f"{self.maximum:.12g}"
         text = f"{low} to {high}" if (low, high) != ("any", "any") else "any number"
         if self.multiple_of:
             text += f", in steps of {self.multiple_of}"
