@@ -60,6 +60,13 @@ class Inlet:
         entries, self._entries = self._entries[-self._wanted :], []
         return Chunk(tuple(entries))
 
+    def complete(self) -> Chunk | None:
+        """The entries that wait for more, made a whole chunk by repeating the last; None if none wait."""
+        if not self._entries:
+            return None
+        entries, self._entries = self._entries, []
+        return Chunk(tuple(entries + [entries[-1]] * (self._wanted - len(entries))))
+
     def newest(self) -> Chunk | None:
         """The newest frames of all roles whether new or not, for engines that paint from the prompt."""
         return Chunk((MappingProxyType(dict(self._newest)),)) if "main" in self._newest else None

@@ -14,6 +14,7 @@ from sdbridge.clock import Clock
 from sdbridge.config import EngineSection
 from sdbridge.engine.client import EngineClient
 from sdbridge.engine.interface import EngineConfig, EngineState, ResetKind
+from sdbridge.engine.local_model import ModelFetch, Pull, local_path, pull_from_hub
 from sdbridge.engine.pipe import Wake
 from sdbridge.engine.supervisor import Rung, Seen, Supervisor
 from sdbridge.errors import SdbridgeError
@@ -35,8 +36,6 @@ TAKE_OVER_NS = 2_000_000_000
 LAST_GOOD, SAFE_MODE, RELOAD_FAILED = OWN_SOURCES = ("last good", "safe mode", "reload failed")
 
 Note = Callable[[str], None]
-#: Brings a model to this machine and gives the config with its local path; may take minutes.
-Prepare = Callable[[EngineConfig], EngineConfig]
 
 
 class RunningEngine:
@@ -56,14 +55,14 @@ class RunningEngine:
         note: Note,
         stall_s: float = 10.0,
         restarts_a_minute: int = 5,
-        prepare: Prepare = lambda config: config,
+        pull: Pull = pull_from_hub,
     ) -> None:
         self._configured = self._section = section
         self._store = store
         self._clock = clock
         self._ready = ready
         self._note = note
-        self._prepare = prepare
+        self._fetch = ModelFetch(lambda: self._orders.put(("pulled", None)), pull)
         self._supervisor = Supervisor(stall_s, restarts_a_minute)
         self._lock = threading.Lock()  # guards client and incoming, for moments
         self._incoming: EngineClient | None = None
@@ -111,9 +110,11 @@ class RunningEngine:
     @property
     def state(self) -> EngineState:
         client = self.client
-        if client is None and self.given_up:
+        if client is not None:
+            return client.state
+        if self.given_up:
             return EngineState.FAILED
-        return client.state if client is not None else EngineState.STOPPED
+        return EngineState.LOADING if self._fetch.progress is not None else EngineState.STOPPED
 
     @property
     def given_up(self) -> bool:
@@ -149,7 +150,7 @@ class RunningEngine:
 
     def progress(self) -> tuple[ProgressStatus, ...]:
         """Long work under way, in the running engine and in the one that gets ready."""
-        under_way = [client.progress for client in self._clients()]
+        under_way = [self._fetch.progress, *(client.progress for client in self._clients())]
         return tuple(ProgressStatus(**asdict(each)) for each in under_way if each is not None)
 
     # --- frames ---
@@ -247,6 +248,11 @@ class RunningEngine:
             self.reset(how)
         elif order == "reload":
             self._reload()
+        elif order == "pulled" and self._wanted:
+            if self.client is None and not self.given_up:
+                self._replace_now()
+            else:
+                self._reload()
 
     def _forgive(self) -> None:
         """The operator begins afresh: with the whole budget and the model of the config."""
@@ -321,11 +327,25 @@ class RunningEngine:
 
     # --- replacing ---
 
-    def _make(self) -> EngineClient:
+    def _make(self) -> EngineClient | None:
+        """A new engine, not started; None while its model is being pulled, which brings us here again.
+
+        Raises SDB-MODEL-* and SDB-PULL-* if the model cannot be had.
+        """
         values, revision = self._store.snapshot()
         told = self.for_engine(values)
+        config = engine_config(self._section, told)
+        if config.kind == "image":
+            failure = self._fetch.failure(config.model)
+            if failure is not None:
+                raise failure
+            path = local_path(config.model)
+            if path is None:
+                self._fetch.begin(config.model)
+                return None
+            config = replace(config, model=path)
         return EngineClient(
-            self._prepare(engine_config(self._section, told)),
+            config,
             told,
             revision,
             self._ready,
@@ -341,6 +361,8 @@ class RunningEngine:
         except SdbridgeError as error:  # the model cannot be had
             self._note(str(error))
             self._fell(error, self._clock.now_ns())
+            return
+        if client is None:
             return
         with self._lock:
             self.client = client
@@ -371,6 +393,8 @@ class RunningEngine:
             client = self._make()
         except SdbridgeError as error:
             self._reload_failed(error, self.client)
+            return
+        if client is None:
             return
         with self._lock:
             self._incoming = client

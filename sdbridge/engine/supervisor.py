@@ -16,7 +16,7 @@ GOOD_S = 60.0
 SETTLED_S = 10.0
 
 #: Faults that the same values will meet again: there is no use in trying five times.
-HOPELESS = ("SDB-MODEL-", "SDB-ENGINE-KIND")
+HOPELESS = ("SDB-MODEL-", "SDB-PULL-", "SDB-ENGINE-KIND")
 
 
 class Rung(IntEnum):

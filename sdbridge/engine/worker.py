@@ -174,6 +174,7 @@ class EngineLoop:
         self._last_main_ns = now
         if (main.width, main.height) != self._size():
             return  # on its way while the size changed
+        self._inside = True
         chunk = self._inlet.gather()
         if chunk is not None:
             self._tick(engine, chunk)
@@ -209,6 +210,9 @@ class EngineLoop:
 
     def _drain(self, engine: Engine) -> None:
         """Input has stopped: the frames still in the pipe come out at the pace they had."""
+        rest = self._inlet.complete()
+        if rest is not None:
+            self._tick(engine, rest)
         self._inside = False
         try:
             chunks = engine.flush()
