@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -96,6 +97,7 @@ class SharedSlot:
         self._words: Any = np.frombuffer(self._memory, np.uint32, HEADER_BYTES // 4)
         self._longs: Any = np.frombuffer(self._memory, np.uint64, HEADER_BYTES // 8)
         self._last = 0
+        self._spares = _Spares()
         if owner:
             return
         if bytes(self._memory[:8]) != MAGIC or int(self._words[_VERSION]) != VERSION:
@@ -209,7 +211,7 @@ class SharedSlot:
             size = width * height * 4
             if not 0 < size <= self.capacity:
                 continue
-            copy = np.empty((height, width, 4), np.uint8)
+            copy = self._spares.take((height, width, 4))
             np.copyto(copy, pixels[:size].reshape(copy.shape))
             frame = Frame(copy, int(longs[_FRAME_ID]), int(longs[_RECEIVED]), int(longs[_REVISION]))
             _fence()
@@ -248,6 +250,33 @@ def attach_block(name: str) -> shared_memory.SharedMemory:
     """Another program's block, which stays when this process ends. Raises FileNotFoundError."""
     with _untracked(name):
         return shared_memory.SharedMemory(name)
+
+
+class _Spares:
+    """Arrays to copy into, used again once nobody else refers to them.
+
+    A fresh array of a large frame costs more than the copy itself, because the system hands out its
+    memory page by page. Views refer to the array they show, so whoever holds any part of a frame
+    keeps it from being used again; who holds none cannot notice.
+    """
+
+    MOST = 8
+
+    def __init__(self) -> None:
+        self._arrays: list[np.ndarray] = []
+
+    def take(self, shape: tuple[int, int, int]) -> np.ndarray:
+        """An array of ``shape`` with arbitrary content, the caller's own."""
+        if self._arrays and self._arrays[0].shape != shape:
+            self._arrays.clear()
+        for at in range(len(self._arrays)):
+            # Two: the list's and the argument's. A name for it here would be a third.
+            if sys.getrefcount(self._arrays[at]) == 2:
+                return self._arrays[at]
+        array = np.empty(shape, np.uint8)
+        if len(self._arrays) < self.MOST:
+            self._arrays.append(array)
+        return array
 
 
 _attach_lock = threading.Lock()

@@ -90,6 +90,20 @@ def test_the_layout_is_the_pinned_one():
     assert memory[start + 64 : start + 64 + 24] == bytes([2]) * 24
 
 
+def test_memory_is_used_again_but_never_while_anyone_holds_a_part_of_it():
+    with SharedSlot.create(128) as slot, SharedSlot.attach(slot.name) as reader:
+        held, places = [], set()
+        for number in range(1, 40):
+            slot.write(frame(number))
+            taken = reader.take()
+            assert taken is not None
+            places.add(taken.pixels.ctypes.data)
+            held = [*held[-2:], (number, taken.pixels[1:3])]  # views of the last three
+            del taken
+            assert all((view == kept).all() for kept, view in held)
+        assert len(places) <= 5
+
+
 def test_a_frame_that_is_too_large_is_refused_with_its_numbers():
     with SharedSlot.create(64) as slot:
         with pytest.raises(SdbridgeError, match=r"SDB-SLOT-SIZE: a frame of 8x4 needs 128 bytes.*holds 64"):

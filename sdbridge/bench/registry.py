@@ -24,7 +24,12 @@ class BenchCase:
         return getattr(import_module(module), function)
 
 
-CASES: tuple[BenchCase, ...] = ()
+CASES: tuple[BenchCase, ...] = (
+    BenchCase("bridge-512", "the bridge alone, 512x512 at 60 fps", "sdbridge.bench.bridge:bridge_512"),
+    BenchCase("bridge-1080", "the bridge alone, 1920x1080 at 60 fps", "sdbridge.bench.bridge:bridge_1080"),
+    BenchCase("bridge-memory", "memory over 10,000 frames", "sdbridge.bench.bridge:bridge_memory"),
+    BenchCase("bridge-start", "from the command to page and output", "sdbridge.bench.bridge:bridge_start"),
+)
 
 
 def find(name: str) -> BenchCase | None:

@@ -14,8 +14,8 @@ from sdbridge.clock import Clock
 from sdbridge.config import EngineSection
 from sdbridge.engine.client import EngineClient
 from sdbridge.engine.interface import EngineConfig, EngineState, ResetKind
-from sdbridge.engine.local_model import ModelFetch, Pull, local_path, pull_from_hub
 from sdbridge.engine.pipe import Wake
+from sdbridge.engine.preparation import Preparation, Prepare
 from sdbridge.engine.supervisor import Rung, Seen, Supervisor
 from sdbridge.errors import SdbridgeError
 from sdbridge.frame import Frame, Role
@@ -55,14 +55,14 @@ class RunningEngine:
         note: Note,
         stall_s: float = 10.0,
         restarts_a_minute: int = 5,
-        pull: Pull = pull_from_hub,
+        prepare: Prepare = lambda config: config,
     ) -> None:
         self._configured = self._section = section
         self._store = store
         self._clock = clock
         self._ready = ready
         self._note = note
-        self._fetch = ModelFetch(lambda: self._orders.put(("pulled", None)), pull)
+        self._preparation = Preparation(prepare, lambda: self._orders.put(("prepared", None)))
         self._supervisor = Supervisor(stall_s, restarts_a_minute)
         self._lock = threading.Lock()  # guards client and incoming, for moments
         self._incoming: EngineClient | None = None
@@ -114,7 +114,7 @@ class RunningEngine:
             return client.state
         if self.given_up:
             return EngineState.FAILED
-        return EngineState.LOADING if self._fetch.progress is not None else EngineState.STOPPED
+        return EngineState.LOADING if self._preparation.under_way else EngineState.STOPPED
 
     @property
     def given_up(self) -> bool:
@@ -150,7 +150,7 @@ class RunningEngine:
 
     def progress(self) -> tuple[ProgressStatus, ...]:
         """Long work under way, in the running engine and in the one that gets ready."""
-        under_way = [self._fetch.progress, *(client.progress for client in self._clients())]
+        under_way = [client.progress for client in self._clients()]
         return tuple(ProgressStatus(**asdict(each)) for each in under_way if each is not None)
 
     # --- frames ---
@@ -248,7 +248,7 @@ class RunningEngine:
             self.reset(how)
         elif order == "reload":
             self._reload()
-        elif order == "pulled" and self._wanted:
+        elif order == "prepared" and self._preparation.under_way and self._wanted:
             if self.client is None and not self.given_up:
                 self._replace_now()
             else:
@@ -328,22 +328,15 @@ class RunningEngine:
     # --- replacing ---
 
     def _make(self) -> EngineClient | None:
-        """A new engine, not started; None while its model is being pulled, which brings us here again.
+        """A new engine, not started; None while its model is on its way, whose arrival brings us here again.
 
         Raises SDB-MODEL-* and SDB-PULL-* if the model cannot be had.
         """
         values, revision = self._store.snapshot()
         told = self.for_engine(values)
-        config = engine_config(self._section, told)
-        if config.kind == "image":
-            failure = self._fetch.failure(config.model)
-            if failure is not None:
-                raise failure
-            path = local_path(config.model)
-            if path is None:
-                self._fetch.begin(config.model)
-                return None
-            config = replace(config, model=path)
+        config = self._preparation.of(engine_config(self._section, told))
+        if config is None:
+            return None
         return EngineClient(
             config,
             told,
