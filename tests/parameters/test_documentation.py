@@ -56,7 +56,7 @@ def test_every_address_that_the_guide_uses_exists() -> None:
     }
     starts = tuple(c.address + "/" for c in COMMANDS if c.by_segment)
     for address in re.findall(r"/sdbridge/[a-z0-9_/*{},\[\]-]+", guide):
-        address = address.rstrip("/,").replace("/normalized/", "/")
+        address = address.rstrip("/,]").replace("/normalized/", "/")
         if address == "/sdbridge" or "*" in address or address.startswith((*starts, "/sdbridge/morph/")):
             continue
         assert address in known or any(one.startswith(address + "/") for one in known), address
