@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import logging
 import re
 import secrets
 import socket
 from collections.abc import Mapping
 
+import h11
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdbridge.config import Config
@@ -16,6 +18,7 @@ from sdbridge.control.endpoint import LARGEST_BODY, refusal
 from sdbridge.errors import SdbridgeError
 
 WRITING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+_log = logging.getLogger(__name__)
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::([0-9]{1,5}))?")
 
 
@@ -96,7 +99,13 @@ class Gate:
         except SdbridgeError as error:
             await _refuse(scope, receive, send, error)
             return
-        await self._app(scope, receive, _with_safe_headers(send, headers.get("host", "")))
+        try:
+            await self._app(scope, receive, _with_safe_headers(send, headers.get("host", "")))
+        except h11.LocalProtocolError:
+            # The rest of the request was nonsense: the server has answered 400 and hung up meanwhile.
+            _log.debug("%s broke off", scope.get("client"))
+        except Exception:  # noqa: BLE001  # edge: control; the next request is served all the same
+            _log.exception("%s failed", scope["path"])
 
     def _check(self, scope: Scope, headers: Mapping[str, str]) -> None:
         hosts = [value for key, value in scope["headers"] if key == b"host"]

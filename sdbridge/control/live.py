@@ -72,27 +72,35 @@ class Live:
         if len(self._clients) >= MOST_CLIENTS:
             await socket.close(4429, "SDB-WEB-FULL")
             return
-        await socket.accept()
         client = _Client(self, self._view, self._access, socket)
+        try:
+            await socket.accept()
+            await self._greet(client)
+            await client.run()
+        except (WebSocketDisconnect, ConnectionError):
+            pass  # gone before it was greeted
+        finally:
+            with self._lock:
+                self._clients.discard(client)
+
+    async def _greet(self, client: _Client) -> None:
+        """Say how everything stands, and let the client hear of changes from then on."""
         values, revision = self._view.store.snapshot()
-        await client.send({"kind": "hello", **self._greeting(client), "values": values, "revision": revision})
+        await client.send(
+            {
+                "kind": "hello",
+                "schema": self._view.store.table.schema_hash(),
+                "may_write": client.may_write,
+                "lan": self._access.lan,
+                "values": values,
+                "revision": revision,
+            }
+        )
         with self._lock:
             self._clients.add(client)
         # What changed between the snapshot and joining would be lost without a second look.
         now, _ = self._view.store.snapshot()
         client.take({name: value for name, value in now.items() if values.get(name) != value}, ())
-        try:
-            await client.run()
-        finally:
-            with self._lock:
-                self._clients.discard(client)
-
-    def _greeting(self, client: _Client) -> dict[str, object]:
-        return {
-            "schema": self._view.store.table.schema_hash(),
-            "may_write": client.may_write,
-            "lan": self._access.lan,
-        }
 
     def _take(self, change: Change) -> None:
         """Called in the setter's thread: keep it short, the clients' own tasks do the sending."""

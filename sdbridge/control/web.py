@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import socket
@@ -10,8 +11,9 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self, cast
+from typing import Any, Self, cast
 
+import h11
 import psutil
 import uvicorn
 from starlette.requests import Request
@@ -98,15 +100,16 @@ class WebServer:
             lifespan="off",
             log_config=None,
             access_log=False,
+            proxy_headers=False,  # nobody but the connection itself says where a request comes from
             server_header=False,
             limit_concurrency=MOST_CONNECTIONS,
             timeout_graceful_shutdown=1,
         )
-        # Every malformed request would be a warning in the artist's console; faults still come through.
-        logging.getLogger("uvicorn").setLevel(logging.ERROR)
+        # Each malformed request would be a line in the artist's console. Our own faults are logged by Gate.
+        logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
         self._server = uvicorn.Server(settings)
         self._thread = threading.Thread(
-            target=self._server.run, args=([self._socket],), name="sdbridge-web", daemon=True
+            target=_serve, args=(self._server, self._socket), name="sdbridge-web", daemon=True
         )
         self._thread.start()
         _log.info("page %s", self.url)
@@ -142,6 +145,20 @@ class WebServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
+    """The server's thread: a loop of its own until the server is told to end."""
+
+    def faulty(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if isinstance(context.get("exception"), h11.ProtocolError):
+            _log.debug("a peer broke off in the middle of a request")  # asyncio has hung up on it
+        else:
+            loop.default_exception_handler(context)
+
+    with asyncio.Runner() as runner:
+        runner.get_loop().set_exception_handler(faulty)
+        runner.run(server.serve(sockets=[listener]))
 
 
 class _Site:

@@ -5,6 +5,12 @@ import { link } from "./link.js";
 import { followStatus } from "./state.js";
 
 const KINDS = ["input", "output"];
+const MEANWHILE = {
+  stopped: "The engine is stopped.",
+  loading: "The engine is loading.",
+  warming_up: "The engine is warming up.",
+  failed: "The engine failed; it is started again.",
+};
 const pictures = new Map(); // "input" | "output" -> {canvas, seen}
 
 export function buildStage() {
@@ -22,6 +28,9 @@ export function buildStage() {
   });
   link.addEventListener("picture", ({ detail }) => draw(detail));
   followStatus((now) => {
+    const note = document.querySelector(".meanwhile");
+    note.hidden = now.state === "streaming";
+    say(note, MEANWHILE[now.state] ?? "");
     caption("output", now.outputs?.[0], `${now.fps.toFixed(1)} fps`);
     caption("input", now.inputs?.[0], now.fps_in ? `${now.fps_in.toFixed(1)} fps` : "");
   });
@@ -44,7 +53,7 @@ function picture(kind, title) {
   const note = el("span.note");
   const figure = el(
     `figure.picture.${kind}`, { dataset: { kind } },
-    el("div.frame", {}, canvas, el("p.nothing", {}, "waiting for the first frame"), kind === "output" ? fullScreen(canvas) : null),
+    el("div.frame", {}, canvas, el("p.nothing", {}, "waiting for the first frame"), kind === "output" ? el("p.meanwhile", { hidden: true }) : null, kind === "output" ? fullScreen(canvas) : null),
     el("figcaption", {}, el("b", {}, title), note),
   );
   pictures.set(kind, { canvas, note, figure, seen: true, context: canvas.getContext("2d", { alpha: false }) });

@@ -30,11 +30,12 @@ function buildNumbers() {
   const latency = number("latency ms", "input received to output sent: half are faster than the first number, 99 % faster than the second");
   const drops = number("dropped", "input frames replaced by newer ones before use");
   const held = number("held", "output frames repeated because the engine was late", ".spare");
-  const vram = number("vram GB", "GPU memory in use", ".spare");
+  const vram = number("VRAM GB", "GPU memory in use", ".spare");
   vram.parentElement.hidden = true;
   followStatus((now) => {
     say(fps, now.fps.toFixed(1));
-    say(latency, `${Math.round(now.latency_ms.p50)} / ${Math.round(now.latency_ms.p99)}`);
+    const { p50, p99 } = now.latency_ms;
+    say(latency, p99 ? `${Math.round(p50)} / ${Math.round(p99)}` : "–");
     say(drops, short(now.dropped));
     say(held, short(now.held));
     vram.parentElement.hidden = !now.vram_mb;

@@ -27,7 +27,7 @@ export function buildWatch() {
       el("div.card-head", {}, el("h2", {}, "Errors"), el("button.quiet", { type: "button", onclick: diagnostics }, "Copy diagnostics")),
       errors,
     ),
-    el("section.card.wide", {}, el("div.card-head", {}, el("h2", {}, "OSC in")), osc),
+    el("section.card", {}, el("div.card-head", {}, el("h2", {}, "OSC in")), osc),
     el("section.card.wide", {}, el("div.card-head", {}, el("h2", {}, "Log")), log),
   );
   followStatus((now) => {
