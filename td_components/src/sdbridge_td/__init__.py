@@ -1,0 +1,1 @@
+"""What runs inside TouchDesigner: pure Python, standard library only, no ``td`` import at module level."""
