@@ -45,7 +45,9 @@ def read_tree(toc: Path) -> dict[str, ReadNode]:
         raise TreeError(f"{toc}: a file is listed twice")
     there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     if there != set(listed):
-        raise TreeError(f"{toc}: listed but absent {set(listed) - there}, there but unlisted {there - set(listed)}")
+        raise TreeError(
+            f"{toc}: listed but absent {set(listed) - there}, there but unlisted {there - set(listed)}"
+        )
     if listed[0] != ".build":
         raise TreeError(f"{toc}: .build comes first")
     read_build(folder / ".build")

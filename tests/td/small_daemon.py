@@ -21,7 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 class SmallDaemon:
     """Started at once; ``store`` is the truth."""
 
-    def __init__(self, folder: Path, port: int = 0, schema: str = "", cues: tuple[CueConfig, ...] = ()) -> None:
+    def __init__(
+        self, folder: Path, port: int = 0, schema: str = "", cues: tuple[CueConfig, ...] = ()
+    ) -> None:
         self.view = FakeView(folder, Config(port=port), clock=SystemClock(), cues=cues)  # type: ignore[arg-type]
         self.view.now = Status(
             state="streaming",

@@ -58,7 +58,9 @@ def test_slots_from_one_are_blocks_from_zero_and_appear_when_used(desk: Desk, da
     online(desk, daemon.port)
     assert desk.comp.seq.Prompt.numBlocks == 1
     daemon.store.set_many({"prompt.3.text": "sea", "prompt.3.weight": 0.5}, "someone")
-    desk.until(lambda: desk.par["Prompt2text"] is not None and desk.par.Prompt2text.eval() == "sea", "slot 3 shows")
+    desk.until(
+        lambda: desk.par["Prompt2text"] is not None and desk.par.Prompt2text.eval() == "sea", "slot 3 shows"
+    )
     assert desk.comp.seq.Prompt.numBlocks == 3
     assert desk.par.Prompt2weight.eval() == 0.5
     assert desk.par.Prompt1weight.eval() == 0.0  # as the daemon has it: later slots start without weight
@@ -124,7 +126,11 @@ def test_two_components_and_a_fader_agree_in_the_end(desk: Desk, daemon: SmallDa
         daemon.store.set("strength", 0.33 + turn / 100, "fader")
         desk.host.step()
     desk.until(
-        lambda: desk.par.Strength.eval() == second.par.Strength.eval() == pytest.approx(daemon.store.get("strength")),
+        lambda: (
+            desk.par.Strength.eval()
+            == second.par.Strength.eval()
+            == pytest.approx(daemon.store.get("strength"))
+        ),
         "all three show the same",
     )
 
@@ -254,7 +260,12 @@ def test_killed_and_restarted(desk: Desk) -> None:
         desk.connect(port)
         desk.until(lambda: desk.status.startswith("online"), "online")
         desk.frames(60)
-        desk.par.Holdaction, desk.par.Holdafter, desk.par.Holdfade, desk.par.Holdrecover = "black", 2.0, 0.2, 3
+        desk.par.Holdaction, desk.par.Holdafter, desk.par.Holdfade, desk.par.Holdrecover = (
+            "black",
+            2.0,
+            0.2,
+            3,
+        )
         desk.par.Prompt0text = "kept over the restart"
         desk.until(lambda: desk.ext.shown.state == "live", "live")
         hold, fade, fallback = (desk.comp.op(name).par for name in ("hold", "fade", "fallback"))
@@ -290,7 +301,10 @@ def test_killed_and_restarted(desk: Desk) -> None:
             at = order.index(event, at + 1)
         # A fresh daemon knows nothing: it was given all that this component has.
         values = asked(port, "/sdbridge/prompt/1/text", "/sdbridge/strength")
-        assert values == {"/sdbridge/prompt/1/text": "kept over the restart", "/sdbridge/strength": pytest.approx(0.11)}
+        assert values == {
+            "/sdbridge/prompt/1/text": "kept over the restart",
+            "/sdbridge/strength": pytest.approx(0.11),
+        }
     finally:
         end(process, signal.SIGKILL)
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import td
 
 COMPONENTS = ("SdBridge", "SdBridgeCues", "SdBridgeMonitor", "SdBridgeLauncher")
-_NODES: Mapping[str, tuple[Node, ...]] = {
+#: The operators of each component.
+NODES: Mapping[str, tuple[Node, ...]] = {
     "SdBridge": BRIDGE_NODES,
     "SdBridgeCues": CUES_NODES,
     "SdBridgeMonitor": MONITOR_NODES,
@@ -35,7 +36,12 @@ _EXTENSIONS: Mapping[str, Any] = {
     "SdBridgeMonitor": MonitorExt,
     "SdBridgeLauncher": LauncherExt,
 }
-_VIEWS = {"SdBridge": "./out1", "SdBridgeMonitor": "./out1", "SdBridgeLauncher": "./log", "SdBridgeCues": "./cues"}
+_VIEWS = {
+    "SdBridge": "./out1",
+    "SdBridgeMonitor": "./out1",
+    "SdBridgeLauncher": "./log",
+    "SdBridgeCues": "./cues",
+}
 _COLOR = (0.35, 0.3, 0.55)
 
 #: The DATs that call the extension: type, toggles that are on, and text from ``callbacks/``.
@@ -92,7 +98,8 @@ def install(parent: td.COMP, component: str, texts: Mapping[str, str], boot: str
     for toggle in BOOT_TOGGLES:
         getattr(starter.par, toggle).val = True
     finish(comp, component)
-    return comp
+    built: td.COMP = comp
+    return built
 
 
 def finish(comp: td.COMP, component: str) -> None:
@@ -104,7 +111,7 @@ def finish(comp: td.COMP, component: str) -> None:
     boot: Any = comp.op("boot")
     boot.nodeX, boot.nodeY = -1100, 450
     schema = Schema(json.loads(code.op("schema").text))
-    missing = build_network(comp, _NODES[component])
+    missing = build_network(comp, NODES[component])
     build_pages(comp, pages_of(component, schema))
     _about(comp, schema)
     for place, (name, kind, toggles) in enumerate(CALLBACKS):
@@ -122,7 +129,7 @@ def finish(comp: td.COMP, component: str) -> None:
     comp.color = _COLOR
     comp.par.opviewer.val = _VIEWS[component]
     if comp.par["ext0object"] is None:
-        comp.seq["ext"].numBlocks = 1
+        comp.seq.ext.numBlocks = 1
     comp.par.ext0object.val = "op('./code/loader').module.extension(me)"
     comp.par.ext0name.val = "Sdbridge"
     comp.par.ext0promote.val = True

@@ -23,7 +23,7 @@ def never_raises(method: Callable[Concatenate[E, P], None]) -> Callable[Concaten
     """TouchDesigner calls this: an exception would stop its cook, so it ends on Status instead."""
 
     @functools.wraps(method)
-    def guarded(self: E, *args: P.args, **kwargs: P.kwargs) -> None:
+    def guarded(self: E, /, *args: P.args, **kwargs: P.kwargs) -> None:
         try:
             method(self, *args, **kwargs)
         except Exception:  # noqa: BLE001 - the edge to TouchDesigner: the show goes on, the trace is printed
@@ -47,23 +47,23 @@ class BaseExt:
     # --- for TouchDesigner ---
 
     @never_raises
-    def Close(self) -> None:  # noqa: N802 - TouchDesigner's convention for what an extension offers
+    def Close(self) -> None:
         """Let go of the socket."""
         self.link.close()
 
-    def onDestroyTD(self) -> None:  # noqa: N802 - called by TouchDesigner
+    def onDestroyTD(self) -> None:
         self.Close()
 
-    def Frame(self) -> None:  # noqa: N802
+    def Frame(self) -> None:
         """Called at the start of every frame."""
 
-    def ValuesChanged(self, changes: Any) -> None:  # noqa: N802
+    def ValuesChanged(self, changes: Any) -> None:
         """Called once a frame with every parameter that changed."""
 
-    def Pulse(self, par: td.Par) -> None:  # noqa: N802
+    def Pulse(self, par: td.Par) -> None:
         """Called when a pulse parameter is pulsed."""
 
-    def Built(self, missing: list[str]) -> None:  # noqa: N802
+    def Built(self, missing: list[str]) -> None:
         """Called when the component was made or mended; ``missing`` operators could not be made."""
 
     # --- for the components ---

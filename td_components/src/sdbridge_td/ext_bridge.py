@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from .ext_base import BaseExt, never_raises
 from .hold import Hold, HoldSettings, Shown
-from .link import Message, monotonic
+from .link import monotonic
 from .mapping import STATUS_PREFIX, Names, Schema, Value, from_daemon, to_daemon
 from .network import TRANSPORT_INPUT
+from .osc_codec import Message
 from .pages import blocks, find_par, set_blocks
 
 if TYPE_CHECKING:
@@ -54,12 +55,12 @@ class BridgeExt(BaseExt):
     # --- for TouchDesigner ---
 
     @never_raises
-    def Built(self, missing: list[str]) -> None:  # noqa: N802
+    def Built(self, missing: list[str]) -> None:
         self._missing = missing
         self._blocks = {sequence: blocks(self.comp, sequence) for sequence in self.names.sequences}
 
     @never_raises
-    def Frame(self) -> None:  # noqa: N802
+    def Frame(self) -> None:
         now = self.clock()
         self.keep_link(now)
         self._hear(self.link.receive(now), now)
@@ -71,12 +72,14 @@ class BridgeExt(BaseExt):
         self._report(now)
 
     @never_raises
-    def ValuesChanged(self, changes: Any) -> None:  # noqa: N802
+    def ValuesChanged(self, changes: Any) -> None:
         now = self.clock()
-        self._send_values({name: value for change in changes for name, value in self._changed(change.par)}, now)
+        self._send_values(
+            {name: value for change in changes for name, value in self._changed(change.par)}, now
+        )
 
     @never_raises
-    def Pulse(self, par: td.Par) -> None:  # noqa: N802
+    def Pulse(self, par: td.Par) -> None:
         now = self.clock()
         name = self.names.name(par.name)
         if name is not None:
@@ -95,18 +98,18 @@ class BridgeExt(BaseExt):
             print(self.About())  # the textport is where a user reads it
 
     @never_raises
-    def Reconnect(self) -> None:  # noqa: N802
+    def Reconnect(self) -> None:
         """Begin anew: look up the host, subscribe, fetch everything."""
         self.link.close()
         self._online = self._was_online = False
         self._refused.clear()
 
     @never_raises
-    def Send(self, address: str, *args: Any) -> None:  # noqa: N802
+    def Send(self, address: str, *args: Any) -> None:
         """Send any OSC message to the daemon: ``op('SdBridge').Send('/sdbridge/preset/recall', 'night')``."""
         self.link.send([(address, args)])
 
-    def About(self) -> str:  # noqa: N802
+    def About(self) -> str:
         """Where the guide is, and what this component knows, for the textport."""
         lines = [
             "sdbridge: docs/touchdesigner.md in the repository, or the daemon's page in a browser.",
@@ -404,7 +407,10 @@ class BridgeExt(BaseExt):
         notes += [note for note in (self._source_note, self.link.note) if note]
         notes += list(self._refused.values())[:2]
         too_many = [s for s, n in self._blocks.items() if n > self.names.slots(s)]
-        notes += [f"the daemon has {self.names.slots(s)} slots for {s}, blocks past that do nothing" for s in too_many]
+        notes += [
+            f"the daemon has {self.names.slots(s)} slots for {s}, blocks past that do nothing"
+            for s in too_many
+        ]
         if self._missing:
             notes.append("no shared memory with this licence")
         if self._waiting:

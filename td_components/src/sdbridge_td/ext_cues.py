@@ -25,8 +25,8 @@ CUES_PAGES: tuple[PageSpec, ...] = (
                 "Source",
                 "Menu",
                 "Cue List",
-                "daemon: the cue list of the daemon's config. table: the Table DAT cues inside this component; "
-                "its columns past follow are parameters of the daemon by name, such as strength or prompt.1.text.",
+                "daemon: the cue list of the daemon's config. table: the Table DAT cues in this component; "
+                "its columns past follow are the daemon's parameters by name: strength, prompt.1.text.",
                 "table",
                 menu=("daemon", "table"),
                 section=True,
@@ -36,7 +36,13 @@ CUES_PAGES: tuple[PageSpec, ...] = (
             Spec("Previous", "Pulse", "Previous", "Go back one cue."),
             Spec("Stop", "Pulse", "Stop", "Stop every fade where it is; no cue follows."),
             Spec("Cue", "Str", "Cue", "Name or number of the cue that Go goes to.", ""),
-            Spec("Autofollow", "Toggle", "Auto Follow", "Cues of the table follow after their follow time.", True),
+            Spec(
+                "Autofollow",
+                "Toggle",
+                "Auto Follow",
+                "Cues of the table follow after their follow time.",
+                True,
+            ),
             Spec("Current", "Str", "Current Cue", "The cue that stands.", "", read_only=True),
             Spec("Preset", "Str", "Preset", "Name or number of a preset.", "", section=True),
             Spec("Fade", "Float", "Fade (s)", "Seconds that a recall takes.", 1.0, 0.0, 60.0),
@@ -78,7 +84,7 @@ class CuesExt(BaseExt):
         self._cue = ""
 
     @never_raises
-    def Frame(self) -> None:  # noqa: N802
+    def Frame(self) -> None:
         now = self.clock()
         self.keep_link(now)
         for address, args in self.link.receive(now):
@@ -89,11 +95,15 @@ class CuesExt(BaseExt):
             if self.value("Autofollow", True):
                 self._go_row(self._row + 1, now)
         self.show("Current", self._cue)
-        state = f"online: {self.link.place}" if self.link.alive(now) else f"offline: {self.link.problem or 'waiting'}"
+        state = (
+            f"online: {self.link.place}"
+            if self.link.alive(now)
+            else f"offline: {self.link.problem or 'waiting'}"
+        )
         self.say("; ".join(s for s in (state if self.link.is_open else "off", self._problem) if s))
 
     @never_raises
-    def ValuesChanged(self, changes: Any) -> None:  # noqa: N802
+    def ValuesChanged(self, changes: Any) -> None:
         for change in changes:
             if change.par.name == "Morph":
                 ends = (self.value("Morphfrom", ""), self.value("Morphto", ""))
@@ -101,7 +111,7 @@ class CuesExt(BaseExt):
                 self._send([("/sdbridge/morph", (*names, float(self.value("Morph", 0.0))))])
 
     @never_raises
-    def Pulse(self, par: td.Par) -> None:  # noqa: N802
+    def Pulse(self, par: td.Par) -> None:
         now = self.clock()
         wanted = self.value("Cue", "").strip()
         preset = self.value("Preset", "").strip()

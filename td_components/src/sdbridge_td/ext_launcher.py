@@ -1,4 +1,4 @@
-"""SdBridgeLauncher: starts the daemon so that it outlives TouchDesigner, finds a running one, shows its log."""
+"""SdBridgeLauncher: starts a daemon that outlives TouchDesigner, finds a running one, shows its log."""
 
 from __future__ import annotations
 
@@ -40,13 +40,15 @@ LAUNCHER_PAGES: tuple[PageSpec, ...] = (
                 "Python",
                 "File",
                 "Python",
-                "Python that sdbridge is installed in. Empty: the .venv that scripts/run.py made in the folder. "
+                "Python that sdbridge is installed in. Empty: the .venv that scripts/run.py made there. "
                 "Never TouchDesigner's own.",
                 "",
             ),
             Spec("Config", "File", "Config", "Configuration file. Empty: the demo.", ""),
             Spec("Port", "Int", "Port", "Port of the daemon, UDP and TCP.", 9000, 1, 65535),
-            Spec("Pid", "Int", "Process", "Number of the daemon's process, 0 if none runs.", 0, read_only=True),
+            Spec(
+                "Pid", "Int", "Process", "Number of the daemon's process, 0 if none runs.", 0, read_only=True
+            ),
         ),
     ),
 )
@@ -72,12 +74,12 @@ class LauncherExt(BaseExt):
         self._log_size = -1
 
     @never_raises
-    def Built(self, missing: list[str]) -> None:  # noqa: N802
+    def Built(self, missing: list[str]) -> None:
         if self.value("Autostart", False):
             self.Start()
 
     @never_raises
-    def Frame(self) -> None:  # noqa: N802
+    def Frame(self) -> None:
         now = self.clock()
         if now < self._look_at:
             return
@@ -98,13 +100,13 @@ class LauncherExt(BaseExt):
         self.say(f"{text}; {self._problem}" if self._problem else text)
 
     @never_raises
-    def Pulse(self, par: td.Par) -> None:  # noqa: N802
+    def Pulse(self, par: td.Par) -> None:
         action = {"Start": self.Start, "Stop": self.Stop, "Restart": self.Restart}.get(par.name)
         if action is not None:
             action()
 
     @never_raises
-    def Start(self) -> None:  # noqa: N802
+    def Start(self) -> None:
         """Start the daemon, detached; one that runs on this port is left alone."""
         self._look_at = 0.0
         self._problem = ""
@@ -127,7 +129,7 @@ class LauncherExt(BaseExt):
             self._problem = f"{python} cannot be started ({error.strerror or error})"
 
     @never_raises
-    def Stop(self) -> None:  # noqa: N802
+    def Stop(self) -> None:
         """Ask the daemon to end; it holds the last picture until its sender closes."""
         self._look_at = 0.0
         self.running = find_running(self.value("Port", 9000))
@@ -137,7 +139,7 @@ class LauncherExt(BaseExt):
         ask_to_end(self.running.pid)
 
     @never_raises
-    def Restart(self) -> None:  # noqa: N802
+    def Restart(self) -> None:
         self.Stop()
         self._start_after_stop = True
 
@@ -234,7 +236,9 @@ def start_detached(command: Sequence[str], folder: str | None, log: Path) -> sub
 def ask_to_end(pid: int) -> None:
     """SIGTERM where there is one; on Windows the process tree is ended, since no console is shared."""
     if sys.platform == "win32":
-        subprocess.Popen(["taskkill", "/PID", str(pid), "/T", "/F"], creationflags=subprocess.CREATE_NO_WINDOW)
+        subprocess.Popen(
+            ["taskkill", "/PID", str(pid), "/T", "/F"], creationflags=subprocess.CREATE_NO_WINDOW
+        )
         return
     try:
         os.kill(pid, signal.SIGTERM)

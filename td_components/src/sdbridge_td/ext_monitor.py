@@ -22,7 +22,13 @@ MONITOR_PAGES: tuple[PageSpec, ...] = (
             Spec("Bridge", "COMP", "SdBridge", "The SdBridge component to watch.", ""),
             Spec("Status", "Str", "Status", "What is going on.", "", read_only=True),
             Spec("Showtext", "Toggle", "Show Text", "The numbers under the pictures.", True),
-            Spec("Alarm", "Toggle", "Alarm", "On while the daemon is away or the output is not live.", read_only=True),
+            Spec(
+                "Alarm",
+                "Toggle",
+                "Alarm",
+                "On while the daemon is away or the output is not live.",
+                read_only=True,
+            ),
         ),
     ),
 )
@@ -38,7 +44,7 @@ class MonitorExt(BaseExt):
         self._next = 0.0
 
     @never_raises
-    def Frame(self) -> None:  # noqa: N802
+    def Frame(self) -> None:
         now = self.clock()
         if now < self._next:
             return

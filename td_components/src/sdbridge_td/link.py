@@ -129,7 +129,8 @@ class Link:
         packets = [encode_message(address, args) for address, args in messages]
         if self._socket is None or not packets:
             return False
-        return all([self._put(p) for p in (packets if len(packets) == 1 else encode_bundles(packets))])
+        sent = [self._put(p) for p in (packets if len(packets) == 1 else encode_bundles(packets))]
+        return all(sent)
 
     def alive(self, now: float) -> bool:
         """Whether the daemon's heartbeat is on time, give or take LATE_S."""

@@ -58,7 +58,9 @@ def _receivers(prefix: str, x: int, y: int) -> tuple[Node, ...]:
     return (
         Node(f"spout_{prefix}_in", "syphonspoutinTOP", x, y, pars={"usespoutactivesender": False}),
         Node(f"ndi_{prefix}_in", "ndiinTOP", x, y - 130, pars={"active": False, "bandwidth": "high"}),
-        Node(f"sharedmem_{prefix}_in", "sharedmeminTOP", x, y - 260, pars={"memtype": "local"}, licensed=True),
+        Node(
+            f"sharedmem_{prefix}_in", "sharedmeminTOP", x, y - 260, pars={"memtype": "local"}, licensed=True
+        ),
         Node(
             f"{prefix}_transport",
             "switchTOP",
@@ -83,7 +85,14 @@ BRIDGE_NODES: tuple[Node, ...] = (
     *_receivers("processed", 100, -100),
     Node("flip_generated", "flipTOP", 500, 400, ("generated_transport",), {"flipy": False}),
     Node("flip_processed", "flipTOP", 500, -100, ("processed_transport",), {"flipy": False}),
-    Node("hold", "cacheTOP", 700, 400, ("flip_generated",), {"active": True, "cachesize": 1, "alwayscook": True}),
+    Node(
+        "hold",
+        "cacheTOP",
+        700,
+        400,
+        ("flip_generated",),
+        {"active": True, "cachesize": 1, "alwayscook": True},
+    ),
     Node(
         "black",
         "constantTOP",
@@ -176,7 +185,7 @@ def build_network(comp: td.COMP, nodes: Sequence[Node]) -> list[str]:
             there.destroy()
         try:
             made: Any = comp.create(node.type, node.name)
-        except Exception:  # noqa: BLE001 - TouchDesigner's own tdError; without a licence the rest still works
+        except Exception:
             if not node.licensed:
                 raise
             missing.append(node.name)

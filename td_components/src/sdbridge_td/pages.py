@@ -83,7 +83,9 @@ BRIDGE = (
         "auto",
         menu=("auto", "pull", "push"),
     ),
-    Spec("Reconnect", "Pulse", "Reconnect", "Begin anew: look the host up again, subscribe, fetch everything."),
+    Spec(
+        "Reconnect", "Pulse", "Reconnect", "Begin anew: look the host up again, subscribe, fetch everything."
+    ),
     Spec(
         "Transport",
         "Menu",
@@ -95,7 +97,9 @@ BRIDGE = (
         section=True,
     ),
     Spec("Inputname", "Str", "Image Sender", "Name under which this component sends its image.", "TD image"),
-    Spec("Controlname", "Str", "Control Sender", "Name under which it sends its control image.", "TD control"),
+    Spec(
+        "Controlname", "Str", "Control Sender", "Name under which it sends its control image.", "TD control"
+    ),
     Spec(
         "Outputname",
         "Str",
@@ -198,7 +202,9 @@ def schema_specs(schema: Schema, page: str) -> list[Spec | SequenceSpec]:
 
 def row_spec(row: Row) -> Spec:
     """A row of the daemon's table as a parameter: menu, range, default and help come from there."""
-    style = {"bool": "Toggle", "int": "Int", "float": "Float", "enum": "Menu", "trigger": "Pulse"}.get(row.kind)
+    style = {"bool": "Toggle", "int": "Int", "float": "Float", "enum": "Menu", "trigger": "Pulse"}.get(
+        row.kind
+    )
     if style is None:
         is_file = row.name.endswith((".file", ".image"))
         style = "File" if is_file else "StrMenu" if row.suggestions else "Str"
@@ -308,7 +314,9 @@ def _complete(comp: td.COMP, pages: Sequence[PageSpec]) -> bool:
     if there != [name for name, _ in pages]:
         return False
     return all(
-        blocks(comp, spec.name) > 0 if isinstance(spec, SequenceSpec) else find_par(comp, spec.name) is not None
+        blocks(comp, spec.name) > 0
+        if isinstance(spec, SequenceSpec)
+        else find_par(comp, spec.name) is not None
         for _, specs in pages
         for spec in specs
     )
@@ -341,7 +349,9 @@ def _give_back(comp: td.COMP, kept: dict[str, tuple[str, Any]]) -> None:
         how, what = kept.get(par.name.lower(), ("", None))
         if how in ("expr", "bindExpr"):
             setattr(par, how, what)
-        elif how == "val" and not par.isSequence and (not par.isMenu or what in par.menuNames or par.isString):
+        elif (
+            how == "val" and not par.isSequence and (not par.isMenu or what in par.menuNames or par.isString)
+        ):
             try:
                 par.val = what
             except (TypeError, ValueError):

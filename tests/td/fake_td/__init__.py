@@ -62,10 +62,10 @@ MEMBERS: dict[str, tuple[str, tuple[str, ...]]] = {
 }  # fmt: skip
 
 CUSTOM_NAME = re.compile("[A-Z][a-z0-9]*")
-Change = namedtuple("Change", "par prev")  # noqa: PYI024 - as TouchDesigner hands it over
+Change = namedtuple("Change", "par prev")
 
 
-class tdError(Exception):  # noqa: N801, N818 - TouchDesigner's own name
+class tdError(Exception):
     """What TouchDesigner raises."""
 
 
@@ -387,7 +387,13 @@ class Sequence(Documented):
         bases = [t._name[len(self._name) + 1 :] for t in self._templates]
         for block in range(self._count, count):
             for template, base in zip(self._templates, bases, strict=True):
-                par = Par(self._owner, f"{self._name}{block}{base}", template._style, template._custom, template.page)
+                par = Par(
+                    self._owner,
+                    f"{self._name}{block}{base}",
+                    template._style,
+                    template._custom,
+                    template.page,
+                )
                 for what in ("label", "help", "min", "max", "normMin", "normMax", "clampMin", "clampMax", "menuNames",
                              "menuLabels", "readOnly", "enableExpr", "startSection"):  # fmt: skip
                     setattr(par, what, getattr(template, what))
@@ -436,13 +442,19 @@ class Page(Documented):
         self._owner._pars[name] = par
         return ParGroup([par])
 
-    def appendStr(self, name: str, label: str | None = None, order: Any = None, replace: bool = True) -> ParGroup:
+    def appendStr(
+        self, name: str, label: str | None = None, order: Any = None, replace: bool = True
+    ) -> ParGroup:
         return self._append("Str", name, label)
 
-    def appendStrMenu(self, name: str, label: str | None = None, order: Any = None, replace: bool = True) -> ParGroup:
+    def appendStrMenu(
+        self, name: str, label: str | None = None, order: Any = None, replace: bool = True
+    ) -> ParGroup:
         return self._append("StrMenu", name, label)
 
-    def appendMenu(self, name: str, label: str | None = None, order: Any = None, replace: bool = True) -> ParGroup:
+    def appendMenu(
+        self, name: str, label: str | None = None, order: Any = None, replace: bool = True
+    ) -> ParGroup:
         return self._append("Menu", name, label)
 
     def appendFloat(
@@ -455,25 +467,39 @@ class Page(Documented):
     ) -> ParGroup:
         return self._append("Int", name, label)
 
-    def appendToggle(self, name: str, label: str | None = None, order: Any = None, replace: bool = True) -> ParGroup:
+    def appendToggle(
+        self, name: str, label: str | None = None, order: Any = None, replace: bool = True
+    ) -> ParGroup:
         return self._append("Toggle", name, label)
 
-    def appendPulse(self, name: str, label: str | None = None, order: Any = None, replace: bool = True) -> ParGroup:
+    def appendPulse(
+        self, name: str, label: str | None = None, order: Any = None, replace: bool = True
+    ) -> ParGroup:
         return self._append("Pulse", name, label)
 
-    def appendFile(self, name: str, label: str | None = None, order: Any = None, replace: bool = True) -> ParGroup:
+    def appendFile(
+        self, name: str, label: str | None = None, order: Any = None, replace: bool = True
+    ) -> ParGroup:
         return self._append("File", name, label)
 
-    def appendFolder(self, name: str, label: str | None = None, order: Any = None, replace: bool = True) -> ParGroup:
+    def appendFolder(
+        self, name: str, label: str | None = None, order: Any = None, replace: bool = True
+    ) -> ParGroup:
         return self._append("Folder", name, label)
 
-    def appendDAT(self, name: str, label: str | None = None, order: Any = None, replace: bool = True) -> ParGroup:
+    def appendDAT(
+        self, name: str, label: str | None = None, order: Any = None, replace: bool = True
+    ) -> ParGroup:
         return self._append("DAT", name, label)
 
-    def appendCOMP(self, name: str, label: str | None = None, order: Any = None, replace: bool = True) -> ParGroup:
+    def appendCOMP(
+        self, name: str, label: str | None = None, order: Any = None, replace: bool = True
+    ) -> ParGroup:
         return self._append("COMP", name, label)
 
-    def appendSequence(self, name: str, label: str | None = None, order: Any = None, replace: bool = True) -> ParGroup:
+    def appendSequence(
+        self, name: str, label: str | None = None, order: Any = None, replace: bool = True
+    ) -> ParGroup:
         group = self._append("Sequence", name, label)
         self._owner._sequences[name] = Sequence(self._owner, name)
         return group
@@ -588,7 +614,13 @@ class OP(Documented):
         return self._find(path, inside=True)
 
     def _find(self, path: str, inside: bool = False) -> OP | None:
-        at: Any = self._host.root if path.startswith("/") else self if inside or path.startswith("./") else self._parent
+        at: Any = (
+            self._host.root
+            if path.startswith("/")
+            else self
+            if inside or path.startswith("./")
+            else self._parent
+        )
         for part in path.split("/"):
             if part in ("", "."):
                 continue
@@ -648,7 +680,9 @@ class COMP(OP):
         if kind not in OPERATORS:
             raise tdError(f"there is no operator type {kind!r}")
         if OPERATORS[kind]["licensed"] and self._host.licence == "Non-Commercial":
-            raise tdError(f"{kind} is not available with a Non-Commercial licence ({OPERATORS[kind]['page']})")
+            raise tdError(
+                f"{kind} is not available with a Non-Commercial licence ({OPERATORS[kind]['page']})"
+            )
         name = name or kind
         while name in self._children:
             head = name.rstrip("0123456789")
@@ -773,7 +807,13 @@ class DAT(OP):
 class App:
     """https://docs.derivative.ca/App_Class"""
 
-    version, build, osName, product, pythonExecutable = "2025", "32460", "fake", "TouchDesigner", sys.executable
+    version, build, osName, product, pythonExecutable = (
+        "2025",
+        "32460",
+        "fake",
+        "TouchDesigner",
+        sys.executable,
+    )
 
 
 class Project:
@@ -795,7 +835,17 @@ def snapshot(op: OP, root: OP | None = None) -> dict[str, Any]:
     """Everything that makes a network: types, places, wires, parameters that are not default, texts."""
     root = root or op
     pars = {
-        p.name: (p.mode.name, _plain(p.val, root), p.expr, p.bindExpr, p.label, p.help, p.menuNames, p.min, p.max)
+        p.name: (
+            p.mode.name,
+            _plain(p.val, root),
+            p.expr,
+            p.bindExpr,
+            p.label,
+            p.help,
+            p.menuNames,
+            p.min,
+            p.max,
+        )
         for p in op._pars.values()
         if p.isCustom or (not p.isDefault and p.name != "language")
     }
@@ -808,7 +858,9 @@ def snapshot(op: OP, root: OP | None = None) -> dict[str, Any]:
         "text": getattr(op, "text", None),
         "inputs": [i.name for i in op.inputs],
         "blocks": {name: seq.numBlocks for name, seq in op._sequences.items()},
-        "children": {child.name: snapshot(child, root) for child in sorted(op.children, key=lambda c: c.name)},
+        "children": {
+            child.name: snapshot(child, root) for child in sorted(op.children, key=lambda c: c.name)
+        },
     }
 
 
