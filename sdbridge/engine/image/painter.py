@@ -87,8 +87,9 @@ class Painter:
         self._changed = True
 
     def weights_changed(self) -> None:
-        """The model's tensors were written by an extension."""
+        """The model's tensors or attention processors were changed by an extension."""
         self.acceleration.weights_changed()
+        self._ready_for = ()
         self._changed = True
 
     def prompts_changed(self) -> None:
@@ -162,7 +163,7 @@ class Painter:
 
     def encode(self, image: Tensor) -> Tensor:
         """``[F, 3, H, W]`` in 0..1 -> clean latent in the stream's precision."""
-        return self.acceleration.run_encode(image * 2 - 1).to(self._stream.precision)
+        return self.acceleration.run_encode(image * 2 - 1).to(self._stream.precision, copy=True)
 
     def parts_ms(self) -> dict[str, float]:
         """What encode, denoise and decode took, smoothed. On a GPU: the time to queue them."""
@@ -244,6 +245,7 @@ class Painter:
             call.down_residuals is not None,
             call.intrablock_residuals is not None,
             tuple(call.added_cond),
+            self._bank.enabled,
         )
         if signature != self._ready_for:
             self.acceleration.prepare_denoise(call)

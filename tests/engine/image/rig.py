@@ -41,7 +41,14 @@ class Rig:
         self.clock = StillClock()
         options = {"wait_for_prompts": True, **config.pop("options", {})}
         self.engine = ImageEngine(
-            EngineConfig(model=str(model), device="cpu", dtype=dtype, threads=1, options=options, **config),
+            EngineConfig(
+                model=str(model),
+                device=config.pop("device", "cpu"),
+                dtype=dtype,
+                threads=1,
+                options=options,
+                **config,
+            ),
             self.clock,
         )
         self.engine.load(values)
