@@ -1,4 +1,4 @@
-"""The demo as a newcomer meets it: how soon the page, the test card and the first generated frame are there."""
+"""The demo as a newcomer meets it: how soon page, test card and first generated frame are there."""
 
 from __future__ import annotations
 
