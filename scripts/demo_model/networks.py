@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny, ControlNetModel, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -58,6 +59,12 @@ def build_unet(s: Settings) -> UNet2DConditionModel:
     )
 
 
+def train_with_plain_attention(unet: UNet2DConditionModel, device: str) -> None:
+    """On a CPU the fused attention's backward pass takes a third of a step; the plain one far less."""
+    if device == "cpu":
+        unet.set_attn_processor(AttnProcessor())
+
+
 def build_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
     return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32, 64))
 
@@ -75,6 +82,7 @@ def build_text_encoder(s: Settings, tokenizer: CLIPTokenizer) -> CLIPTextModel:
             pad_token_id=tokenizer.pad_token_id,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
+            attn_implementation="eager",
         )
     )
 

@@ -13,7 +13,13 @@ import random
 import torch
 import torch.nn.functional as F
 
-from scripts.demo_model.networks import Critic, build_text_encoder, build_unet, make_tokenizer
+from scripts.demo_model.networks import (
+    Critic,
+    build_text_encoder,
+    build_unet,
+    make_tokenizer,
+    train_with_plain_attention,
+)
 from scripts.demo_model.pairs import Captions, PairBatch, draw_pairs, restyled_share
 from scripts.demo_model.progress import Progress, autocast, load_averaged
 from scripts.demo_model.sampling import FOUR_STEPS, noise_levels
@@ -36,6 +42,7 @@ def run(s: Settings, deadline: float, variant: str = "") -> bool:
     tokenizer = make_tokenizer(s.work / "tokenizer")
     scenes = load_latent_scenes(s, deadline)
     unet = build_unet(s).to(s.device, memory_format=torch.channels_last)
+    train_with_plain_attention(unet, s.device)
     text = build_text_encoder(s, tokenizer).to(s.device)
     if not (load_averaged(s, "unet", "unet", unet) and load_averaged(s, "unet", "text", text)):
         raise SystemExit("no trained UNet in the work folder: run the unet stage first")

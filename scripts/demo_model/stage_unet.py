@@ -14,7 +14,12 @@ import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModel
 
-from scripts.demo_model.networks import build_text_encoder, build_unet, make_tokenizer
+from scripts.demo_model.networks import (
+    build_text_encoder,
+    build_unet,
+    make_tokenizer,
+    train_with_plain_attention,
+)
 from scripts.demo_model.pairs import Captions, PairBatch, draw_pairs, restyled_share
 from scripts.demo_model.progress import Progress, autocast
 from scripts.demo_model.sampling import noise_levels
@@ -31,6 +36,7 @@ def run(s: Settings, deadline: float, variant: str = "") -> bool:
     tokenizer = make_tokenizer(s.work / "tokenizer")
     scenes = load_latent_scenes(s, deadline)
     unet = build_unet(s).to(s.device, memory_format=torch.channels_last)
+    train_with_plain_attention(unet, s.device)
     text = build_text_encoder(s, tokenizer).to(s.device)
     progress = Progress(s, "unet", {"unet": unet, "text": text}, s.unet_steps, s.learning_rate)
     captions = Captions(tokenizer, s.device)

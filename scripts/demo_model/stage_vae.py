@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +36,11 @@ def run(s: Settings, deadline: float, variant: str = "") -> bool:
         loss, mse = reconstruction_loss(rebuilt.float(), batch)
         spread = spread_loss(latent.float())
         progress.update(loss + 0.02 * spread)
-        progress.note(loss=loss, psnr=-10 * math.log10(max(float(mse) / 4, 1e-9)), spread=spread)
+        progress.note(
+            loss=loss.detach(),
+            psnr=-10 * math.log10(max(float(mse.detach()) / 4, 1e-9)),
+            spread=spread.detach(),
+        )
     averaged = progress.averaged["vae"]
     samples = torch.cat([group[:4] for group in pictures]).float() / 127.5 - 1
     with torch.no_grad():
@@ -97,10 +100,7 @@ def photograph_figures(vae: AutoencoderTiny) -> dict[str, tuple[float, float]]:
     figures = {}
     for name in ("astronaut", "chelsea", "coffee", "rocket"):
         whole = torch.from_numpy(getattr(data, name)()).permute(2, 0, 1)[None].float() / 255
-        side = min(whole.shape[2:])
-        top, left = (whole.shape[2] - side) // 2, (whole.shape[3] - side) // 2
-        square = whole[:, :, top : top + side, left : left + side]
-        photo = F.interpolate(square, size=(256, 256), mode="bicubic", antialias=True).clamp(0, 1)
+        photo = F.interpolate(whole, size=(256, 256), mode="bicubic", antialias=True).clamp(0, 1)
         ours = (vae(photo * 2 - 1).sample / 2 + 0.5).clamp(0, 1)
         copy = F.interpolate(F.avg_pool2d(photo, 8), size=(256, 256), mode="bicubic").clamp(0, 1)
         figures[name] = (psnr(ours, photo), psnr(copy, photo))
@@ -109,7 +109,3 @@ def photograph_figures(vae: AutoencoderTiny) -> dict[str, tuple[float, float]]:
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
     return -10 * math.log10(float((a - b).square().mean()))
-
-
-def seconds_left(deadline: float) -> float:
-    return deadline - time.monotonic()

@@ -67,6 +67,43 @@ COMPOSITIONS: tuple[str, ...] = (
     "spiral",
     "arch",
 )
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "crimson": ("red",),
+    "amber": ("orange",),
+    "gold": ("yellow", "golden"),
+    "emerald": ("green",),
+    "teal": ("cyan", "turquoise"),
+    "azure": ("blue",),
+    "violet": ("purple",),
+    "rose": ("pink",),
+    "silver": ("grey", "gray"),
+    "fire": ("flames", "burning"),
+    "ocean": ("water", "sea", "waves"),
+    "clouds": ("sky", "cloudy"),
+    "marble": ("stone",),
+    "wood": ("wooden",),
+    "lava": ("magma", "volcano"),
+    "ice": ("frozen", "icy"),
+    "neon grid": ("neon", "grid"),
+    "galaxy": ("space", "stars", "nebula"),
+    "stained glass": ("glass",),
+    "brick": ("bricks", "wall"),
+    "circuit board": ("circuit", "electronics"),
+    "scales": ("dragon", "fish"),
+    "grass": ("meadow", "fur"),
+    "sand dunes": ("sand", "desert"),
+    "basket weave": ("basket", "woven"),
+    "crystal": ("crystals", "gem"),
+    "mosaic": ("tiles", "pixels"),
+    "lightning": ("electric", "storm"),
+    "halftone": ("comic", "dots"),
+    "contour map": ("map", "contours"),
+    "circle": ("ball", "sphere", "sun"),
+    "face": ("portrait", "head"),
+    "horizon": ("landscape",),
+}
+"""Other words that training put in place of a word now and then."""
+
 STYLES: tuple[str, ...] = ("ink", "glow")
 """Trigger words of the two style LoRAs."""
 
