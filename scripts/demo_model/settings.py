@@ -26,6 +26,7 @@ class Settings:
     batch_small: int  # batch of 16x16 latents
     batch_large: int  # batch of 32x32 latents
     learning_rate: float
+    small_share: float  # of the diffusion stages' steps: on quarter pictures, which cost a quarter
     compile: bool
     vae_shards: int  # shards of photos and of scenes the VAE sees
     vae_steps: int
@@ -69,6 +70,7 @@ CPU = Settings(
     batch_small=48,
     batch_large=16,
     learning_rate=6e-4,
+    small_share=0.85,
     compile=False,
     vae_shards=10,
     vae_steps=6000,
@@ -89,6 +91,7 @@ GPU = replace(
     batch_small=512,
     batch_large=256,
     learning_rate=8e-4,
+    small_share=0.5,
     compile=True,
     vae_shards=48,
     vae_steps=12000,

@@ -28,7 +28,6 @@ from scripts.demo_model.stage_latents import load_latent_scenes, trained_vae
 from scripts.demo_model.trial_sheet import save_trial_sheet
 from sdbridge.models.embedded_model import MATERIALS, PALETTES
 
-SMALL_SHARE = 0.55
 OWN_SHARE = 0.3  # examples that go on from the model's own picture
 JUDGED_FROM = 250  # below this t the squared error alone decides
 CRITIC_RATE = 4e-4
@@ -59,7 +58,7 @@ def run(s: Settings, deadline: float, variant: str = "") -> bool:
     side = scenes.latents.shape[-1]
     while maker.go_on(deadline):
         judge.go_on(deadline)
-        small = maker.step < s.distill_steps * SMALL_SHARE
+        small = maker.step < s.distill_steps * s.small_share
         count, crop = (s.batch_small, side // 2) if small else (s.batch_large, side)
         batch = draw_pairs(scenes, count, crop, rng, s)
         train_once(net, text, critic, captions, batch, maker, judge, s)

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from diffusers import LCMScheduler
 from torch import nn
 
-from scripts.demo_model.networks import SCHEDULE, build_text_encoder, build_unet, build_vae, make_tokenizer
+from scripts.demo_model.lora import LoraLayers, save_kohya, save_peft
+from scripts.demo_model.networks import (
+    SCHEDULE,
+    build_controlnet,
+    build_text_encoder,
+    build_unet,
+    build_vae,
+    make_tokenizer,
+)
+from scripts.demo_model.painted import load_frozen
 from scripts.demo_model.progress import load_averaged
 from scripts.demo_model.settings import Settings
+from scripts.demo_model.stage_controlnet import KINDS
+from scripts.demo_model.stage_ip_adapter import export as export_ip_adapter
 from sdbridge.models.embedded_model import EMBEDDED_DIR
 
 LARGEST_MB = 24.0
@@ -35,11 +47,27 @@ def run(s: Settings, deadline: float, variant: str = "") -> bool:
     write_module(text, target / "text_encoder")
     LCMScheduler(**SCHEDULE).save_pretrained(target / "scheduler")
     write_index(target)
+    write_side_parts(s, target)
     size = sum(f.stat().st_size for f in target.rglob("*") if f.is_file()) / 2**20
     print(f"{target}: {size:.1f} MB, diffusion weights of stage {stage}")
     if size > LARGEST_MB:
         raise SystemExit(f"{size:.1f} MB is more than the {LARGEST_MB} MB that the package may hold")
     return True
+
+
+def write_side_parts(s: Settings, target: Path) -> None:
+    """The ControlNets, LoRAs and IP-Adapter that have been trained so far."""
+    for kind in KINDS:
+        net = build_controlnet(build_unet(s))
+        if load_averaged(s, f"controlnet_{kind}", "controlnet", net):
+            write_module(net, target / f"controlnet_{kind}")
+    for style, save in (("ink", save_kohya), ("glow", save_peft)):
+        unet = build_unet(s)
+        lora = LoraLayers(unet)
+        if load_averaged(s, f"lora_{style}", "lora", lora):
+            save(lora, unet, target / "loras" / f"{style}.safetensors")
+    if (s.checkpoints / "ip_adapter.averaged.pt").exists():
+        export_ip_adapter(s, load_frozen(replace(s, device="cpu")), target / "ip_adapter")
 
 
 def write_module(module: nn.Module, folder: Path) -> None:

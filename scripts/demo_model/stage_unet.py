@@ -27,7 +27,6 @@ from scripts.demo_model.settings import Settings
 from scripts.demo_model.stage_latents import load_latent_scenes, trained_vae
 from scripts.demo_model.trial_sheet import save_trial_sheet
 
-SMALL_SHARE = 0.6  # of the steps: on quarter pictures, which cost a quarter
 LEAST_NOISE = 0.15  # b^2 below which an error in x0 counts no more
 
 
@@ -45,7 +44,7 @@ def run(s: Settings, deadline: float, variant: str = "") -> bool:
     net = torch.compile(unet, dynamic=False) if s.compile else unet
     side = scenes.latents.shape[-1]
     while progress.go_on(deadline):
-        small = progress.step < s.unet_steps * SMALL_SHARE
+        small = progress.step < s.unet_steps * s.small_share
         batch = draw_pairs(
             scenes, s.batch_small if small else s.batch_large, side // 2 if small else side, rng, s
         )

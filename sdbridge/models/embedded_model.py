@@ -8,6 +8,9 @@ from pathlib import Path
 EMBEDDED_DIR = Path(__file__).resolve().parent / "embedded"
 """The pipeline in the diffusers layout: ``unet/ vae/ text_encoder/ tokenizer/ scheduler/``."""
 
+IP_ADAPTER_DIR = EMBEDDED_DIR / "ip_adapter"
+"""``ip_adapter.safetensors`` and ``image_encoder/``, as IP-Adapters of big models come."""
+
 SIZE = 256
 """Width and height the model was trained at."""
 
@@ -105,7 +108,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
 """Other words that training put in place of a word now and then."""
 
 STYLES: tuple[str, ...] = ("ink", "glow")
-"""Trigger words of the two style LoRAs."""
+"""The two style LoRAs: ink drawing on paper, and glowing outlines in the dark. They need no trigger word."""
 
 
 @dataclass(frozen=True)
