@@ -147,22 +147,28 @@ class Critic(nn.Module):
         )
         self.judge_fine = nn.Conv2d(2 * w, 1, 1)
         self.judge = nn.Conv2d(3 * w, 1, 1)
-        self.label_fine = nn.Embedding(materials * (palettes + 1), 2 * w)
-        self.label = nn.Embedding(materials * (palettes + 1), 3 * w)
+        self.palettes = palettes + 1
+        self.of_material = nn.Embedding(materials, 5 * w)
+        self.of_palette = nn.Embedding(palettes + 1, 5 * w)
         self.material = nn.Linear(3 * w, materials)
         self.palette = nn.Linear(3 * w, palettes + 1)
 
-    def forward(self, latent: torch.Tensor, label: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def features(self, latent: torch.Tensor) -> list[torch.Tensor]:
         h, kept = latent, []
         for conv, norm in zip(self.body, self.norms, strict=True):
             h = nn.functional.leaky_relu(norm(conv(h)), 0.2)
             kept.append(h)
+        return kept
+
+    def forward(self, latent: torch.Tensor, label: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.verdict(self.features(latent), label)
+
+    def verdict(self, kept: list[torch.Tensor], label: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """How real it looks (finely, as a whole) and its scores for each material and palette."""
         fine, deep = kept[1], kept[3]
-        scale_fine, scale = fine.shape[1] ** -0.5, deep.shape[1] ** -0.5
-        real_fine = (
-            self.judge_fine(fine)[:, 0]
-            + (fine * self.label_fine(label)[:, :, None, None]).sum(1) * scale_fine
-        )
-        real = self.judge(deep)[:, 0] + (deep * self.label(label)[:, :, None, None]).sum(1) * scale
+        wanted = self.of_material(label // self.palettes) + self.of_palette(label % self.palettes)
+        wanted_fine, wanted_deep = wanted[:, :, None, None].split((fine.shape[1], deep.shape[1]), 1)
+        real_fine = self.judge_fine(fine)[:, 0] + (fine * wanted_fine).mean(1)
+        real = self.judge(deep)[:, 0] + (deep * wanted_deep).mean(1)
         pooled = deep.mean((2, 3))
         return real_fine, real, self.material(pooled), self.palette(pooled)

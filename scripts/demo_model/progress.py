@@ -17,7 +17,10 @@ SAVE_EVERY_S = 120.0
 
 
 class Progress:
-    """The modules of a stage with their optimizer; resumes from its own files."""
+    """The modules of a stage with their optimizer; resumes from its own files.
+
+    `average` is how slowly the averaged weights follow; 0 keeps none.
+    """
 
     def __init__(
         self,
@@ -41,7 +44,7 @@ class Progress:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=rate, betas=betas, weight_decay=0.01, eps=1e-7)
         self.step = 0
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self.path("weights").exists():
+        if all(self.path(f"weights_{name}").exists() for name in modules):
             self._load()
         else:
             self.averaged = copy.deepcopy(self.modules).requires_grad_(False)
@@ -67,11 +70,13 @@ class Progress:
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, clip)
         self.optimizer.step()
-        keep = min(self.average, (self.step + 1) / (self.step + 10))
+        self.step += 1
+        if not self.average:
+            return
+        keep = min(self.average, self.step / (self.step + 9))
         with torch.no_grad():
             mine, theirs = list(self.averaged.parameters()), list(self.modules.parameters())
             torch._foreach_lerp_(mine, theirs, 1 - keep)
-        self.step += 1
 
     def note(self, every: int = 50, **losses: torch.Tensor | float) -> None:
         """Sum losses and write their means every so many steps."""
@@ -100,28 +105,29 @@ class Progress:
         return self.step >= self.steps
 
     def save(self) -> None:
-        """Three files; the squares of the gradients in bf16 and no momentum, to stay small."""
+        """Few small files: the squares of the gradients in bf16 and no momentum, which soon comes back."""
         moments = [self.optimizer.state.get(p, {}).get("exp_avg_sq") for p in self.parameters]
         parts = {
-            "weights": {"step": self.step, "modules": self.modules.state_dict()},
-            "averaged": {
-                k: v.half() if v.is_floating_point() else v for k, v in self.averaged.state_dict().items()
-            },
-            "moments": [None if m is None else m.bfloat16() for m in moments],
+            f"weights_{k}": {"step": self.step, "module": m.state_dict()} for k, m in self.modules.items()
         }
+        parts["moments"] = [None if m is None else m.bfloat16() for m in moments]
+        if self.average:
+            states = self.averaged.state_dict().items()
+            parts["averaged"] = {k: v.half() if v.is_floating_point() else v for k, v in states}
         for part, value in parts.items():
             partial = self.path(part).with_suffix(".partial")
             torch.save(value, partial)
             partial.rename(self.path(part))
 
     def _load(self) -> None:
-        state = torch.load(self.path("weights"), map_location="cpu", weights_only=True)
-        self.modules.load_state_dict(state["modules"])
-        self.step = state["step"]
+        for name, module in self.modules.items():
+            state = torch.load(self.path(f"weights_{name}"), map_location="cpu", weights_only=True)
+            module.load_state_dict(state["module"])
+            self.step = state["step"]
         self.averaged = copy.deepcopy(self.modules).requires_grad_(False)
-        self.averaged.load_state_dict(
-            torch.load(self.path("averaged"), map_location="cpu", weights_only=True)
-        )
+        if self.average:
+            halves = torch.load(self.path("averaged"), map_location="cpu", weights_only=True)
+            self.averaged.load_state_dict(halves)
         moments = torch.load(self.path("moments"), map_location="cpu", weights_only=True)
         for parameter, square in zip(self.parameters, moments, strict=True):
             if square is not None:

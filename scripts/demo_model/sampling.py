@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -10,6 +11,7 @@ from diffusers import UNet2DConditionModel
 FOUR_STEPS = (999, 759, 499, 259)
 
 
+@cache
 def noise_levels(device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
     """Signal and noise shares a_t, b_t of the scaled-linear schedule, [1000] each."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2

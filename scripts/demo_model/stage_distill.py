@@ -31,8 +31,10 @@ from sdbridge.models.embedded_model import MATERIALS, PALETTES
 OWN_SHARE = 0.3  # examples that go on from the model's own picture
 JUDGED_FROM = 250  # below this t the squared error alone decides
 CRITIC_RATE = 4e-4
-CRITIC_WEIGHT = 0.04
-NAMING_WEIGHT = 0.02
+CRITIC_SHARE = 1.5  # the critic's pull on a picture, as a share of the squared error's
+NAMING_WEIGHT = 0.3  # of the names beside the critic's verdict
+TEXTURE_WEIGHT = 2.0  # of the likeness of textures, likewise
+BLUR_NOISE = 0.05  # on what the critic sees, so that it cannot live by the last decimals
 POOL = 4
 
 
@@ -49,8 +51,10 @@ def run(s: Settings, deadline: float, variant: str = "") -> bool:
         s.device, memory_format=torch.channels_last
     )
     rate = s.learning_rate / 3
-    maker = Progress(s, "distill", {"unet": unet, "text": text}, s.distill_steps, rate, average=0.998)
-    judge = Progress(s, "critic", {"critic": critic}, s.distill_steps, CRITIC_RATE, betas=(0.5, 0.99))
+    maker = Progress(
+        s, "distill", {"unet": unet, "text": text}, s.distill_steps, rate, average=0.998, betas=(0.5, 0.99)
+    )
+    judge = Progress(s, "critic", {"critic": critic}, s.distill_steps, CRITIC_RATE, 0.0, betas=(0.0, 0.99))
     captions = Captions(tokenizer, s.device)
     rng = random.Random(s.seed * 104729 + maker.step)
     torch.manual_seed(s.seed * 104729 + maker.step)
@@ -96,20 +100,46 @@ def train_once(
     weight = 1 / b.flatten().square().clamp(min=0.15)
     whole = (clean - wanted).square().mean((1, 2, 3))
     coarse = (F.avg_pool2d(clean, POOL) - F.avg_pool2d(wanted, POOL)).square().mean((1, 2, 3))
-    held = torch.where(judged, coarse + 0.25 * whole * (1 - restyled_share(t) * 0.8), whole) * weight
-    loss = held.mean()
-    critic.requires_grad_(False)
+    held = torch.where(judged, coarse + 0.25 * whole * (1 - restyled_share(t) * 0.95), whole) * weight
+    pull = torch.autograd.grad(held.mean(), clean, retain_graph=True)[0]
     if bool(judged.any()):
-        fine, deep, material, palette = critic(clean[judged], batch.label[judged])
-        naming = F.cross_entropy(material, batch.label[judged] // (len(PALETTES) + 1))
-        naming = naming + F.cross_entropy(palette, batch.label[judged] % (len(PALETTES) + 1))
-        fooling = -(fine.mean() + deep.mean())
-        loss = loss + CRITIC_WEIGHT * fooling + NAMING_WEIGHT * naming
-    maker.update(loss)
+        critic.requires_grad_(False)
+        push = torch.autograd.grad(displeasure(critic, clean, batch, judged, s), clean, retain_graph=True)[0]
+        # both measured where the critic looks, so that neither drowns the other as training goes on
+        ratio = pull[judged].norm() / push[judged].norm().clamp(min=1e-12)
+        pull = pull + CRITIC_SHARE * ratio * push
+    # a loss whose gradient at the picture is the sum above
+    maker.update((clean * pull).sum())
     critic.requires_grad_(True)
     judging = critic_loss(critic, batch, clean.detach()[judged], judged, s)
     judge.update(judging)
     maker.note(held=held.mean().detach(), whole=whole.mean().detach(), judging=judging.detach())
+
+
+def displeasure(
+    critic: Critic, clean: torch.Tensor, batch: PairBatch, judged: torch.Tensor, s: Settings
+) -> torch.Tensor:
+    """What the critic has against the judged pictures: not real, not of that material and palette, or of
+    another texture than the drawn picture of the same layout."""
+    label = batch.label[judged]
+    with autocast(s):
+        shown = clean[judged] + torch.randn_like(clean[judged]) * BLUR_NOISE
+        kept = critic.features(shown)
+        fine, deep, material, palette = critic.verdict(kept, label)
+        with torch.no_grad():
+            drawn = critic.features(batch.target[judged])
+    naming = F.cross_entropy(material.float(), label // (len(PALETTES) + 1))
+    naming = naming + F.cross_entropy(palette.float(), label % (len(PALETTES) + 1))
+    texture = sum(unlike(a, b) for a, b in zip(kept, drawn, strict=True)) / len(kept)
+    return NAMING_WEIGHT * naming + TEXTURE_WEIGHT * texture - fine.float().mean() - deep.float().mean()
+
+
+def unlike(made: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    """How far the features' products, which do not know places, lie apart: 0 for equal textures."""
+    a, b = made.float().flatten(2), drawn.float().flatten(2)
+    products_a, products_b = a @ a.transpose(1, 2), b @ b.transpose(1, 2)
+    apart = (products_a - products_b).square().sum((1, 2))
+    return (apart / products_b.square().sum((1, 2)).clamp(min=1e-8)).clamp(max=10).mean()
 
 
 @torch.no_grad()
@@ -138,13 +168,17 @@ def critic_loss(
     """Hinge loss on drawn against made, and the names of the drawn ones' material and palette."""
     label = batch.label[~batch.unconditional]
     drawn = batch.target[~batch.unconditional]
-    fine, deep, material, palette = critic(drawn, label)
-    loss = F.relu(1 - fine).mean() + F.relu(1 - deep).mean()
-    loss = loss + F.cross_entropy(material, label // (len(PALETTES) + 1))
-    loss = loss + F.cross_entropy(palette, label % (len(PALETTES) + 1))
-    if len(made):
-        made_fine, made_deep, _, _ = critic(made, batch.label[judged])
-        loss = loss + F.relu(1 + made_fine).mean() + F.relu(1 + made_deep).mean()
+    both = torch.cat([drawn, made])
+    with autocast(s):
+        shown = both + torch.randn_like(both) * BLUR_NOISE
+        fine, deep, material, palette = critic(shown, torch.cat([label, batch.label[judged]]))
+    count = len(drawn)
+    loss = F.cross_entropy(material[:count].float(), label // (len(PALETTES) + 1))
+    loss = loss + F.cross_entropy(palette[:count].float(), label % (len(PALETTES) + 1))
+    for verdict in (fine.float(), deep.float()):
+        loss = loss + F.relu(1 - verdict[:count]).mean()
+        if len(made):
+            loss = loss + F.relu(1 + verdict[count:]).mean()
     return loss
 
 

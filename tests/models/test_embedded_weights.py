@@ -1,0 +1,197 @@
+"""Do the shipped weights do what they are told? Seeded figures against what issue 5 wants.
+
+Every figure has two tests: the issue's own threshold, which an expected failure marks where today's
+weights do not reach it (docs/demo-model.md has the numbers), and a floor a little under what was
+measured, which keeps what has been reached.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from functools import cache
+
+import pytest
+
+from sdbridge.models.embedded_model import is_present
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+pytest.importorskip("skimage")
+if not is_present():
+    pytest.skip("the embedded weights are not in this checkout", allow_module_level=True)
+
+from scripts.demo_model import measure  # noqa: E402
+from scripts.demo_model.stage_vae import photograph_figures  # noqa: E402
+from sdbridge.models.embedded_model import EMBEDDED_DIR, MATERIALS  # noqa: E402
+
+CHANCE = 1 / len(MATERIALS)
+BOX_DOWN = {"astronaut": 19.2, "chelsea": 26.1, "coffee": 21.9, "rocket": 25.9}
+STRENGTHS = (159, 319, 479, 639, 799)
+# what the shipped weights were measured at; where the issue wants more, its test is expected to fail
+MEASURED: dict[str, object] = {}
+SHORT_OF_THE_ISSUE: frozenset[str] = frozenset()
+FLOOR = {"four steps": 0.0, "one step": 0.0, "palette": 0.0, "held out": 0.0, "strength gain": 0.0}
+
+
+def wanted(name: str, threshold: object) -> pytest.MarkDecorator:
+    """Marks the issue's threshold as an expected failure where the shipped weights do not reach it."""
+    return pytest.mark.xfail(
+        name in SHORT_OF_THE_ISSUE,
+        strict=False,
+        reason=f"CPU-trained weights: measured {MEASURED.get(name)}, issue wants {threshold}; retrain",
+    )
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[measure.Shipped]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield measure.Shipped()
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def figures(model):
+    """Each figure is worked out once, however many tests read it."""
+    seen = measure.prompts_seen(200)
+    return {
+        "four steps": cache(lambda: measure.material_accuracy(model, seen, measure.FOUR_STEPS)),
+        "one step": cache(lambda: measure.material_accuracy(model, seen, measure.ONE_STEP)),
+        "held out": cache(
+            lambda: measure.material_accuracy(model, measure.prompts_held_out(52), measure.FOUR_STEPS)
+        ),
+        "palette": cache(lambda: measure.palette_share(model, 66)),
+        "strength": cache(lambda: measure.strength_curve(model, STRENGTHS)),
+        "guidance": cache(lambda: measure.guidance_scores(model, (1.0, 1.5, 2.0))),
+        "negative": cache(lambda: measure.negative_scores(model)),
+        "blend": cache(lambda: measure.blend_scores(model, (0.0, 0.5, 1.0))),
+    }
+
+
+def test_the_vae_rebuilds_photographs(model) -> None:
+    figures = photograph_figures(model.vae)
+    assert sum(ours for ours, _ in figures.values()) / len(figures) >= 24.3
+    for name, (ours, copy_of_means) in figures.items():
+        assert ours > max(BOX_DOWN[name], copy_of_means), name
+
+
+def test_the_judge_knows_the_drawings(model) -> None:
+    """Otherwise the scores below mean nothing."""
+    right = 0
+    for index, material in enumerate(MATERIALS):
+        named = model.named(measure.drawn_in(material, None, 4, measure.OTHER_SEED + index)).argmax(1)
+        right += int((named == index).sum())
+    assert right / (4 * len(MATERIALS)) >= 0.9
+
+
+def test_four_steps_from_noise_show_the_prompted_material(figures) -> None:
+    assert figures["four steps"]() >= FLOOR["four steps"]
+
+
+@wanted("four steps", 0.80)
+def test_four_steps_reach_the_issue_s_share(figures) -> None:
+    assert figures["four steps"]() >= 0.80
+
+
+def test_one_step_from_noise_shows_the_prompted_material(figures) -> None:
+    assert figures["one step"]() >= FLOOR["one step"]
+
+
+@wanted("one step", 0.60)
+def test_one_step_reaches_the_issue_s_share(figures) -> None:
+    assert figures["one step"]() >= 0.60
+
+
+def test_palette_words_set_the_hue(figures) -> None:
+    assert figures["palette"]() >= FLOOR["palette"]
+
+
+@wanted("palette", 0.85)
+def test_palette_words_reach_the_issue_s_share(figures) -> None:
+    assert figures["palette"]() >= 0.85
+
+
+def test_pairs_never_seen_are_combined(figures) -> None:
+    assert figures["held out"]() >= FLOOR["held out"]
+
+
+@wanted("held out", "70 % of the 4-step score")
+def test_pairs_never_seen_reach_the_issue_s_share(figures) -> None:
+    assert figures["held out"]() >= 0.7 * figures["four steps"]()
+
+
+def test_more_strength_keeps_less_of_the_input(figures) -> None:
+    alike = [similarity for similarity, _ in figures["strength"]()]
+    assert alike == sorted(alike, reverse=True)
+    assert alike[0] - alike[-1] >= 0.2
+
+
+@wanted("strength", "a score that rises over five settings")
+def test_more_strength_shows_more_of_the_prompt(figures) -> None:
+    scores = [score for _, score in figures["strength"]()]
+    assert scores == sorted(scores)
+
+
+def test_full_strength_shows_more_of_the_prompt_than_little(figures) -> None:
+    scores = [score for _, score in figures["strength"]()]
+    assert max(scores[2:]) >= scores[0] + FLOOR["strength gain"]
+
+
+@wanted("guidance", "a score that rises")
+def test_guidance_raises_the_prompt_score(figures) -> None:
+    scores = figures["guidance"]()
+    assert scores == sorted(scores) and scores[-1] > scores[0]
+
+
+@wanted("negative", "a lower score of the negative prompt's material")
+def test_a_negative_prompt_lowers_its_own_material(figures) -> None:
+    without, named = figures["negative"]()
+    assert named < without
+
+
+@wanted("blend", "monotonic scores")
+def test_blending_prompts_moves_from_one_material_to_the_other(figures) -> None:
+    points = figures["blend"]()
+    first, second = [a for a, _ in points], [b for _, b in points]
+    assert first == sorted(first, reverse=True) and second == sorted(second)
+
+
+def test_the_ends_of_a_blend_are_its_two_materials(figures) -> None:
+    points = figures["blend"]()
+    assert points[0][0] > 2 * points[-1][0] and points[-1][1] > 2 * points[0][1]
+
+
+@pytest.mark.parametrize("part", ["text", "unet"])
+def test_shuffled_weights_score_by_chance(model, part: str) -> None:
+    """If they did not, the tests above would measure something else than the weights."""
+    broken = copy.copy(model)
+    setattr(broken, part, copy.deepcopy(getattr(model, part)))
+    measure.shuffle_weights(getattr(broken, part))
+    assert measure.material_accuracy(broken, measure.prompts_seen(78), measure.FOUR_STEPS) <= CHANCE + 0.08
+
+
+def test_a_stream_batch_of_four_scores_as_its_steps_one_by_one(model) -> None:
+    """The product's engine against the plain sampler, the same inputs and prompts."""
+    from sdbridge.engine.image.engine import ImageEngine
+    from sdbridge.engine.interface import EngineConfig
+    from sdbridge.frame import Chunk, Frame
+
+    materials = list(range(0, len(MATERIALS), 2))
+    inputs = measure.drawn_inputs(len(materials))
+    engine = ImageEngine(EngineConfig(model=str(EMBEDDED_DIR), device="cpu", dtype="float32", threads=1))
+    engine.load({"prompt.1.text": MATERIALS[0], "steps": 4, "strength": 1.0})
+    engine.warm_up(256, 256)
+    streamed = []
+    for number, (material, picture) in enumerate(zip(materials, inputs, strict=True)):
+        engine.apply({"prompt.1.text": MATERIALS[material]}, number + 1)
+        rgba = torch.cat([picture, torch.ones_like(picture[:1])]).permute(1, 2, 0).mul(255).byte().numpy()
+        for tick in range(5):
+            made = engine.tick(Chunk.of(Frame(rgba.copy(), number * 10 + tick, 0)))
+        streamed.append(torch.from_numpy(made.frames[0]["generated"].pixels[..., :3].copy()))
+    engine.unload()
+    in_stream = torch.stack(streamed).permute(0, 3, 1, 2).float() / 255
+    embedded = model.embed([MATERIALS[m] for m in materials])
+    one_by_one = model.paint(embedded, measure.FOUR_STEPS, 11, model.encode(inputs))
+    scores = [measure.prompt_score(model, pictures, materials) for pictures in (in_stream, one_by_one)]
+    assert abs(scores[0] - scores[1]) <= 0.03, scores
