@@ -66,7 +66,7 @@ def train_with_plain_attention(unet: UNet2DConditionModel, device: str) -> None:
 
 
 def build_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
-    return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32, 64))
+    return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32, 64, 64))
 
 
 def build_text_encoder(s: Settings, tokenizer: CLIPTokenizer) -> CLIPTextModel:

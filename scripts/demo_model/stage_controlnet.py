@@ -11,9 +11,6 @@ from collections.abc import Callable
 
 import torch
 from diffusers import ControlNetModel
-from sdbridge.engine.preprocess.base import Settings as MapSettings
-from sdbridge.engine.preprocess.canny import Canny
-from sdbridge.engine.preprocess.color import ColorGrid
 
 from scripts.demo_model.networks import build_controlnet, train_with_plain_attention
 from scripts.demo_model.painted import (
@@ -28,6 +25,9 @@ from scripts.demo_model.progress import Progress
 from scripts.demo_model.sampling import sample
 from scripts.demo_model.settings import Settings
 from scripts.demo_model.sheets import save_sheet
+from sdbridge.engine.preprocess.base import Settings as MapSettings
+from sdbridge.engine.preprocess.canny import Canny
+from sdbridge.engine.preprocess.color import ColorGrid
 
 KINDS = ("canny", "color")
 

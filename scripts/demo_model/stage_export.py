@@ -48,6 +48,8 @@ def run(s: Settings, deadline: float, variant: str = "") -> bool:
     LCMScheduler(**SCHEDULE).save_pretrained(target / "scheduler")
     write_index(target)
     write_side_parts(s, target)
+    for path in target.rglob("*.safetensors"):
+        path.chmod(0o644)  # safetensors makes them private
     size = sum(f.stat().st_size for f in target.rglob("*") if f.is_file()) / 2**20
     print(f"{target}: {size:.1f} MB, diffusion weights of stage {stage}")
     if size > LARGEST_MB:
