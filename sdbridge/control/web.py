@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
+from urllib.parse import unquote
 
 import h11
 import psutil
@@ -36,6 +37,7 @@ from sdbridge.control.endpoint import Endpoint, guarded, json_answer, refusal
 from sdbridge.control.http_midi import MidiView
 from sdbridge.control.http_osc_log import OscLogView
 from sdbridge.control.live import Live
+from sdbridge.control.oscquery import OscQuery
 from sdbridge.control.pulls import Pulls
 from sdbridge.control.view import BridgeView
 from sdbridge.errors import SdbridgeError
@@ -66,6 +68,7 @@ class WebServer:
         self.access = Access(view.config)
         self.port = view.config.port
         self._live: Live | None = None
+        self._query: OscQuery | None = None
         self._server: uvicorn.Server | None = None
         self._socket: socket.socket | None = None
         self._thread: threading.Thread | None = None
@@ -89,8 +92,9 @@ class WebServer:
         self._socket = _listen(self._view.config.lan, self.port)
         self.port = self._socket.getsockname()[1]
         self._live = Live(self._view, self.access)
+        self._query = OscQuery(self._view)
         endpoints = all_endpoints(self._view, self._pulls, lambda name: self._others.get(name))
-        app = Gate(_Site(self._view, self._live, endpoints), self.access)
+        app = Gate(_Site(self._view, self._live, self._query, endpoints), self.access)
         settings = uvicorn.Config(
             app,
             http="h11",
@@ -133,9 +137,11 @@ class WebServer:
                 self._thread.join(STOP_WITHIN_S)
         if self._live is not None:
             self._live.close()
+        if self._query is not None:
+            self._query.close()
         if self._socket is not None:
             self._socket.close()
-        self._server = self._thread = self._live = self._socket = None
+        self._server = self._thread = self._live = self._query = self._socket = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -164,9 +170,10 @@ def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
 class _Site:
     """Finds who answers a request: page, API, live socket, a sender's own app, or OSCQuery."""
 
-    def __init__(self, view: BridgeView, live: Live, endpoints: Sequence[Endpoint]) -> None:
+    def __init__(self, view: BridgeView, live: Live, query: OscQuery, endpoints: Sequence[Endpoint]) -> None:
         self._view = view
         self._live = live
+        self._query = query
         self._files = _read_page()
         self._document = openapi.document(endpoints)
         self._calls: dict[str, dict[str, Endpoint]] = {}
@@ -180,6 +187,8 @@ class _Site:
             await mounted(scope, receive, send)
         elif scope["type"] == "websocket" and path == "/api/live":
             await self._live.serve(WebSocket(scope, receive, send))
+        elif _is_osc_query(scope):
+            await self._query(scope, receive, send)
         elif scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 4404, "reason": "SDB-WEB-PATH"})
@@ -221,6 +230,16 @@ class _Site:
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers=headers)
         return Response(content, headers=headers, media_type=media_type)
+
+
+def _is_osc_query(scope: Scope) -> bool:
+    """Whether OSCQuery answers: data asked at the root or below /sdbridge, or a socket opened there."""
+    path = scope["path"]
+    if scope["type"] == "websocket":
+        return path == "/" or path.startswith("/sdbridge")
+    accept = next((value for key, value in scope["headers"] if key == b"accept"), b"").decode("latin-1")
+    query = unquote(scope["query_string"].decode("latin-1"))
+    return scope["method"] in ("GET", "HEAD") and OscQuery.is_for(path, query, accept)
 
 
 def all_endpoints(

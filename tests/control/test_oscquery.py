@@ -212,3 +212,24 @@ def test_texts_that_are_no_commands_are_let_pass(query: OscQuery, text: str) -> 
         socket.send_text(json.dumps({"COMMAND": "LISTEN", "DATA": "/sdbridge/steps"}))
         assert read(socket.receive_bytes()) == [("/sdbridge/steps", 1)]
     assert query._listeners == set()
+
+
+def test_on_the_bridges_own_port_beside_the_page(view: FakeView) -> None:
+    import httpx
+    from websockets.sync.client import connect
+
+    from sdbridge.control.web import WebServer
+
+    view.config = Config(port=0, name="stage left")
+    with WebServer(view) as server:
+        info = httpx.get(f"{server.url}/?HOST_INFO").json()
+        assert info["NAME"] == "stage left"
+        assert httpx.get(f"{server.url}/").json()["FULL_PATH"] == "/"
+        page = httpx.get(f"{server.url}/", headers={"accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
+        assert page.text.lower().startswith("<!doctype html")
+        assert httpx.get(f"{server.url}/sdbridge/strength?VALUE").json() == {"VALUE": [0.6]}
+        assert httpx.get(f"{server.url}/sdbridge?VALUE").status_code == 204
+        with connect(server.url.replace("http", "ws") + "/", open_timeout=20) as socket:
+            socket.send(json.dumps({"COMMAND": "LISTEN", "DATA": "/sdbridge/strength"}))
+            packet = socket.recv(timeout=20)
+            assert isinstance(packet, bytes) and read(packet) == [("/sdbridge/strength", pytest.approx(0.6))]
