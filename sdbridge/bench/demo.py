@@ -49,7 +49,7 @@ def demo(seconds: float = 10.0, config: Path | None = None, **options: Any) -> M
         try:
             page_s = _until(process, lambda: _status(port), began)
             card_s = _until(process, lambda: _status(port)["frames_out"] > 0, began)
-            first_s = _until(process, lambda: _made(_status(port)) > 0, began)
+            first_s = _until(process, lambda: _has_generated(_status(port)), began)
             time.sleep(SETTLE_S)
             figures = _watch(port, seconds)
         finally:
@@ -76,6 +76,11 @@ def _watch(port: int, seconds: float) -> dict[str, object]:
         "device": after["device"],
         "model": after["model"],
     }
+
+
+def _has_generated(status: Mapping[str, Any]) -> bool:
+    """Counts are read one by one while frames go out, so one picture of difference proves nothing."""
+    return status["state"] == "streaming" and _made(status) > 1
 
 
 def _made(status: Mapping[str, Any]) -> int:
