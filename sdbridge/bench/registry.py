@@ -28,6 +28,9 @@ CASES: tuple[BenchCase, ...] = (
     BenchCase("bridge-512", "the bridge alone, 512x512 at 60 fps", "sdbridge.bench.bridge:bridge_512"),
     BenchCase("bridge-1080", "the bridge alone, 1920x1080 at 60 fps", "sdbridge.bench.bridge:bridge_1080"),
     BenchCase("bridge-memory", "memory over 10,000 frames", "sdbridge.bench.bridge:bridge_memory"),
+    BenchCase(
+        "fault-gaps", "gaps and recovery under faults", "sdbridge.bench.faults:fault_gaps", group="faults"
+    ),
     BenchCase("bridge-start", "from the command to page and output", "sdbridge.bench.bridge:bridge_start"),
     BenchCase(
         "demo", "page, first frame and rate of a config (default: the demo)", "sdbridge.bench.demo:demo"
