@@ -235,6 +235,20 @@ _kind(
 _kind(
     "SDB-IMAGE-FORMAT", "Take a PNG, JPEG or WebP picture.", "The former picture stays; the output goes on."
 )
+_kind(
+    "SDB-STYLE-KIND", "Take an IP-Adapter, standard or plus.", "The former style stays; the output goes on."
+)
+_kind(
+    "SDB-STYLE-FAMILY",
+    "Take one made for the model that runs.",
+    "The former style stays; the output goes on.",
+)
+_kind(
+    "SDB-STYLE-ENCODER",
+    "Set style_encoder to the folder of the encoder it was made with.",
+    "The former style stays; the output goes on.",
+)
+_kind("SDB-MASK-SIZE", "Save the mask at the stream's size.", "The former mask stays; the output goes on.")
 _kind("SDB-CONDITION-FAULT", "This is a bug: send the trace in the log.")
 
 
