@@ -96,7 +96,7 @@ def _controlnet(
                 load_weights_from_unet=False,
                 conditioning_channels=int(tensors["controlnet_cond_embedding.conv_in.weight"].shape[1]),
             )
-    _fill(network, tensors, opened.path)
+    _fill(network, tensors, opened.path, model.dtype)
     wanted, found = _skip_channels(model.unet.config), _zero_channels(network)
     if wanted != found:
         raise SdbridgeError(
@@ -104,7 +104,7 @@ def _controlnet(
             f"{opened.path} gives {len(found)} residuals of {found[:4]}... channels, "
             f"the model that runs takes {len(wanted)} of {wanted[:4]}...",
         )
-    return ControlNetwork(network.to(device=model.device, dtype=model.dtype))
+    return ControlNetwork(network.to(device=model.device))
 
 
 def _text_width(tensors: Mapping[str, Tensor]) -> int:
@@ -143,7 +143,7 @@ def _adapter(opened: WeightFile, config: Mapping[str, Any], model: ModelParts) -
 
     with torch.device("meta"):
         network = T2IAdapter.from_config(dict(config) or _adapter_config(opened.tensors))
-    _fill(network, opened.tensors, opened.path)
+    _fill(network, opened.tensors, opened.path, model.dtype)
     widths = list(model.unet.config["block_out_channels"])
     channels = list(network.config["channels"])
     if channels[: len(widths)] != widths:
@@ -151,7 +151,7 @@ def _adapter(opened: WeightFile, config: Mapping[str, Any], model: ModelParts) -
             "SDB-CONTROLNET-FAMILY",
             f"{opened.path} is a T2I-Adapter for blocks of {channels} channels, the model has {widths}",
         )
-    return AdapterNetwork(network.to(device=model.device, dtype=model.dtype))
+    return AdapterNetwork(network.to(device=model.device))
 
 
 def _adapter_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -177,7 +177,7 @@ def _adapter_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _fill(network: Any, tensors: Mapping[str, Tensor], path: Path) -> None:
+def _fill(network: Any, tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype) -> None:
     """Put the tensors in, all of them; says what is missing, too much, or of another size."""
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -193,7 +193,7 @@ def _fill(network: Any, tensors: Mapping[str, Tensor], path: Path) -> None:
         raise SdbridgeError(
             "SDB-CONTROLNET-FAMILY", f"{path} does not fit the model that runs: tensors {', '.join(parts)}"
         )
-    network.load_state_dict(dict(tensors), assign=True)
+    network.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
     network.eval().requires_grad_(False)
 
 

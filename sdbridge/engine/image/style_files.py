@@ -127,8 +127,8 @@ def _layers(
     if len(numbers) != len(targets) or len(found) != len(targets):
         raise SdbridgeError(
             "SDB-STYLE-FAMILY",
-            f"{place} is an IP-Adapter for {_FAMILIES.get(theirs, 'another model')} ({len(numbers)} layers, text "
-            f"width {theirs}), the model that runs has {len(targets)} layers and text width {ours}",
+            f"{place} is an IP-Adapter for {_FAMILIES.get(theirs, 'another model')} ({len(numbers)} layers, "
+            f"text width {theirs}), the model that runs has {len(targets)} layers and text width {ours}",
         )
     return tuple(found)
 
@@ -215,13 +215,14 @@ def _read_encoder(folder: Path, model: ModelParts) -> Any:
     from transformers import CLIPVisionModelWithProjection
 
     try:
-        encoder = CLIPVisionModelWithProjection.from_pretrained(
+        encoder: Any = CLIPVisionModelWithProjection.from_pretrained(
             str(folder), local_files_only=True, use_safetensors=True
         )
     except (OSError, ValueError, RuntimeError) as error:
         line = str(error).strip().splitlines()[0][:200]
         raise SdbridgeError("SDB-STYLE-ENCODER", f"{folder} cannot be loaded: {line}") from None
-    return encoder.to(device=model.device, dtype=model.dtype).eval().requires_grad_(False)
+    encoder = encoder.to(device=model.device, dtype=model.dtype)
+    return encoder.eval().requires_grad_(False)
 
 
 def _nothing(encoder: Any, plus: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""How style tokens reach cross-attention: a second attention beside the text's, and its share in each layer."""
+"""How style tokens reach cross-attention: a second attention beside the text's, layer by layer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ORDER = {"down": 0, "mid": 1, "up": 2}
 
 
 class StyleRows:
-    """Which rows of the UNet call are conditioned and which carry the negative prompt; shared by all layers."""
+    """Which rows of the UNet call are conditioned and which carry the negative prompt, for all layers."""
 
     def __init__(self, layers: int, device: torch.device, dtype: torch.dtype) -> None:
         self.active = False
@@ -45,7 +45,7 @@ class StyleAttention:
         self._values: Tensor | None = None
 
     def take(self, tokens: Tensor) -> None:
-        """tokens ``[2, T, D]``: the style's, and those of no style. Written in place where the shape stays."""
+        """tokens ``[2, T, D]``: the style's and those of no style. Written in place if the shape stays."""
         keys, values = nn.linear(tokens, self._to_key), nn.linear(tokens, self._to_value)
         if self._keys is None or self._values is None or self._keys.shape != keys.shape:
             self._keys, self._values = keys.clone(), values.clone()
@@ -152,7 +152,7 @@ def _composition_layers(names: Sequence[str], family: str) -> dict[str, float]:
 
 
 def _style_layers(names: Sequence[str], family: str) -> dict[str, float]:
-    """SDXL: the second attention of the first up block. Others: all that is not composition, but that block."""
+    """SDXL: the second attention of the first up block. Others: all but it and composition's."""
     blocks = [_place(name)[1] for name in names if name.startswith("up")]
     first = [name for name in names if name.startswith("up") and _place(name)[1] == min(blocks, default=0)]
     if family == "sdxl":

@@ -1,4 +1,4 @@
-"""Inpainting: exact outside, blended inside, the same as diffusers, nine channels, and masks that do not fit."""
+"""Inpainting: exact outside, blended inside, the same as diffusers, nine channels, misfits."""
 
 from __future__ import annotations
 
