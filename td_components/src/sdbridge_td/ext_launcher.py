@@ -173,7 +173,7 @@ class LauncherExt(BaseExt):
     def _follow_stop(self, now: float) -> None:
         if self._stopping is not None:
             pid, until = self._stopping
-            if is_alive(pid) and self.running is not None and self.running.pid == pid:
+            if is_alive(pid):  # its file goes first, its ports a moment later
                 if now >= until:
                     self._problem = f"process {pid} does not end"
                     self._stopping = None

@@ -641,6 +641,7 @@ class OP(Documented):
     def destroy(self) -> None:
         if not self._valid:
             raise tdError("destroyed already")
+        _end(self._extension)
         for child in list(self._children.values()):
             child.destroy()
         self._valid = False
@@ -667,6 +668,12 @@ class OP(Documented):
 
     def _reorder(self) -> None:
         """Blocks keep their places; nothing to do, since renaming keeps the order."""
+
+
+def _end(extension: Any) -> None:
+    """An extension hears of its end, also when it is initialised anew (derivative.ca/UserGuide/Extensions)."""
+    if hasattr(extension, "onDestroyTD"):
+        extension.onDestroyTD()
 
 
 def say(op: OP, errors: str = "", warnings: str = "") -> None:
@@ -711,6 +718,7 @@ class COMP(OP):
         self._pages.sort(key=lambda page: names.index(page.name) if page.name in names else len(names))
 
     def initializeExtensions(self, index: int | None = None) -> Any:
+        _end(self._extension)
         expression = self._pars["ext0object"].eval()
         self._extension = self._evaluate(expression) if expression else None
         return self._extension
