@@ -34,3 +34,19 @@ def test_importing_the_catalog_and_the_downloader_loads_no_torch() -> None:
         "sys.exit(any(n in sys.modules for n in ('torch', 'diffusers', 'huggingface_hub')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_shipped_config_is_valid_and_names_models_that_can_be_had() -> None:
+    from pathlib import Path
+
+    from sdbridge.config import load_config
+
+    folder = Path(__file__).resolve().parents[2] / "configs"
+    for path in sorted(folder.glob("*.yaml")):
+        config = load_config(path, environment={})
+        model = config.engine.model
+        assert model == "embedded" or model.startswith("~") or catalog.find(model), path
+        for name, value in config.parameters.items():
+            if name.startswith("lora.") and name.endswith(".file"):
+                found = catalog.find(str(value))
+                assert found is not None and found.kind == "lora", path
