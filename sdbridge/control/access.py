@@ -132,7 +132,8 @@ async def _refuse(scope: Scope, receive: Receive, send: Send, error: SdbridgeErr
         await send({"type": "websocket.close", "code": 4403, "reason": error.code})
         return
     headers = {"www-authenticate": "Bearer"} if error.code == "SDB-WEB-TOKEN" else {}
-    headers["connection"] = "close"  # what is left of the body is never read
+    if error.code == "SDB-WEB-SIZE":
+        headers["connection"] = "close"  # a small rest is read and dropped, this one is not waited for
     await refusal(error, headers)(scope, receive, send)
 
 

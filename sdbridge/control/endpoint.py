@@ -139,7 +139,7 @@ _STATUS_CODES: Mapping[str, int] = {
     "SDB-WEB-SIZE": 413,
     "SDB-WEB-TYPE": 415,
     "SDB-WEB-FAULT": 500,
-    "SDB-WEB-ABSENT": 503,
+    "SDB-WEB-ABSENT": 409,
     "SDB-WEB-FULL": 503,
 }
 

@@ -16,7 +16,7 @@ from sdbridge.control.diagnostics import diagnostics
 from sdbridge.control.endpoint import Body, Endpoint, json_answer, read_body, whole_number
 from sdbridge.control.view import BridgeView
 from sdbridge.errors import SdbridgeError
-from sdbridge.frame import Frame
+from sdbridge.frame import INPUT_ROLES, OUTPUT_ROLES, Frame, Role
 from sdbridge.parameters.store import Outcome
 
 Easing = Literal["linear", "ease_in", "ease_out", "ease_in_out"]
@@ -39,7 +39,8 @@ def endpoints(view: BridgeView) -> tuple[Endpoint, ...]:
     """The endpoints of this file."""
     core = _Core(view)
     outcome = {"$ref": "#/components/schemas/Outcome"}
-    picture = {"role": {"type": "string", "description": "which input or output"}}
+    picture_in = {"role": {"type": "string", "enum": list(INPUT_ROLES)}}
+    picture_out = {"role": {"type": "string", "enum": list(OUTPUT_ROLES)}}
     return (
         Endpoint(
             "GET",
@@ -69,18 +70,18 @@ def endpoints(view: BridgeView) -> tuple[Endpoint, ...]:
             "/api/input.png",
             core.input_png,
             "The newest input frame",
-            query=picture,
+            query=picture_in,
             answer="image/png",
-            refusals=(503,),
+            refusals=(409,),
         ),
         Endpoint(
             "GET",
             "/api/output.png",
             core.output_png,
             "The newest output frame",
-            query=picture,
+            query=picture_out,
             answer="image/png",
-            refusals=(503,),
+            refusals=(409,),
         ),
         Endpoint(
             "GET",
@@ -128,11 +129,11 @@ class _Core:
         return json_answer(outcome_json(outcome), 422 if _all_refused(wanted.values, outcome) else 200)
 
     async def input_png(self, request: Request) -> Response:
-        role = _role(request, ("main", "control", "mask", "style"))
+        role = _role(request, INPUT_ROLES)
         return await _png(await asyncio.to_thread(self._view.input_frame, role))
 
     async def output_png(self, request: Request) -> Response:
-        role = _role(request, ("generated", "control"))
+        role = _role(request, OUTPUT_ROLES)
         return await _png(await asyncio.to_thread(self._view.output_frame, role))
 
     async def log(self, request: Request) -> Response:
@@ -162,11 +163,12 @@ def _all_refused(values: Mapping[str, object], outcome: Outcome) -> bool:
     return bool(values) and len(outcome.rejected) >= len(values)
 
 
-def _role(request: Request, known: tuple[str, ...]) -> Any:
-    role = request.query_params.get("role", known[0])
-    if role not in known:
-        raise SdbridgeError("SDB-WEB-BODY", f"role is one of {', '.join(known)}")
-    return role
+def _role(request: Request, known: tuple[Role, ...]) -> Role:
+    wanted = request.query_params.get("role", known[0])
+    for role in known:
+        if role == wanted:
+            return role
+    raise SdbridgeError("SDB-WEB-BODY", f"role is one of {', '.join(known)}")
 
 
 async def _png(frame: Frame | None) -> Response:

@@ -57,7 +57,7 @@ def endpoints(midi: Callable[[], MidiView | None]) -> tuple[Endpoint, ...]:
             "Learn by touch, or stop learning",
             body=LearnMidi,
             answer=answer,
-            refusals=(422, 503),
+            refusals=(409, 422),
         ),
         Endpoint(
             "POST",
@@ -66,7 +66,7 @@ def endpoints(midi: Callable[[], MidiView | None]) -> tuple[Endpoint, ...]:
             "Unbind a control",
             body=ForgetMidi,
             answer=answer,
-            refusals=(404, 422, 503),
+            refusals=(404, 409, 422),
         ),
     )
 

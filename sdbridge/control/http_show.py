@@ -27,13 +27,13 @@ class WhichPreset(Body):
 class SavePreset(Body):
     """Write the look of now under a name; a preset of that name is replaced."""
 
-    name: str = Field(max_length=200)
+    name: str = Field(min_length=1, max_length=200)
 
 
 class RenamePreset(WhichPreset):
     """Give a preset another name."""
 
-    name: str = Field(max_length=200)
+    name: str = Field(min_length=1, max_length=200)
 
 
 class RecallPreset(WhichPreset):

@@ -17,11 +17,11 @@ _WHAT: Mapping[int, str] = {
     403: "the Host or Origin is not ours",
     404: "there is no such thing",
     405: "another method is meant",
+    409: "not there now",
     413: "the body is too large",
     415: "the body's content type is not application/json",
     422: "understood, and refused",
     500: "a fault inside; it is in the log",
-    503: "not there now",
 }
 _ALWAYS_READING = (400, 403, 500)
 _ALWAYS_WRITING = (400, 401, 403, 413, 415, 500)

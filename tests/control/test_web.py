@@ -183,7 +183,7 @@ def test_sources_and_outputs(web: httpx.Client, view: WebView) -> None:
     assert web.get("/api/sources?backend=nobody").status_code == 400
     good = web.post("/api/sources", json={"role": "main", "backend": "ndi", "name": "STAGE (camera 1)"})
     assert good.status_code == 200
-    assert web.post("/api/sources", json={"backend": "spout"}).status_code == 503
+    assert web.post("/api/sources", json={"backend": "spout"}).status_code == 404
     assert web.post("/api/outputs", json={"index": 0, "backend": "ndi", "name": "wall"}).status_code == 200
     assert view.chosen == [("main", "ndi", "STAGE (camera 1)"), (0, "ndi", "wall")]
 
@@ -332,7 +332,7 @@ def test_the_osc_log_comes_from_the_osc_server(server: WebServer, web: httpx.Cli
 
 def test_midi_learns_and_forgets_through_the_surface(server: WebServer, web: httpx.Client) -> None:
     assert web.get("/api/midi").json()["available"] is False
-    assert web.post("/api/midi/learn", json={"on": True}).status_code == 503
+    assert web.post("/api/midi/learn", json={"on": True}).status_code == 409
     midi = SimpleNamespace(learning=False, devices=("X-TOUCH",), mappings=(("cc 7 ch 1", "strength"),))
     midi.learn = lambda on: setattr(midi, "learning", on)
     midi.forget = lambda control: setattr(midi, "mappings", ())

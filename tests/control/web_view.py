@@ -96,7 +96,7 @@ class WebView:
 
     def choose_input(self, role: str, backend: str, name: str) -> None:
         if backend not in ("ndi", "test_pattern"):
-            raise SdbridgeError("SDB-WEB-ABSENT", f"{backend} cannot run here")
+            raise SdbridgeError("SDB-TEXTURE-UNKNOWN", f"{backend} cannot run here")
         self.chosen.append((role, backend, name))
 
     def choose_output(self, index: int, backend: str, name: str) -> None:
