@@ -28,13 +28,17 @@ CASES: tuple[BenchCase, ...] = (
     BenchCase("bridge-512", "the bridge alone, 512x512 at 60 fps", "sdbridge.bench.bridge:bridge_512"),
     BenchCase("bridge-1080", "the bridge alone, 1920x1080 at 60 fps", "sdbridge.bench.bridge:bridge_1080"),
     BenchCase("bridge-memory", "memory over 10,000 frames", "sdbridge.bench.bridge:bridge_memory"),
-    BenchCase(
-        "fault-gaps", "gaps and recovery under faults", "sdbridge.bench.faults:fault_gaps", group="faults"
-    ),
     BenchCase("bridge-start", "from the command to page and output", "sdbridge.bench.bridge:bridge_start"),
-    BenchCase(
-        "demo", "page, first frame and rate of a config (default: the demo)", "sdbridge.bench.demo:demo"
-    ),
+    BenchCase("demo", "page, first frame and rate of a config or the demo", "sdbridge.bench.demo:demo"),
+    BenchCase("engine", "the engine alone on a config's model", "sdbridge.bench.image:config_case"),
+    BenchCase("fault-gaps", "gaps and recovery under faults", "sdbridge.bench.faults:fault_gaps", "faults"),
+    # At true size with random weights: these want a GPU.
+    BenchCase("sd-turbo", "SD-Turbo, 1 step, 512x512", "sdbridge.bench.image:sd_turbo", "true-size"),
+    BenchCase("sd-turbo-4", "the same, frame batch 4", "sdbridge.bench.image:sd_turbo_batch4", "true-size"),
+    BenchCase("sd15-lcm", "SD 1.5, LCM, stream batch 4", "sdbridge.bench.image:sd15_lcm", "true-size"),
+    BenchCase("sd15-lcm-self", "with guidance self", "sdbridge.bench.image:sd15_lcm_self", "true-size"),
+    BenchCase("sdxl-turbo", "SDXL-Turbo, 1 step, 512x512", "sdbridge.bench.image:sdxl_turbo", "true-size"),
+    BenchCase("feature-bank", "SD-Turbo, bank on and off", "sdbridge.bench.image:feature_bank", "true-size"),
 )
 
 
