@@ -115,6 +115,37 @@ class OscSection(_Section):
         return targets
 
 
+class MidiSection(_Section):
+    """MIDI devices: all that are there, or those whose names contain one of these words."""
+
+    enabled: bool = True
+    devices: tuple[Text, ...] = ()
+
+
+class DmxChannel(_Section):
+    """One parameter on a DMX channel, or on two (16 bit, coarse first)."""
+
+    channel: int = Field(ge=1, le=512)
+    parameter: str
+    fine: bool = False
+
+    @field_validator("parameter")
+    @classmethod
+    def _parameter_is_known(cls, name: str) -> str:
+        try:
+            return TABLE.find(name).name
+        except SdbridgeError as error:
+            raise ValueError(error.what) from None
+
+
+class DmxSection(_Section):
+    """One universe by Art-Net or sACN, its channels mapped to parameters."""
+
+    protocol: Literal["off", "artnet", "sacn"] = "off"
+    universe: int = Field(default=1, ge=0, le=63999)
+    channels: tuple[DmxChannel, ...] = ()
+
+
 class Config(_Section):
     """The whole file. Features add keys under their own key only."""
 
@@ -132,8 +163,8 @@ class Config(_Section):
     log: LogSection = LogSection()
     compat: tuple[str, ...] = ()
     osc: OscSection = OscSection()
-    midi: dict[str, Any] = Field(default_factory=dict)
-    dmx: dict[str, Any] = Field(default_factory=dict)
+    midi: MidiSection = MidiSection()
+    dmx: DmxSection = DmxSection()
 
     @field_validator("name")
     @classmethod

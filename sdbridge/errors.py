@@ -251,6 +251,17 @@ _kind(
 _kind("SDB-MASK-SIZE", "Save the mask at the stream's size.", "The former mask stays; the output goes on.")
 _kind("SDB-CONDITION-FAULT", "This is a bug: send the trace in the log.")
 
+# --- MIDI and DMX ---
+_kind(
+    "SDB-MIDI-CONTROL", "See the list of MIDI controls on the page.", "Nothing changed; the output goes on."
+)
+_kind(
+    "SDB-MIDI-WRITE",
+    "Free some disk space or check the folder's rights.",
+    "What was learnt holds until the end.",
+)
+_kind("SDB-DMX-PORT", "Close the other lighting program, or set dmx.protocol to off.", "Nothing was started.")
+
 
 class SdbridgeError(Exception):
     """An error with a code from the table.

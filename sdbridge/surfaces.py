@@ -28,11 +28,18 @@ def _always(config: Config) -> bool:
     return True
 
 
+def _has_midi(config: Config) -> bool:
+    """MIDI runs where its optional packages are installed."""
+    return config.midi.enabled and all(importlib.util.find_spec(name) for name in ("mido", "rtmidi"))
+
+
 #: name -> (import string of a class called with the view, whether this config wants it)
 SURFACES: Mapping[str, tuple[str, Callable[[Config], bool]]] = {
     "web": ("sdbridge.control.web:WebServer", _always),
     "osc": ("sdbridge.control.osc:OscServer", _always),
     "advertise": ("sdbridge.control.advertise:Advertisement", lambda config: config.osc.advertise),
+    "midi": ("sdbridge.control.midi:MidiSurface", _has_midi),
+    "dmx": ("sdbridge.control.dmx:DmxInput", lambda config: config.dmx.protocol != "off"),
 }
 
 
