@@ -14,6 +14,7 @@ from typing import Self
 from sdbridge import __version__, paths
 from sdbridge.clock import Clock, SystemClock
 from sdbridge.config import Config
+from sdbridge.crash import CrashReports
 from sdbridge.engine.interface import EngineStats
 from sdbridge.engine.pipe import Wake
 from sdbridge.engine.running import Patience, RunningEngine
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 #: How often fades move and the engine is looked after.
 TICK_S = 0.01
 ERRORS_KEPT = 8
+#: Faults after which the developers want to know how the bridge stood.
+WORTH_A_REPORT = ("SDB-ENGINE-DIED", "SDB-ENGINE-STALLED", "SDB-ENGINE-SILENT", "SDB-ENGINE-GIVENUP")
 
 
 class Bridge:
@@ -61,6 +64,8 @@ class Bridge:
         self._errors: deque[str] = deque(maxlen=ERRORS_KEPT)
         self._safe_mode = False
         self._stopping = threading.Event()
+        self._stop_asked = False
+        self._crashes: CrashReports | None = None
         self._closed = False
         self._panicked = threading.Event()
         self._stack = ExitStack()
@@ -124,6 +129,8 @@ class Bridge:
         if self._with_control:
             self._stack.enter_context(Instance(self.port, self.config.name))
             self._stack.enter_context(open_surfaces(self))
+            self._crashes = self._stack.enter_context(CrashReports(self, self._report_folder(), self.clock))
+        self.textures.hold_image.choose(str(self.store.get("hold.image")))
         self.engine.start()
         self.textures.start()
         self.output.start()
@@ -138,29 +145,35 @@ class Bridge:
         """
         counted_from: int | None = None
         waiting = Patience(self.clock)
-        while not self._stopping.is_set():
+        while not self.stopping:
             if counted_from is None and (self.output.frames_made or waiting.is_over(self.engine)):
                 counted_from = self.output.frames_out
             if frames is not None and counted_from is not None:
                 if self.output.frames_out - counted_from >= frames:
                     break
-            self._stopping.wait(0.01)
+            self.clock.sleep(0.01)
         status = self.status()
         self.stop()
         return status
 
     @property
     def stopping(self) -> bool:
-        return self._stopping.is_set()
+        return self._stop_asked or self._stopping.is_set()
 
     def stop(self) -> None:
-        """Ask ``run`` to end. May be called from a signal handler."""
-        self._stopping.set()
+        """Ask ``run`` to end. May be called from a signal handler, so it touches no lock."""
+        self._stop_asked = True
 
     def kill(self) -> None:
-        """End the engine at once and remove all shared memory; for the second Ctrl+C."""
-        self._stopping.set()
-        self.engine.kill()
+        """End the engine at once and remove its shared memory; for the second Ctrl+C.
+
+        The thread that the signal interrupted may hold any of our locks, so the work is done in
+        another one and not waited for for ever: an engine without a bridge ends by itself.
+        """
+        self._stop_asked = True
+        killing = threading.Thread(target=self.engine.kill, name="kill", daemon=True)
+        killing.start()
+        killing.join(3.0)
 
     def close(self) -> None:
         """Stop and release everything, in the reverse order of ``start``. May be called twice."""
@@ -267,6 +280,12 @@ class Bridge:
         self._errors.append(line)
         self._safe_mode = self._safe_mode or safe_mode
         log.warning("%s", line)
+        if self._crashes is not None and line.startswith(WORTH_A_REPORT):
+            self._crashes.write(line)
+
+    def _report_folder(self) -> Path:
+        folder = self.config.log.folder
+        return Path(folder).expanduser() if folder else paths.log_dir()
 
     def _on_sent(self, thread: SendThread, outgoing: Outgoing) -> None:
         """A picture left; its way from the input is the latency that people feel."""
@@ -280,4 +299,6 @@ class Bridge:
             self.output.cut()
             self.engine.reset("soft")  # what is in its queues is not to be seen any more
             self._panicked.set()  # black is set at the next tick: no writes while being told
+        if "hold.image" in change.values:
+            self.textures.hold_image.choose(str(change.values["hold.image"]))
         self.engine.change(change)

@@ -110,6 +110,8 @@ _kind(
     "The running one goes on; nothing was started.",
 )
 _kind("SDB-INSTANCE-WRITE", "Free the disk or mend the rights of the folder.")
+_kind("SDB-HOLD-IMAGE", "Give a png, jpeg, webp, bmp or tiff file.", "Black takes its place.")
+_kind("SDB-CRASH-WRITE", "Free the disk or mend the rights of the folder.")
 _kind("SDB-BENCH-FAULT", "Close what else runs and measure again.", "The figure is missing.")
 _kind("SDB-SERVICE-REFUSED", "Read what the system said above.", "Nothing was changed.")
 _kind(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import logging
 import socket
 from collections.abc import Callable, Mapping
@@ -55,8 +54,6 @@ def open_surfaces(view: BridgeView) -> ExitStack:
             if not wanted(view.config):
                 continue
             module, _, attribute = target.partition(":")
-            if importlib.util.find_spec(module) is None:
-                continue
             surface: Surface = getattr(importlib.import_module(module), attribute)(view)
             stack.callback(surface.close)
             surface.start()

@@ -1,14 +1,21 @@
 """The whole spine: fake textures around a real engine process."""
 
+import json
+import signal
+import socket
 import subprocess
 import sys
 import textwrap
+import time
 
+import numpy as np
 import pytest
 
 from sdbridge.bridge import Bridge
-from sdbridge.config import Config
-from sdbridge.testing import FakeReceiver, FakeSender, FakeTextures, number_of, numbered_picture
+from sdbridge.config import Config, OutputConfig
+from sdbridge.errors import SdbridgeError
+from sdbridge.preview import PreviewRelay
+from sdbridge.testing import FakeClock, FakeReceiver, FakeSender, FakeTextures, number_of, numbered_picture
 from sdbridge.textures.test_card import read_number
 
 
@@ -30,6 +37,13 @@ def config(kind: str = "passthrough", **engine: object) -> Config:
 def parts(**options: object) -> tuple[FakeReceiver, FakeSender, FakeTextures]:
     receiver, sender = FakeReceiver("main", options), FakeSender()
     return receiver, sender, FakeTextures({"main": receiver}, [sender])
+
+
+def wait_until(wanted, timeout_s=30.0):
+    deadline = time.monotonic() + timeout_s
+    while not wanted() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert wanted()
 
 
 def new(frame, about) -> bool:
@@ -87,3 +101,238 @@ def test_outputs_show_the_test_card_until_the_first_picture_is_made():
         assert read_number(card.pixels) is not None
         receiver.push(numbered_picture(7))
         assert number_of(sender.wait_for(new).pixels) == 7
+
+
+class Show:
+    """A bridge around fakes, in-process so that it is quick, with what tests ask of it."""
+
+    def __init__(self, kind="passthrough", fps=60.0, **parameters):
+        self.receiver, self.sender, self.textures = parts(fps=fps)
+        values = {"output.fps": 60, **parameters}
+        settings = config(kind, in_process=True).model_copy(update={"parameters": values})
+        self.bridge = Bridge(settings, textures=self.textures, control=False)
+
+    def __enter__(self):
+        self.bridge.__enter__()
+        self.bridge.start()
+        self.sender.wait_for(new)
+        return self
+
+    def __exit__(self, *exc):
+        self.bridge.__exit__(*exc)
+
+    def set(self, name, value):
+        self.bridge.store.set(name, value)
+
+    def until(self, wanted, timeout_s=30.0):
+        return self.sender.wait_for(wanted, timeout_s)
+
+    def until_state(self, *states):
+        return self.until(lambda frame, about: about["state"] in states)
+
+
+def is_black(frame):
+    return not frame.pixels[..., :3].any() and (frame.pixels[..., 3] == 255).all()
+
+
+def test_black_and_freeze_win_and_are_released():
+    with Show() as show:
+        show.set("output.black", True)
+        assert is_black(show.until_state("black"))
+        show.set("output.black", False)
+        show.until_state("live")
+        show.set("output.freeze", True)
+        first = show.until_state("frozen")
+        later = show.until(lambda f, a: f.frame_id > first.frame_id + 10)
+        assert later.pixels is first.pixels
+        show.set("output.freeze", False)
+        assert number_of(show.until_state("live").pixels) > number_of(first.pixels)
+
+
+def test_panic_cuts_to_black_until_released_by_hand():
+    with Show() as show:
+        show.set("panic", True)
+        assert is_black(show.until_state("black"))
+        show.until(lambda f, a: show.bridge.store.get("output.black") is True)
+        assert is_black(show.until(lambda f, a: a["state"] == "black"))
+        show.set("output.black", False)
+        show.until_state("live")
+
+
+@pytest.mark.parametrize("action", ["black", "input", "image"])
+def test_when_the_input_stops_the_hold_action_sets_in_and_a_crossfade_brings_it_back(action, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (32, 32), (200, 100, 50)).save(tmp_path / "still.png")
+    settings = {"hold.action": action, "hold.after": 0.3, "hold.fade": 0.2, "hold.recover": 3}
+    with Show("fake", **settings, **{"hold.image": str(tmp_path / "still.png")}) as show:
+        show.receiver.present = False
+        show.until_state("fading")
+        fallen = show.until_state("fallback").pixels[8, 8].tolist()
+        newest = show.bridge.input_frame().pixels[8, 8].tolist()
+        assert fallen == {"black": [0, 0, 0, 255], "input": newest, "image": [200, 100, 50, 255]}[action]
+        show.receiver.present = True
+        show.until_state("fading")
+        show.until_state("live")
+
+
+def test_an_image_that_cannot_be_read_is_one_line_and_black():
+    with Show(**{"hold.action": "image", "hold.after": 0.2, "hold.fade": 0}) as show:
+        show.set("hold.image", "/no/such/picture.png")
+        show.receiver.present = False
+        assert is_black(show.until_state("fallback"))
+        assert any("SDB-HOLD-IMAGE" in line for line in show.bridge.status().errors)
+
+
+def test_garbage_from_a_source_is_one_line_and_the_show_goes_on():
+    with Show(fps=60.0) as show:
+        for wrong in (np.zeros((4, 4, 3), np.uint8), np.zeros((0, 4, 4), np.uint8), np.zeros((4, 4, 4))):
+            show.receiver.push(wrong)
+        number = number_of(show.until(new).pixels)
+        show.until(lambda f, a: new(f, a) and number_of(f.pixels) > number + 5)
+        errors = [line for line in show.bridge.status().errors if "SDB-FRAME-FORMAT" in line]
+        assert 1 <= len(errors) <= 3
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (33, 17), (4320, 7680)], ids=["1x1", "odd", "8K"])
+def test_frames_of_any_size_are_fitted_before_they_enter_a_slot(shape):
+    with Show(fps=0.0 + 60.0) as show:
+        show.receiver.present = False
+        show.receiver.push(np.full((*shape, 4), 77, np.uint8))
+        frame = show.until(lambda f, a: new(f, a) and f.pixels[30, 30, 0] == 77)
+        assert frame.pixels.shape == (64, 64, 4)
+        capacity = max(slot.capacity for slot in show.bridge.engine.client._slots.values())
+        assert capacity == 64 * 64 * 4  # an 8K source takes no more shared memory than any other
+
+
+def test_a_source_that_breaks_is_opened_again():
+    with Show() as show:
+        show.receiver.broken = OSError("the cable was pulled")
+        wait_until(lambda: any("the cable was pulled" in line for line in show.bridge.status().errors))
+        show.receiver.broken = None
+        number = show.receiver.number
+        show.until(lambda f, a: new(f, a) and number_of(f.pixels) > number)
+
+
+def test_a_sender_that_breaks_is_opened_again_under_the_same_name():
+    with Show() as show:
+        show.sender.broken = OSError("no receiver")
+        wait_until(lambda: any("no receiver" in line for line in show.bridge.status().errors))
+        show.sender.broken = None
+        show.until(new)
+        assert show.sender.opened >= 2 and show.sender.name == "fake"
+
+
+def test_an_input_is_chosen_live_and_a_bad_choice_leaves_the_old_one():
+    with Show() as show:
+        other = FakeReceiver("other", {"fps": 60})
+        other.number = 10_000
+        show.textures.receivers["other"] = other
+        show.bridge.choose_input("main", "fake", "other")
+        show.until(lambda f, a: number_of(f.pixels) > 10_000)
+        assert not show.receiver.is_open
+
+        class Broken(FakeReceiver):
+            def open(self):
+                raise SdbridgeError("SDB-TEXTURE-FAULT", "it cannot be opened")
+
+        show.textures.receivers["broken"] = Broken("broken")
+        with pytest.raises(SdbridgeError, match="it cannot be opened"):
+            show.bridge.choose_input("main", "fake", "broken")
+        number = number_of(show.until(new).pixels)
+        show.until(lambda f, a: number_of(f.pixels) > number)
+        assert show.bridge.status().frames_in >= 4  # of both, the one that is gone included
+
+
+def test_several_senders_at_once_and_one_chosen_live():
+    receiver, first, second = FakeReceiver("main"), FakeSender("first"), FakeSender("second")
+    third = FakeSender("third")
+    textures = FakeTextures({"main": receiver}, [first, second, third])
+    settings = config(in_process=True).model_copy(
+        update={"output": (OutputConfig(name="first"), OutputConfig(name="second", width=32, height=16))}
+    )
+    with Bridge(settings, textures=textures, control=False) as bridge:
+        bridge.start()
+        assert first.wait_for(new).pixels.shape == (64, 64, 4)
+        assert second.wait_for(new).pixels.shape == (16, 32, 4)
+        bridge.choose_output(1, "fake", "third")
+        assert third.wait_for(new).pixels.shape == (16, 32, 4)
+        wait_until(lambda: not second.is_open)
+        assert first.is_open
+        with pytest.raises(SdbridgeError, match="there is no output 9"):
+            bridge.choose_output(9, "fake", "third")
+
+
+def test_two_inputs_give_two_outputs():
+    with Show("fake") as show:
+        a = show.until(new).pixels
+        b = show.until(lambda f, about: new(f, about) and number_of(f.pixels) != number_of(a)).pixels
+        assert not np.array_equal(a, b)
+
+
+def test_previews_are_at_most_ten_a_second_and_the_same_picture_in_between():
+    clock = FakeClock()
+    relay = PreviewRelay(clock)
+    assert relay.look() is None
+    first, second = object(), object()
+    clock.advance(1)
+    relay.show(first)
+    assert relay.look() is first
+    relay.show(second)
+    clock.advance(0.05)
+    assert relay.look() is first
+    clock.advance(0.06)
+    assert relay.look() is second
+
+
+def test_status_says_what_is_going_on():
+    with Show("fake") as show:
+        wait_until(lambda: show.bridge.status().unused == ("clip_skip",))
+        status = show.bridge.status()
+        assert status.engine_line.startswith("fake on cpu in uint8")
+        assert status.device == "cpu" and status.inputs[0].connected and status.outputs[0].role == "generated"
+        assert status.latency_ms.p50 > 0 and status.fps > 0
+        assert json.loads(json.dumps(status.as_json()))["state"] == "streaming"
+
+
+def test_a_taken_port_is_one_clear_line_and_nothing_is_left_running():
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        _receiver, sender, textures = parts()
+        settings = config().model_copy(update={"port": port})
+        with (
+            pytest.raises(SdbridgeError, match=rf"SDB-WEB-PORT: .*{port}"),
+            Bridge(settings, textures=textures) as bridge,
+        ):
+            bridge.start()
+        assert not sender.is_open
+
+
+def test_a_second_bridge_on_the_port_is_told_of_the_first():
+    _receiver, _sender, textures = parts()
+    with Bridge(config(in_process=True), textures=textures) as first:
+        first.start()
+        _receiver, _sender, others = parts()
+        with (
+            pytest.raises(SdbridgeError, match="SDB-INSTANCE-RUNNING"),
+            Bridge(first.config, textures=others) as second,
+        ):
+            second.start()
+        assert first.status().output in ("live", "holding")
+
+
+def test_stop_may_come_from_a_signal_handler_at_any_moment():
+    """The handler runs in the thread that waits in ``run``; a lock taken there would never be let go."""
+    _receiver, _sender, textures = parts()
+    with Bridge(config(in_process=True), textures=textures, control=False) as bridge:
+        bridge.start()
+        before = signal.signal(signal.SIGALRM, lambda number, frame: bridge.stop())
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            bridge.run()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert bridge.stopping

@@ -17,6 +17,7 @@ from sdbridge.preview import PreviewRelay
 from sdbridge.slot import LatestSlot
 from sdbridge.status import SourceStatus
 from sdbridge.textures.geometry import fit_frame
+from sdbridge.textures.still import FallbackImage
 from sdbridge.textures.supply import Textures
 from sdbridge.textures.test_card import TestCard
 from sdbridge.textures.threads import Note, OnSent, Outgoing, ReceiveThread, SendThread
@@ -57,6 +58,7 @@ class TextureDesk:
         self._on_sent = on_sent
         self._note = note
         self._textures = textures or Textures()
+        self.hold_image = FallbackImage(note)
         self._lock = threading.Lock()  # held while the sets of threads change, never on the frame path
         self._newest: dict[Role, Frame] = {}
         self._card: TestCard | None = None
@@ -107,6 +109,8 @@ class TextureDesk:
 
     def fallback(self, action: str, width: int, height: int) -> np.ndarray | None:
         """The picture for ``hold.action``, or None for black."""
+        if action == "image":
+            return self.hold_image.at(width, height)
         newest = self.newest_input()
         if action != "input" or newest is None:
             return None
