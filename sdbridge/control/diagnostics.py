@@ -23,7 +23,7 @@ _SECRET_IN_HEADER = re.compile(r"(?i)\bbearer\s+[^\s,;]+")
 _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
 
 
-def diagnostics(view: BridgeView) -> str:
+def diagnostics(view: BridgeView, token: str = "") -> str:
     """Version, machine, status, configuration, changed parameters and the log's end, redacted."""
     values, revision = view.store.snapshot()
     changed = {name: value for name, value in values.items() if value != view.store.table.defaults()[name]}
@@ -36,17 +36,22 @@ def diagnostics(view: BridgeView) -> str:
         f"--- the log's last {LOG_LINES} lines ---",
         *view.log_lines(LOG_LINES),
     ]
-    return redact("\n".join(parts), view.config.token) + "\n"
+    return redact("\n".join(parts), token or view.config.token) + "\n"
 
 
-def redact(text: str, token: str = "") -> str:
-    """``text`` without passwords, tokens, the home folder, and the names of user and machine."""
+def without_secrets(text: str, token: str = "") -> str:
+    """``text`` without passwords and tokens."""
     if token:
         text = text.replace(token, "<token>")
     text = _SECRET_IN_URL.sub(r"\1<login>@", text)
     text = _SECRET_IN_HEADER.sub("Bearer <secret>", text)
     text = _SECRET_IN_QUERY.sub(r"\1\2<secret>", text)
-    text = _HUB_TOKEN.sub("<secret>", text)
+    return _HUB_TOKEN.sub("<secret>", text)
+
+
+def redact(text: str, token: str = "") -> str:
+    """``text`` without secrets, the home folder, and the names of user and machine."""
+    text = without_secrets(text, token)
     home = str(Path.home())
     if len(home) > 1:
         text = text.replace(home, "~").replace(home.replace("\\", "\\\\"), "~")

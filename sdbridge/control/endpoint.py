@@ -36,6 +36,7 @@ class Endpoint:
 
     ``answer`` is the JSON schema of a good answer, or a media type such as ``image/png``.
     ``refusals`` are the status codes it may refuse with, besides those that hold everywhere.
+    ``private`` reading needs the token too on the network: logs name people's files and machines.
     """
 
     method: str
@@ -46,14 +47,17 @@ class Endpoint:
     query: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     answer: Mapping[str, object] | str = field(default_factory=lambda: {"type": "object"})
     refusals: tuple[int, ...] = ()
+    private: bool = False
 
 
-def guarded(call: Call) -> Call:
+def guarded(endpoint: Endpoint) -> Call:
     """The control edge for HTTP: every fault becomes an answer with a code, and none ends the server."""
 
     async def guard(request: Request) -> Response:
         try:
-            return await call(request)
+            if endpoint.private and not request.scope.get("sdbridge.may_write"):
+                raise SdbridgeError("SDB-WEB-TOKEN", f"reading {endpoint.path} needs the access token")
+            return await endpoint.call(request)
         except SdbridgeError as error:
             return refusal(error)
         except ClientDisconnect:

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sdbridge.control import pictures
-from sdbridge.control.diagnostics import diagnostics
+from sdbridge.control.diagnostics import diagnostics, without_secrets
 from sdbridge.control.endpoint import Body, Endpoint, json_answer, read_body, whole_number
 from sdbridge.control.view import BridgeView
 from sdbridge.errors import SdbridgeError
@@ -35,9 +35,9 @@ class SetParameters(Body):
     easing: Easing = "linear"
 
 
-def endpoints(view: BridgeView) -> tuple[Endpoint, ...]:
-    """The endpoints of this file."""
-    core = _Core(view)
+def endpoints(view: BridgeView, token: str) -> tuple[Endpoint, ...]:
+    """The endpoints of this file. ``token`` is what no log line that is shown may hold."""
+    core = _Core(view, token)
     outcome = {"$ref": "#/components/schemas/Outcome"}
     picture_in = {"role": {"type": "string", "enum": list(INPUT_ROLES)}}
     picture_out = {"role": {"type": "string", "enum": list(OUTPUT_ROLES)}}
@@ -89,6 +89,7 @@ def endpoints(view: BridgeView) -> tuple[Endpoint, ...]:
             core.log,
             "The newest lines of the log, oldest first",
             query={"count": {"type": "integer", "minimum": 1, "maximum": 1000}},
+            private=True,
         ),
         Endpoint(
             "GET",
@@ -96,13 +97,15 @@ def endpoints(view: BridgeView) -> tuple[Endpoint, ...]:
             core.diagnostics,
             "A report for bug threads, redacted",
             answer="text/plain",
+            private=True,
         ),
     )
 
 
 class _Core:
-    def __init__(self, view: BridgeView) -> None:
+    def __init__(self, view: BridgeView, token: str) -> None:
         self._view = view
+        self._token = token
 
     async def status(self, request: Request) -> Response:
         status = await asyncio.to_thread(self._view.status)
@@ -138,10 +141,11 @@ class _Core:
 
     async def log(self, request: Request) -> Response:
         count = whole_number(request, "count", 200, 1, 1000)
-        return json_answer({"lines": await asyncio.to_thread(self._view.log_lines, count)})
+        lines = await asyncio.to_thread(self._view.log_lines, count)
+        return json_answer({"lines": [without_secrets(line, self._token) for line in lines]})
 
     async def diagnostics(self, request: Request) -> Response:
-        text = await asyncio.to_thread(diagnostics, self._view)
+        text = await asyncio.to_thread(diagnostics, self._view, self._token)
         return Response(text.encode("utf-8", "replace"), media_type="text/plain; charset=utf-8")
 
 

@@ -45,5 +45,6 @@ def endpoints(osc: Callable[[], OscLogView | None]) -> tuple[Endpoint, ...]:
             "The last OSC messages, oldest first, each with its verdict",
             query={"count": {"type": "integer", "minimum": 1, "maximum": 200}},
             answer={"type": "object", "required": ["messages", "counts"]},
+            private=True,
         ),
     )

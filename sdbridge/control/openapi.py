@@ -63,7 +63,8 @@ def _operation(endpoint: Endpoint, schemas: dict[str, Any]) -> dict[str, Any]:
         good = {"application/json": {"schema": endpoint.answer}}
     answers: dict[str, Any] = {"200": {"description": "done" if writing else "here it is", "content": good}}
     refused = {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}}
-    for status in sorted({*endpoint.refusals, *(_ALWAYS_WRITING if writing else _ALWAYS_READING)}):
+    always = _ALWAYS_WRITING if writing else (*_ALWAYS_READING, 401) if endpoint.private else _ALWAYS_READING
+    for status in sorted({*endpoint.refusals, *always}):
         answers[str(status)] = {"description": _WHAT[status], "content": refused}
     if endpoint.path == "/api/parameters" and writing:  # all refused: still revision and reasons
         outcome = {"$ref": "#/components/schemas/Outcome"}
@@ -85,7 +86,7 @@ def _operation(endpoint: Endpoint, schemas: dict[str, Any]) -> dict[str, Any]:
         schemas[endpoint.body.__name__] = shape
         reference = {"$ref": f"#/components/schemas/{endpoint.body.__name__}"}
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": reference}}}
-    if writing:
+    if writing or endpoint.private:
         operation["security"] = [{}, {"token": []}]
     return operation
 

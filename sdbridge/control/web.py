@@ -46,6 +46,7 @@ PAGE = Path(__file__).parent / "page"
 LARGEST_MESSAGE = 1 << 20  # bytes of one WebSocket message
 MOST_CONNECTIONS = 256
 STOP_WITHIN_S = 5.0
+SHORT_TOKEN = 12  # characters
 _MEDIA_TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -93,7 +94,9 @@ class WebServer:
         self.port = self._socket.getsockname()[1]
         self._live = Live(self._view, self.access)
         self._query = OscQuery(self._view)
-        endpoints = all_endpoints(self._view, self._pulls, lambda name: self._others.get(name))
+        endpoints = all_endpoints(
+            self._view, self._pulls, lambda name: self._others.get(name), self.access.token
+        )
         app = Gate(_Site(self._view, self._live, self._query, endpoints), self.access)
         settings = uvicorn.Config(
             app,
@@ -121,6 +124,8 @@ class WebServer:
             _log.info("page on the network %s", link)
         if self._view.config.lan:
             _log.info("the token guards HTTP only: OSC and NDI carry no authentication")
+            if len(self.access.token) < SHORT_TOKEN:
+                _log.warning("the token has only %d characters and can be guessed", len(self.access.token))
 
     def meet(self, others: Mapping[str, object]) -> None:
         """Learn of the other surfaces, which start after this one, to show what they do."""
@@ -214,7 +219,7 @@ class _Site:
         if path in self._calls:
             endpoint = self._calls[path].get("GET" if method == "HEAD" else method)
             if endpoint is not None:
-                return await guarded(endpoint.call)(request)
+                return await guarded(endpoint)(request)
             allowed = ", ".join(self._calls[path])
             error = SdbridgeError("SDB-WEB-METHOD", f"{path} takes {allowed}, not {method[:20]}")
             return refusal(error, {"allow": allowed})
@@ -243,11 +248,11 @@ def _is_osc_query(scope: Scope) -> bool:
 
 
 def all_endpoints(
-    view: BridgeView, pulls: Pulls, others: Callable[[str], object | None]
+    view: BridgeView, pulls: Pulls, others: Callable[[str], object | None], token: str = ""
 ) -> tuple[Endpoint, ...]:
     """Every endpoint of the HTTP API. ``others`` finds another surface by name once it is open."""
     return (
-        *http_api.endpoints(view),
+        *http_api.endpoints(view, token),
         *http_show.endpoints(view),
         *http_textures.endpoints(view),
         *http_models.endpoints(pulls),

@@ -137,9 +137,28 @@ def test_diagnostics_hold_no_secrets() -> None:
         "geheim-1234",
     ]
     with WebServer(view) as server:
-        text = httpx.get(server.url + "/api/diagnostics").text
+        key = {"authorization": "Bearer geheim-1234"}
+        text = httpx.get(server.url + "/api/diagnostics", headers=key).text
+        log = httpx.get(server.url + "/api/log", headers=key).text
+        for private in ("/api/diagnostics", "/api/log", "/api/osc-log"):
+            assert httpx.get(server.url + private).status_code == 401
+    assert "geheim-1234" not in log and "opensesame" not in log
     for secret in ("geheim-1234", "hunter2", "joe", "x9x9", "opensesame", "abcdef", str(Path.home())):
         assert secret not in text
     assert "latency=20" in text
     assert "rtsp://<login>@cam/live" in text
     assert redact("plain words") == "plain words"
+
+
+def test_the_link_in_the_log_is_not_told_to_everybody() -> None:
+    view = WebView(lan=True)
+    with WebServer(view) as server:
+        view.lines = [f"page on the network {server.links[0] if server.links else ''} {server.access.token}"]
+        key = {"authorization": f"Bearer {server.access.token}"}
+        for path in ("/api/log", "/api/diagnostics"):
+            assert server.access.token not in httpx.get(server.url + path, headers=key).text
+
+
+def test_a_short_token_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    with WebServer(WebView(lan=True, token="1234")):
+        assert "can be guessed" in caplog.text

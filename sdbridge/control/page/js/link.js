@@ -49,7 +49,8 @@ class Link extends EventTarget {
   }
 
   async get(path) {
-    return answer(await fetch(path, { cache: "no-store" }));
+    const headers = this.token ? { authorization: `Bearer ${this.token}` } : {}; // logs are not for everybody
+    return answer(await fetch(path, { cache: "no-store", headers }));
   }
 
   async post(path, body = {}) {
