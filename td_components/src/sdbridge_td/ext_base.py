@@ -109,6 +109,14 @@ class BaseExt:
         except Exception:  # noqa: BLE001 - the component may be half destroyed
             return
 
+    def _found(self, running: Running | None) -> None:
+        """A daemon that is gone stays the one we wait for, until another is there."""
+        if running is None:
+            return
+        if self._running is not None and running.pid != self._running.pid:
+            self.link.restarts += 1
+        self._running = running
+
     def keep_link(self, now: float) -> None:
         """Open the line to where the daemon is, as Connection, Host and OSC Port say."""
         if not self.value("Active", True):
@@ -118,7 +126,7 @@ class BaseExt:
         if self.value("Connection", "manual") == "auto":
             if not self.link.alive(now) and now >= self._look_at:
                 self._look_at = now + _LOOK_FOR_DAEMON_S
-                self._running = find_running()
+                self._found(find_running())
             if self._running is not None:
                 host, port = "127.0.0.1", self._running.port
         self.link.open(host, port, self.value("Feedbackport", 0), now)

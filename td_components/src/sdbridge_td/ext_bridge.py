@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .ext_base import BaseExt, never_raises
 from .hold import Hold, HoldSettings, Shown
 from .link import monotonic
-from .mapping import STATUS_PREFIX, Names, Schema, Value, from_daemon, to_daemon
+from .mapping import STATUS_PREFIX, Names, Schema, Value, clean, from_daemon, to_daemon
 from .network import TRANSPORT_INPUT
 from .osc_codec import Message
 from .pages import blocks, find_par, set_blocks
@@ -174,8 +174,11 @@ class BridgeExt(BaseExt):
             if not args:
                 continue
             if address.startswith(STATUS_PREFIX):
-                if isinstance(args[0], bool | int | float | str):
-                    self.topics[address.removeprefix(STATUS_PREFIX)] = args[0]
+                said = args[0]
+                if isinstance(said, bool | int | float | str):
+                    self.topics[address.removeprefix(STATUS_PREFIX)] = (
+                        clean(said) if isinstance(said, float) else said
+                    )
                 continue
             name = self.names.name_at(address)
             if name is None:
@@ -212,7 +215,7 @@ class BridgeExt(BaseExt):
             self._driven.add(par.name)
             return
         self._driven.discard(par.name)
-        if par.val != value or isinstance(par.val, bool) != isinstance(value, bool):
+        if par.val != value:
             par.val = value
 
     def _take_over(self, name: str, value: Value) -> None:
