@@ -68,6 +68,7 @@ class RunningEngine:
         self._incoming: EngineClient | None = None
         self._incoming_since_ns = 0
         self._wanted = False
+        self._newest: dict[Role, Frame] = {}  # for an engine that starts while its source stands still
         self._last_good: dict[str, Value] | None = None
         self._pinged_ns = 0
         self._orders: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
@@ -165,6 +166,7 @@ class RunningEngine:
 
     def offer(self, role: Role, frame: Frame) -> None:
         """Put an input frame before the engine, and before the one that gets ready."""
+        self._newest[role] = frame
         for client in (self.client, self._incoming):
             if client is not None:
                 client.offer(role, frame)
@@ -489,6 +491,9 @@ class RunningEngine:
     def _on_event(self, client: EngineClient, kind: str, what: Any) -> None:
         if kind == "state":
             log.info("engine %s: %s", client.config.kind, what)
+            if what is EngineState.STREAMING:
+                for role, frame in list(self._newest.items()):
+                    client.offer(role, frame)
         elif kind == "error":
             self._note(str(what))
         elif kind == "rejected":

@@ -200,6 +200,14 @@ def test_two_that_do_not_fit_run_one_after_the_other_and_the_old_returns_if_the_
         show.wait_frames(3)
 
 
+def test_a_new_engine_gets_the_picture_of_a_source_that_stands_still():
+    """A sender that only sends what changes must not leave a restarted engine without input."""
+    with Show() as show:
+        show.feeding = False
+        os.kill(show.process, signal.SIGKILL)
+        show.wait_frames(1)
+
+
 def test_stop_and_start_by_hand():
     with Show() as show:
         show.store.set("engine.stop", True)
