@@ -106,6 +106,14 @@ def swap_red_and_blue(pixels: np.ndarray) -> np.ndarray:
     return np.asarray(scaler().reformat(frame, format="rgba", threads=1).to_ndarray())
 
 
+def with_even_sides(pixels: np.ndarray) -> np.ndarray:
+    """``pixels`` with the last row or column doubled where a side is odd, for 4:2:0 and 4:2:2 transports."""
+    height, width = pixels.shape[:2]
+    if height % 2 == 0 and width % 2 == 0:
+        return pixels
+    return np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+
+
 def scaler() -> VideoReformatter:
     """This thread's own scaler and converter of formats; a new one for each frame would cost too much."""
     kept: VideoReformatter | None = getattr(_scalers, "kept", None)

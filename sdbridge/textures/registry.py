@@ -32,10 +32,13 @@ SENDERS: Mapping[str, str] = MappingProxyType(
         "mjpeg": "sdbridge.textures.mjpeg:Sender",
         "ndi": "sdbridge.textures.ndi.sender:Sender",
         "null": "sdbridge.textures.null:Sender",
+        "recording": "sdbridge.textures.recording:Sender",
         "shared_memory": "sdbridge.textures.shared_memory:Sender",
         "spout": "sdbridge.textures.spout:Sender",
         "syphon": "sdbridge.textures.syphon:Sender",
         "touchdesigner_memory": "sdbridge.textures.touchdesigner_memory:Sender",
+        "virtual_camera": "sdbridge.textures.virtual_camera:Sender",
+        "webrtc": "sdbridge.textures.webrtc:Sender",
     }
 )
 

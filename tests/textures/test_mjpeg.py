@@ -2,6 +2,8 @@
 
 import asyncio
 import http.client
+import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -152,6 +154,40 @@ def test_other_methods_are_turned_away(port: int, sender: Sender) -> None:
         assert connection.getresponse().status == status
         connection.close()
     assert sender.receivers == 0
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is not installed")
+def test_ffmpeg_reads_the_stream(sender: Sender, port: int) -> None:
+    ended = threading.Event()
+
+    def send_cards() -> None:
+        card, number = TestCard(320, 240), 0
+        while not ended.wait(1 / 40):
+            sender.send(Frame(card.draw(number), number, 0), {})
+            number += 1
+
+    thread = threading.Thread(target=send_cards, daemon=True)
+    thread.start()
+    command = [
+        "ffmpeg",
+        "-v",
+        "error",
+        "-nostdin",
+        "-f",
+        "mpjpeg",
+        "-i",
+        f"http://127.0.0.1:{port}/output.mjpeg",
+    ]
+    command += ["-frames:v", "15", "-f", "rawvideo", "-pix_fmt", "rgba", "-"]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=60)
+    finally:
+        ended.set()
+        thread.join()
+    assert done.returncode == 0, done.stderr
+    pictures = np.frombuffer(done.stdout, np.uint8).reshape(-1, 240, 320, 4)
+    numbers = [read_number(picture) for picture in pictures]
+    assert len(numbers) == 15 and None not in numbers and numbers == sorted(numbers)
 
 
 def test_the_number_of_viewers_is_bounded() -> None:

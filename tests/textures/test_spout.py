@@ -23,8 +23,8 @@ SENDER_NAMES = SHARED_NAMES | {
 }  # fmt: skip
 RECEIVER_NAMES = SHARED_NAMES | {
     "getSenderFormat", "getSenderFrame", "getSenderHeight", "getSenderList", "getSenderName",
-    "getSenderWidth", "isConnected", "isFrameCountEnabled", "isFrameNew", "isUpdated", "readMemoryBuffer", "receiveImage",
-    "receiveTexture", "releaseReceiver", "setReceiverName",
+    "getSenderWidth", "isConnected", "isFrameCountEnabled", "isFrameNew", "isUpdated", "readMemoryBuffer",
+    "receiveImage", "receiveTexture", "releaseReceiver", "setReceiverName",
 }  # fmt: skip
 
 

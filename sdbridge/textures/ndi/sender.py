@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from sdbridge.errors import SdbridgeError
 from sdbridge.frame import Frame, check_pixels
 from sdbridge.textures import stub
+from sdbridge.textures.geometry import with_even_sides
 from sdbridge.textures.ndi import library
 from sdbridge.textures.ndi.metadata import to_xml
 from sdbridge.textures.options import option, read_options
@@ -79,7 +78,7 @@ class Sender(stub.Sender):
         if ndi.send_get_no_connections(self._native, 0) == 0:
             return
         # ndi-python takes any array and reads past its end if the shape is wrong.
-        pixels = _even(check_pixels(frame.pixels))
+        pixels = with_even_sides(check_pixels(frame.pixels))
         self._video.xres, self._video.yres = pixels.shape[1], pixels.shape[0]
         self._video.line_stride_in_bytes = 4 * pixels.shape[1]
         self._video.data = pixels
@@ -122,10 +121,3 @@ class Sender(stub.Sender):
             if ndi.send_capture(self._native, incoming, 0) != ndi.FRAME_TYPE_METADATA:
                 return
             ndi.send_free_metadata(self._native, incoming)
-
-
-def _even(pixels: np.ndarray) -> np.ndarray:
-    height, width = pixels.shape[:2]
-    if height % 2 == 0 and width % 2 == 0:
-        return pixels
-    return np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")

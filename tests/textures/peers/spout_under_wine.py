@@ -1,4 +1,4 @@
-"""Runs inside Windows' Python under wine, with the true SpoutGL: our sender and receiver, and the names we call.
+"""Runs in Windows' Python under wine with the true SpoutGL: our sender and receiver, and its names.
 
 Arguments: send NAME SECONDS, or look NAME, or names. Prints JSON lines.
 """
