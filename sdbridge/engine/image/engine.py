@@ -229,7 +229,7 @@ class ImageEngine:
                 chunk_out=settings.frames,
                 first_out=settings.frames,
                 size_multiple=8,
-                pipeline_ticks=settings.plan.count - 1,
+                pipeline_ticks=0 if settings.mode == "bypass" else settings.plan.count - 1,
                 capabilities=self._capabilities(),
             )
         assert painter.settings is not None

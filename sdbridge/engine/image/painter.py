@@ -132,7 +132,8 @@ class Painter:
             newest = entries[-1]["main"]
             if self._changed or moving:
                 self._similarity.forget()
-            if self._similarity.skip(newest.pixels, settings.similarity):
+            others = [frame.pixels for role, frame in sorted(entries[-1].items()) if role != "main"]
+            if self._similarity.skip(newest.pixels, settings.similarity, others):
                 self.skipped += 1
                 return self._skip(newest, settings, revision)
         self._changed = False
@@ -153,7 +154,7 @@ class Painter:
         """Run a grey picture through every part, then forget it."""
         grey = np.full((settings.height, settings.width, 4), 127, dtype=np.uint8)
         entry: Entry = {"main": Frame(grey, 0, 0)}
-        for _ in range(2):
+        for _ in range(settings.plan.count + 1):  # so that txt2img, which fills its pipe, decodes too
             self._process([entry] * settings.frames, settings, 0)
         self.reset("hard")
         self._last_id = -1

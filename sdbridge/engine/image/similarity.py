@@ -8,6 +8,7 @@ is never waited for, and without sleeping.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,20 +31,27 @@ class SimilarityFilter:
     def __init__(self, seed: int = 0) -> None:
         self._seed = seed
         self._random = random.Random(seed)
-        self._reference: np.ndarray | None = None
+        self._reference: list[np.ndarray] = []
         self._skipped_in_a_row = 0
 
-    def skip(self, pixels: np.ndarray, settings: SimilaritySettings) -> bool:
-        """True if this frame (uint8 ``[H, W, 4]``) may be skipped. Never more than ``max_skip`` in a row."""
+    def skip(
+        self, pixels: np.ndarray, settings: SimilaritySettings, others: Sequence[np.ndarray] = ()
+    ) -> bool:
+        """True if this frame (uint8 ``[H, W, 4]``) may be skipped. Never more than ``max_skip`` in a row.
+
+        ``others`` are the further inputs (control, mask, style): the picture depends on them too, so the
+        least alike of all decides.
+        """
         if not settings.enabled or settings.threshold >= 1.0:
             self.forget()
             return False
-        centred = _centred(pixels)
+        centred = [_centred(picture) for picture in (pixels, *others)]
+        before = self._reference
         if (
-            self._reference is not None
-            and self._reference.shape == centred.shape
+            [picture.shape for picture in before] == [picture.shape for picture in centred]
             and self._skipped_in_a_row < settings.max_skip
-            and self._random.random() <= skip_probability(self._reference, centred, settings)
+            and self._random.random()
+            <= min(skip_probability(*pair, settings) for pair in zip(before, centred, strict=True))
         ):
             self._skipped_in_a_row += 1
             return True
@@ -53,7 +61,7 @@ class SimilarityFilter:
 
     def forget(self) -> None:
         """The next frame is processed whatever it shows."""
-        self._reference = None
+        self._reference = []
         self._skipped_in_a_row = 0
 
     def reset(self) -> None:

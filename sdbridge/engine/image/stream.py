@@ -114,7 +114,10 @@ class StreamBatch:
 
     def set_noise(self, noise: Tensor) -> None:
         """Noise ``[n, 4, h, w]`` for the steps; all F frames of a step share it, as they would one by one."""
-        wide = noise.to(device=self._device, dtype=self.precision, non_blocking=True)
+        host = noise.to(self.precision)
+        if self._device.type == "cuda":
+            host = host.pin_memory()  # so that the copy is queued and nothing waits
+        wide = host.to(self._device, non_blocking=True)
         self._noise = wide if self._frames == 1 else wide.repeat_interleave(self._frames, dim=0)
 
     def run(

@@ -68,8 +68,8 @@ class TextEncoder:
         ids, weights, cut = _tokenize(tokenizer, text)
         batch = torch.tensor(ids, device=self._device)  # [chunks, 77]
         hidden, pooled = self._run(encoder, batch, clip_skip)
-        scale = torch.tensor(weights, device=self._device, dtype=hidden.dtype)[..., None]
-        if bool((scale != 1).any()):
+        if any(weight != 1.0 for chunk in weights for weight in chunk):
+            scale = torch.tensor(weights, device=self._device, dtype=hidden.dtype)[..., None]
             start, end, pad = _marks(tokenizer)
             empty_ids = torch.tensor([[start, end, *([pad] * CHUNK)]], device=self._device)
             empty, _ = self._run(encoder, empty_ids, clip_skip)

@@ -108,3 +108,13 @@ def test_threshold_one_and_another_size_never_skip() -> None:
     always = SimilaritySettings(True, "cosine", 0.0, 100)
     decide.skip(picture(9), always)
     assert not decide.skip(np.full((8, 8, 4), 9, np.uint8), always)
+
+
+def test_a_moving_second_input_is_not_skipped_over() -> None:
+    settings = SimilaritySettings(True, "cosine", 0.9, 100)
+    decide = SimilarityFilter()
+    main, control = picture(200), [picture(10, 9, seed) for seed in range(3)]
+    assert not decide.skip(main, settings, [control[0]])
+    assert decide.skip(main, settings, [control[0]])
+    assert not decide.skip(main, settings, [255 - control[1]])
+    assert not decide.skip(main, settings), "an input that left is a change as well"
