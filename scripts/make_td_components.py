@@ -1,4 +1,4 @@
-"""Regenerates td_components/schema/parameters.json and td_components/expanded from the parameter table.
+"""Regenerates the TouchDesigner components' schema, trees and parameter list from the parameter table.
 
 Run it after any change of the table, of the status topics or of td_components/src:
 
@@ -17,13 +17,15 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "td_components")]
+sys.path[:0] = [str(ROOT), str(ROOT / "td_components"), str(ROOT / "td_components" / "src")]
 
 from sdbridge import __version__  # noqa: E402
 from sdbridge.parameters.addresses import HEARTBEAT, STATUS_TOPICS  # noqa: E402
 from sdbridge.parameters.table import TABLE  # noqa: E402
 
 COMPONENTS = ROOT / "td_components"
+GUIDE = ROOT / "docs" / "touchdesigner.md"
+BEGIN, END = (f"<!-- made by scripts/make_td_components.py: {word} -->" for word in ("begin", "end"))
 
 
 def schema_document() -> dict[str, object]:
@@ -43,6 +45,58 @@ def schema_text() -> str:
     return json.dumps(schema_document(), indent=1, sort_keys=True, ensure_ascii=True) + "\n"
 
 
+def guide_text() -> str:
+    """The guide with its list of parameters as the pages have them."""
+    before, _, rest = GUIDE.read_text(encoding="utf-8").partition(BEGIN)
+    return f"{before}{BEGIN}\n\n{parameter_list()}\n{END}{rest.partition(END)[2]}"
+
+
+def parameter_list() -> str:
+    """Every page of every component as a table."""
+    from sdbridge_td.build import COMPONENTS as NAMES
+    from sdbridge_td.build import pages_of
+    from sdbridge_td.mapping import Names, Schema
+
+    schema = Schema(schema_document())
+    rows = {(r.sequence, r.par): r for r in Names(schema).rows.values()}
+    lines: list[str] = []
+    for component in NAMES:
+        for page, specs in pages_of(component, schema):
+            lines += [
+                f"### {component}, page {page}",
+                "",
+                "| parameter | values | meaning |",
+                "|---|---|---|",
+            ]
+            for spec in specs:
+                for one in getattr(spec, "block", (spec,)):
+                    sequence = spec.name if one is not spec else ""
+                    row = rows.get((sequence, one.name)) if component == "SdBridge" else None
+                    name = f"{sequence}#{one.name.lower()}" if sequence else one.name
+                    where = f" `/sdbridge/{row.name.replace('.', '/')}`" if row else ""
+                    lines.append(
+                        f"| **{one.label}** `{name}`{where} | {values_of(one)} | {meaning_of(one)} |"
+                    )
+            lines.append("")
+    return "\n".join(lines)
+
+
+def values_of(spec: object) -> str:
+    """What a parameter takes, short."""
+    menu, low, high = (getattr(spec, name) for name in ("menu", "low", "high"))
+    if menu:
+        return ", ".join(menu)
+    if low is not None or high is not None:
+        return f"{low:.10g} to {high:.10g}"
+    style = str(spec.style)
+    return {"Toggle": "on, off", "Str": "text", "Pulse": "button"}.get(style, style.lower())
+
+
+def meaning_of(spec: object) -> str:
+    """The help, without the range that stands in the column beside it."""
+    return str(spec.help).rpartition(" [")[0].replace("|", "/") or str(spec.help)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -58,6 +112,10 @@ def main() -> int:
     schema.parent.mkdir(exist_ok=True)
     if not check:
         schema.write_text(schema_text(), encoding="utf-8", newline="\n")
+        GUIDE.write_text(guide_text(), encoding="utf-8", newline="\n")
+    elif GUIDE.read_text(encoding="utf-8") != guide_text():
+        print("docs/touchdesigner.md lists other parameters: run python scripts/make_td_components.py")
+        return 1
     from trees import write_trees
 
     if check:
