@@ -317,6 +317,18 @@ def test_on_a_phone_nothing_is_cut_off_and_a_thumb_steers(browser: Browser, view
             browser.touch("touchMove", x + 15 * step, y)
         browser.touch("touchEnd")
         comes_true(lambda: view.store.get("strength") > 0.7)
+        thumb = f"Number(document.querySelector('{slider('strength')}').value)"
+        comes_true(lambda: abs(browser.eval(thumb) - view.store.get("strength")) < 0.01)
+        before, revision = view.store.get("strength"), view.store.revision
+        x, y = browser.middle(slider("strength"))
+        top = browser.eval("scrollY")
+        browser.touch("touchStart", x - 60, y)  # a finger that scrolls, and happens to begin on the slider
+        for step in range(1, 12):
+            browser.touch("touchMove", x - 60, y - 12 * step)
+        browser.touch("touchEnd")
+        browser.until(f"scrollY > {top}")
+        browser.until(f"Math.abs({thumb} - {before}) < 0.01")
+        assert (view.store.get("strength"), view.store.revision) == (before, revision)
         browser.open("about:blank")
 
 

@@ -4,6 +4,7 @@ import { copy, el, icon, iconButton, say } from "./dom.js";
 import { fire, follow, rows, set, values } from "./state.js";
 
 const RELEASE_MS = 350; // after the finger leaves, before others may move the slider again
+const DECIDED_PX = 6;
 const COSTS = {
   live: "Shows in the next frame.",
   reencode: "New embeddings are made beside the stream.",
@@ -81,16 +82,38 @@ function slider(row, id) {
     heldUntil = performance.now() + RELEASE_MS;
     setTimeout(() => show(values.get(row.name)), RELEASE_MS + 20);
   };
-  range.addEventListener("pointerdown", () => (held = true));
-  range.addEventListener("pointerup", letGo);
-  range.addEventListener("pointercancel", letGo);
-  range.addEventListener("keydown", () => (heldUntil = performance.now() + RELEASE_MS));
-  range.addEventListener("dblclick", () => set(row.name, row.default));
-  range.addEventListener("input", () => {
+  const send = () => {
     const value = row.kind === "int" ? Math.round(range.valueAsNumber) : rounded(range.valueAsNumber);
     paint(value);
-    set(row.name, value);
+    if (!undecided && value !== values.get(row.name)) set(row.name, value);
+  };
+  // A finger that lands on a slider may only want to scroll the page: nothing is sent before it moves sideways.
+  let undecided = false;
+  let from = 0;
+  range.addEventListener("pointerdown", (event) => {
+    held = true;
+    from = event.clientX;
+    undecided = event.pointerType === "touch";
   });
+  range.addEventListener("pointermove", (event) => {
+    if (!undecided || Math.abs(event.clientX - from) < DECIDED_PX) return;
+    undecided = false;
+    send();
+  });
+  range.addEventListener("pointerup", () => {
+    const tapped = undecided;
+    undecided = false;
+    if (tapped) send();
+    letGo();
+  });
+  range.addEventListener("pointercancel", () => {
+    if (undecided) range.value = values.get(row.name);
+    undecided = false;
+    letGo();
+  });
+  range.addEventListener("keydown", () => (heldUntil = performance.now() + RELEASE_MS));
+  range.addEventListener("dblclick", () => set(row.name, row.default));
+  range.addEventListener("input", send);
   return { node: el("div.track", {}, range), value: field.node, show };
 }
 
