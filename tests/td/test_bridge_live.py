@@ -332,6 +332,48 @@ def test_a_component_in_the_way_of_death_keeps_its_manners(desk: Desk, daemon: S
     desk.until(lambda: len(daemon.server.subscriptions) == 0, "unsubscribed")
 
 
+def test_every_parameter_goes_there_and_back(desk: Desk, daemon: SmallDaemon) -> None:
+    """Parameter -> OSC -> the daemon's store, and the store -> echo -> parameter, for the whole table."""
+    online(desk, daemon.port)
+    names = desk.ext.names
+    for sequence in names.sequences:
+        desk.comp.seq[sequence].numBlocks = names.slots(sequence)
+    desk.frames(60)
+    there: dict[str, Any] = {}
+    back: dict[str, Any] = {}
+    for name, row in names.rows.items():
+        if row.kind == "trigger":
+            continue
+        now = desk.par[names.par(name)].eval()
+        if row.kind == "bool":
+            there[name], back[name] = not now, now
+        elif row.kind == "enum":
+            others = [choice for choice in row.choices if choice != now]
+            there[name], back[name] = others[0], others[-1] if len(others) > 1 else now
+        elif row.kind == "str":
+            there[name], back[name] = f"to {name}", f"from {name}"
+        else:
+            low, high = row.minimum or 0.0, min(row.maximum if row.maximum is not None else 10.0, 100.0)
+            there[name], back[name] = low + (high - low) * 0.75, low + (high - low) * 0.5
+            if row.kind == "int":
+                step = row.multiple_of or 1
+                there[name] = max(round(there[name] / step) * step, step)
+                back[name] = there[name] - step if there[name] - step >= low else there[name]
+    for name, value in there.items():
+        desk.par[names.par(name)].val = value
+    last = list(there)[-1]
+    desk.until(
+        lambda: daemon.store.get(last) == pytest.approx(there[last]) and desk.ext._doubted == {}, "there"
+    )
+    for name, value in there.items():
+        assert daemon.store.get(name) == pytest.approx(value), name
+    outcome = daemon.store.set_many(back, "someone")
+    assert not outcome.rejected
+    desk.until(
+        lambda: all(desk.par[names.par(n)].eval() == pytest.approx(v) for n, v in back.items()), "and back"
+    )
+
+
 # --- bad input ---
 
 
@@ -354,6 +396,14 @@ def test_a_host_that_is_not_found(desk: Desk) -> None:
     desk.until(lambda: "no-such-machine.invalid is not found" in desk.status, "Status says so")
     desk.par.Host = ""
     desk.until(lambda: "no host is given" in desk.status, "an empty one too")
+
+
+def test_a_host_that_cannot_be_reached(desk: Desk) -> None:
+    desk.par.Connection = "manual"
+    desk.par.Host = "255.255.255.255"  # refused by the system at once, as a network without a route is
+    desk.until(lambda: "255.255.255.255:9000 cannot be reached" in desk.status, "Status says so")
+    desk.frames(10)
+    assert "internal fault" not in desk.status
 
 
 def test_looking_a_host_up_stops_no_frame(desk: Desk) -> None:

@@ -20,6 +20,18 @@ if TYPE_CHECKING:
 #: An echo that crosses a change of ours on the way is set aside, and asked for again after this time.
 CROSSING_S = 0.3
 _SYNC_S = 2.0  # within this after a refresh, everything the daemon has is here
+#: What the Bridge page says of pictures; looked at every frame, and put right once a second.
+_WIRING = (
+    ("Fitmode", "fill"),
+    ("Inputname", ""),
+    ("Controlname", ""),
+    ("Outputname", ""),
+    ("Controlsource", ""),
+    ("Ndiextraips", ""),
+    ("Flipinput", False),
+    ("Flipoutput", False),
+)
+_REWIRE_S = 1.0
 _FITS = {"fill": "fitoutside", "fit": "fitbest", "stretch": "fill", "native": "nativeres"}
 
 
@@ -34,6 +46,7 @@ class BridgeExt(BaseExt):
         self.hold = Hold()
         self.shown = Shown("holding", False, 0.0, 0)
         self.topics: dict[str, Value] = {}
+        self._news: set[str] = set()  # topics that came since they were shown last
         self._known: dict[str, Value] = {}  # what the daemon has, as far as we know
         self._sent_at: dict[str, float] = {}
         self._doubted: dict[str, float] = {}  # name -> when to ask the daemon again
@@ -51,6 +64,8 @@ class BridgeExt(BaseExt):
         self._refresh_at: float | None = None
         self._hidden: set[str] = set()
         self._source_note = ""
+        self._wired: tuple[Any, ...] = ()
+        self._wire_at = 0.0
 
     # --- for TouchDesigner ---
 
@@ -67,7 +82,7 @@ class BridgeExt(BaseExt):
         self._follow_connection(now)
         self._ask_again(now)
         self._follow_sequences(now)
-        self._wire_transport()
+        self._wire_transport(now)
         self._hold_picture(now)
         self._report(now)
 
@@ -176,9 +191,9 @@ class BridgeExt(BaseExt):
             if address.startswith(STATUS_PREFIX):
                 said = args[0]
                 if isinstance(said, bool | int | float | str):
-                    self.topics[address.removeprefix(STATUS_PREFIX)] = (
-                        clean(said) if isinstance(said, float) else said
-                    )
+                    topic = address.removeprefix(STATUS_PREFIX)
+                    self.topics[topic] = clean(said) if isinstance(said, float) else said
+                    self._news.add(topic)
                 continue
             name = self.names.name_at(address)
             if name is None:
@@ -302,11 +317,16 @@ class BridgeExt(BaseExt):
 
     # --- pictures ---
 
-    def _wire_transport(self) -> None:
+    def _wire_transport(self, now: float) -> None:
         """Senders, receivers and switches as the Bridge page says."""
         transport = str(self.value("Transport", "spoutsyphon"))
         active = bool(self.value("Active", True))
         width, height = self.value("Width", 512), self.value("Height", 512)
+        asked = (transport, active, width, height, *(self.value(*word) for word in _WIRING))
+        asked += (_has_input(self.comp, 0), _has_input(self.comp, 1))
+        if asked == self._wired and now < self._wire_at:
+            return
+        self._wired, self._wire_at = asked, now + _REWIRE_S
         native = self.value("Fitmode", "fill") == "native"
         for prefix, name in (("image", "Inputname"), ("control", "Controlname")):
             wired = _has_input(self.comp, 0 if prefix == "image" else 1)
@@ -375,9 +395,9 @@ class BridgeExt(BaseExt):
     # --- telling ---
 
     def _report(self, now: float) -> None:
-        for topic in self.schema.topics:
-            if topic.name in self.topics:
-                self.show("Daemon" + topic.name.replace("_", ""), self.topics[topic.name])
+        for topic in self._news:
+            self.show("Daemon" + topic.replace("_", ""), self.topics[topic])
+        self._news.clear()
         self.show("Picture", self.shown.state)
         self.show("Sent", self.link.datagrams_sent)
         if self.say("; ".join([self._state(now), *self._notes()])):

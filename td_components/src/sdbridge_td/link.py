@@ -97,8 +97,12 @@ class Link:
         """Keep the subscription alive."""
         if self._wanted is None:
             return
-        if self._socket is None and not self._connect():
-            return
+        if self._socket is None:
+            if now < self._renew_at:
+                return
+            if not self._connect():
+                self._renew_at = now + (RENEW_LOST_S if self.problem else 0.0)
+                return
         if now >= self._renew_at:
             self._renew_at = now + (RENEW_S if self.alive(now) else RENEW_LOST_S)
             self.send([("/sdbridge/subscribe", (0, PREFIX_ALL, TTL_S))])
