@@ -32,6 +32,9 @@ CASES: tuple[BenchCase, ...] = (
     BenchCase("demo", "page, first frame and rate of a config or the demo", "sdbridge.bench.demo:demo"),
     BenchCase("engine", "the engine alone on a config's model", "sdbridge.bench.image:config_case"),
     BenchCase("fault-gaps", "gaps and recovery under faults", "sdbridge.bench.faults:fault_gaps", "faults"),
+    BenchCase("control-latency", "OSC to changed frame", "sdbridge.bench.control:fader_to_picture"),
+    BenchCase("control-10k", "10,000 OSC messages a second", "sdbridge.bench.control:messages_10k"),
+    BenchCase("control-subscribers", "32 OSC subscribers", "sdbridge.bench.control:subscribers_32"),
     # At true size with random weights: these want a GPU.
     BenchCase("sd-turbo", "SD-Turbo, 1 step, 512x512", "sdbridge.bench.image:sd_turbo", "true-size"),
     BenchCase("sd-turbo-4", "the same, frame batch 4", "sdbridge.bench.image:sd_turbo_batch4", "true-size"),

@@ -113,8 +113,12 @@ class OscCommands:
         return "numbers are 0 to 1 from now on" if on else "numbers are as they are from now on"
 
     def _ping(self, args: list[Argument], sender: Address) -> str:
-        self._send(encode_message("/sdbridge/pong", args), self._subscriptions.reply_to(sender))
+        self._reply(encode_message("/sdbridge/pong", args), sender)
         return ""
+
+    def _reply(self, packet: bytes, sender: Address) -> None:
+        for target in self._subscriptions.reply_to(sender):
+            self._send(packet, target)
 
     # --- presets ---
 
@@ -148,11 +152,10 @@ class OscCommands:
         return ""
 
     def _list(self, args: list[Argument], sender: Address) -> str:
-        target = self._subscriptions.reply_to(sender)
         presets = self._show.list()
         for preset in presets:
-            self._send(encode_message("/sdbridge/preset/list", (preset.number, preset.name)), target)
-        self._send(encode_message("/sdbridge/preset/count", (len(presets),)), target)
+            self._reply(encode_message("/sdbridge/preset/list", (preset.number, preset.name)), sender)
+        self._reply(encode_message("/sdbridge/preset/count", (len(presets),)), sender)
         return ""
 
     def _morph_to(self, args: list[Argument], sender: Address) -> str:

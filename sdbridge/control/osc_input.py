@@ -208,7 +208,8 @@ class OscInput:
         return "asked"
 
     def _answer(self, address: str, value: Value, sender: Address) -> None:
-        self._send(encode_message(address, (value,)), self._subscriptions.reply_to(sender))
+        for target in self._subscriptions.reply_to(sender):
+            self._send(encode_message(address, (value,)), target)
 
     def _unknown(self, message: OscMessage, sender: Address) -> None:
         second = int(time.monotonic())

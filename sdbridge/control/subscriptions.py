@@ -132,13 +132,16 @@ class Subscriptions:
             if mine and port in (0, target[1]) and _NEVER not in client.prefixes.values():
                 del self._clients[target]
 
-    def reply_to(self, sender: Address) -> Address:
-        """Where answers for this sender go: its subscription's port if it has one, else back."""
+    def reply_to(self, sender: Address) -> tuple[Address, ...]:
+        """Where answers for this sender go: back, and to its subscription if that is elsewhere.
+
+        Many programs listen on another port than the one they send from.
+        """
         if not _is_near(sender[0]):
             raise OscRefusedError(f"answers are sent to private networks only, not to {sender[0]}")
         source = source_of(sender)
         mine = [client.target for client in self._clients.values() if source in client.sources]
-        return mine[-1] if mine else sender
+        return (sender,) if not mine or mine[-1] == sender else (sender, mine[-1])
 
     def set_normalized(self, sender: Address, on: bool) -> None:
         """Numbers to this sender's subscriptions go as 0 to 1, or as they are."""
@@ -149,7 +152,7 @@ class Subscriptions:
 
     def ask_dump(self, sender: Address, prefix: str = "") -> None:
         """Tell everything under ``prefix`` at the next flush; a sender without subscription gets it once."""
-        target = self.reply_to(sender)
+        target = self.reply_to(sender)[-1]
         client = self._clients.get(target)
         if client is None:
             self.send_dump(_Client(target), prefix)

@@ -291,3 +291,10 @@ def test_the_config_checks_the_places_it_names() -> None:
     for wrong in ("here", "10.0.0.1", "10.0.0.1:0", ":9001", "10.0.0.1:99999"):
         with pytest.raises(ValueError, match="must read address:port"):
             OscSection(feedback=(wrong,))
+
+
+def test_answers_go_back_and_to_the_port_that_was_subscribed(rig: Rig) -> None:
+    rig.say("/sdbridge/subscribe", PORT, "/sdbridge/status/heartbeat", 100)
+    rig.say("/sdbridge/ping", 5)
+    assert rig.heard(PAD) == [("/sdbridge/pong", 5)]
+    assert ("/sdbridge/pong", 5) in rig.heard(HEARS)
