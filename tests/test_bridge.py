@@ -287,7 +287,7 @@ def test_previews_are_at_most_ten_a_second_and_the_same_picture_in_between():
 
 def test_status_says_what_is_going_on():
     with Show("fake") as show:
-        wait_until(lambda: show.bridge.status().unused == ("clip_skip",))
+        wait_until(lambda: show.bridge.status().unused == ("clip_skip",) and show.bridge.status().fps > 0)
         status = show.bridge.status()
         assert status.engine_line.startswith("fake on cpu in uint8")
         assert status.device == "cpu" and status.inputs[0].connected and status.outputs[0].role == "generated"
