@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import secrets
@@ -29,7 +30,8 @@ BUFFER_HEADER_BYTES = 64
 _VERSION, _CAPACITY, _BUFFERS, _LATEST = 2, 3, 4, 5
 _WRITES, _DROPS = 3, 4
 _TAKEN = 5  # in the spare bytes: number of the write that the counting reader took last
-_WRITER = 6  # in the spare bytes: process id of the creator, so that a left-over block can be told
+_WRITER = 12  # in the spare bytes, as u32: process id of the creator, so that a left-over block can be told
+_BORROWED = 13  # in the spare bytes, as u32: buffer that the counting reader looks at, plus one; 0 for none
 _BORN = 7  # in the spare bytes: when it was created, so that a new block of an old name can be told
 # Places in a buffer's own header.
 _SEQUENCE, _FRAME_ID, _RECEIVED, _REVISION = 0, 1, 2, 3
@@ -83,8 +85,8 @@ class SharedSlot:
     64-byte header each. A buffer's sequence is twice the number of the write it holds, one less
     (odd) while that write is under way, so a reader that finds the same even number before and
     after its copy has a whole frame. The writer takes the buffers in turn, so a reader has two
-    whole writes of time before it must try again. The creator unlinks the block; a larger
-    size is a new block.
+    whole writes of time before it must try again; a buffer that the reader has borrowed is left
+    out of turn. The creator unlinks the block; a larger size is a new block.
     """
 
     def __init__(self, block: shared_memory.SharedMemory, owner: bool, counting: bool) -> None:
@@ -98,11 +100,16 @@ class SharedSlot:
         self._longs: Any = np.frombuffer(self._memory, np.uint64, HEADER_BYTES // 8)
         self._last = 0
         self._spares = _Spares()
+        self.capacity = 0  # bytes of one buffer; read once, so that nobody can change it under us
         if owner:
             return
         if bytes(self._memory[:8]) != MAGIC or int(self._words[_VERSION]) != VERSION:
             self.close()
             raise SdbridgeError("SDB-SLOT-LAYOUT", f"the shared memory {block.name} holds no SDBSLOT1 layout")
+        self.capacity = int(self._words[_CAPACITY])
+        if HEADER_BYTES + BUFFERS * (BUFFER_HEADER_BYTES + self.capacity) > block.size:
+            self.close()
+            raise SdbridgeError("SDB-SLOT-LAYOUT", f"the shared memory {block.name} is shorter than it says")
         self._last = int(self._longs[_TAKEN]) if counting else 0
 
     @classmethod
@@ -113,8 +120,9 @@ class SharedSlot:
         # macOS allows 31 characters in a name; tmpfs gives no memory before a buffer is written.
         block = shared_memory.SharedMemory(name or f"sdb_{secrets.token_hex(6)}", create=True, size=size)
         slot = cls(block, owner=True, counting=False)
+        slot.capacity = capacity
         slot._words[_VERSION], slot._words[_CAPACITY], slot._words[_BUFFERS] = VERSION, capacity, BUFFERS
-        slot._longs[_WRITER], slot._longs[_BORN] = os.getpid(), time.time_ns()
+        slot._words[_WRITER], slot._longs[_BORN] = os.getpid(), time.time_ns()
         slot._memory[:8] = MAGIC
         return slot
 
@@ -126,10 +134,6 @@ class SharedSlot:
     @property
     def name(self) -> str:
         return self._block.name
-
-    @property
-    def capacity(self) -> int:
-        return int(self._words[_CAPACITY])
 
     @property
     def writes(self) -> int:
@@ -144,7 +148,7 @@ class SharedSlot:
     @property
     def writer(self) -> int:
         """Process id of the creator; 0 if it did not say."""
-        return int(self._longs[_WRITER])
+        return int(self._words[_WRITER])
 
     @property
     def born(self) -> int:
@@ -167,10 +171,7 @@ class SharedSlot:
                     f"the slot holds {self.capacity}",
                 )
             number = int(self._longs[_WRITES]) + 1
-            index = number % BUFFERS
-            longs, words, pixels = self._buffer(index)
-            longs[_SEQUENCE] = 2 * number - 1
-            _fence()
+            index, longs, words, pixels = self._claim(number)
             longs[_FRAME_ID], longs[_RECEIVED] = frame.frame_id, frame.received_at_ns
             longs[_REVISION] = frame.revision
             words[_WIDTH], words[_HEIGHT] = frame.width, frame.height
@@ -181,6 +182,55 @@ class SharedSlot:
             self._longs[_WRITES] = number
             return True
 
+    def _claim(self, number: int) -> tuple[int, Any, Any, Any]:
+        """Mark the next buffer as being written, or the one after it if the reader has borrowed that."""
+        latest = int(self._words[_LATEST])
+        for step in (1, 2):
+            index = (latest + step) % BUFFERS
+            longs, words, pixels = self._buffer(index)
+            before = int(longs[_SEQUENCE])
+            longs[_SEQUENCE] = 2 * number - 1
+            _full_fence()
+            if int(self._words[_BORROWED]) != index + 1:
+                return index, longs, words, pixels
+            longs[_SEQUENCE] = before  # untouched: the reader goes on looking at it
+        raise AssertionError("one reader cannot borrow two buffers")
+
+    def borrow(self) -> Frame | None:
+        """The newest frame that this reader has not taken yet, uncopied; only the counting reader may.
+
+        Its pixels are a read-only view, whole and unchanging until the next ``borrow`` or ``close``.
+        """
+        with self._lock:
+            if self._words is None:
+                return None
+            for _attempt in range(64):
+                if not self._longs[_WRITES]:
+                    return None
+                index = int(self._words[_LATEST]) % BUFFERS
+                longs, words, pixels = self._buffer(index)
+                if int(longs[_SEQUENCE]) // 2 <= self._last:
+                    return None
+                # Writer and reader each mark first and look then, so at least one sees the other.
+                self._words[_BORROWED] = index + 1
+                _full_fence()
+                number, odd = divmod(int(longs[_SEQUENCE]), 2)
+                width, height = int(words[_WIDTH]), int(words[_HEIGHT])
+                size = width * height * 4
+                if odd or number <= self._last or not 0 < size <= self.capacity:
+                    continue
+                view = pixels[:size].reshape(height, width, 4)
+                view.flags.writeable = False
+                self._count(number)
+                return Frame(view, int(longs[_FRAME_ID]), int(longs[_RECEIVED]), int(longs[_REVISION]))
+            return None
+
+    def _count(self, number: int) -> None:
+        if self._counting:
+            self._longs[_DROPS] = int(self._longs[_DROPS]) + number - self._last - 1
+            self._longs[_TAKEN] = number
+        self._last = number
+
     def take(self) -> Frame | None:
         """A copy of the newest frame that this reader has not taken yet, or None."""
         with self._lock:
@@ -190,10 +240,7 @@ class SharedSlot:
             if found is None:
                 return None
             frame, number = found
-            if self._counting:
-                self._longs[_DROPS] = int(self._longs[_DROPS]) + number - self._last - 1
-                self._longs[_TAKEN] = number
-            self._last = number
+            self._count(number)
             return frame
 
     def _copy_newest(self) -> tuple[Frame, int] | None:
@@ -233,7 +280,9 @@ class SharedSlot:
             if self._words is None:
                 return
             self._words = self._longs = self._memory = None  # the block cannot close while views of it exist
-            self._block.close()
+            # A frame still borrowed keeps the memory mapped until it is let go of.
+            with contextlib.suppress(BufferError):
+                self._block.close()
             if self._owner:
                 self._block.unlink()
 
@@ -309,12 +358,17 @@ _fence_lock = threading.Lock()
 _STRONGLY_ORDERED = platform.machine().lower() in ("x86_64", "amd64", "i386", "i686")
 
 
+def _full_fence() -> None:
+    """Have every write so far seen by others before anything is read from here on; on x86 too."""
+    for _turn in range(2):
+        with _fence_lock:
+            pass
+
+
 def _fence() -> None:
     """Keep memory writes and reads in program order on ARM; x86 does so by itself.
 
     Python has no fence. Release followed by acquire is one on ARM64, so two turns of a lock do it.
     """
     if not _STRONGLY_ORDERED:
-        for _turn in range(2):
-            with _fence_lock:
-                pass
+        _full_fence()

@@ -104,6 +104,42 @@ def test_memory_is_used_again_but_never_while_anyone_holds_a_part_of_it():
         assert len(places) <= 5
 
 
+def test_a_borrowed_frame_stays_whole_whatever_is_written_meanwhile():
+    with SharedSlot.create(128) as slot, SharedSlot.attach(slot.name) as reader:
+        assert reader.borrow() is None
+        slot.write(frame(1))
+        for number in range(2, 50):
+            borrowed = reader.borrow()
+            assert borrowed is not None and borrowed.frame_id == number - 1
+            assert not borrowed.pixels.flags.writeable
+            copy = borrowed.pixels.copy()
+            for again in (100, 101, 102, 103, number):
+                slot.write(frame(again))
+            assert (borrowed.pixels == copy).all() and (copy == number - 1).all()
+            del borrowed
+        assert slot.writes == 1 + 48 * 5
+        assert slot.drops == 48 * 4
+        del copy
+
+
+def test_a_frame_still_borrowed_when_the_slot_closes_can_be_read_to_its_end():
+    slot = SharedSlot.create(128)
+    reader = SharedSlot.attach(slot.name)
+    slot.write(frame(9))
+    borrowed = reader.borrow()
+    reader.close()
+    slot.close()
+    assert borrowed is not None and (borrowed.pixels == 9).all()
+    del borrowed
+
+
+def test_a_block_that_claims_more_than_it_holds_is_refused():
+    with SharedSlot.create(64) as slot:
+        slot._words[3] = 1 << 30
+        with pytest.raises(SdbridgeError, match=r"SDB-SLOT-LAYOUT: .* is shorter than it says"):
+            SharedSlot.attach(slot.name)
+
+
 def test_a_frame_that_is_too_large_is_refused_with_its_numbers():
     with SharedSlot.create(64) as slot:
         with pytest.raises(SdbridgeError, match=r"SDB-SLOT-SIZE: a frame of 8x4 needs 128 bytes.*holds 64"):
@@ -187,7 +223,7 @@ def write_checked_frames(name: str, capacity_side: int, seconds: float) -> None:
     slot.close()
 
 
-def read_checked_frames(seconds: float, side: int = 256) -> int:
+def read_checked_frames(seconds: float, side: int = 256, borrow: bool = False) -> int:
     with SharedSlot.create(side * side * 4) as slot, SharedSlot.attach(slot.name) as reader:
         child = multiprocessing.get_context("spawn").Process(
             target=write_checked_frames, args=(slot.name, side, seconds), daemon=True
@@ -195,11 +231,12 @@ def read_checked_frames(seconds: float, side: int = 256) -> int:
         child.start()
         good = 0
         while child.is_alive():
-            taken = reader.take()
+            taken = reader.borrow() if borrow else reader.take()
             if taken is not None:
                 assert taken.width == taken.received_at_ns, "header and pixels of different frames"
                 assert zlib.crc32(taken.pixels) == taken.frame_id, "a torn frame"
                 good += 1
+            taken = None  # a view of shared memory must not outlive its slot
         child.join()
         assert child.exitcode == 0
         # The writer is done, so every frame was taken, dropped, or still lies there.
@@ -208,11 +245,13 @@ def read_checked_frames(seconds: float, side: int = 256) -> int:
         return good
 
 
-def test_no_frame_is_torn_between_processes_at_full_speed():
-    assert read_checked_frames(seconds=2) > 20
+@pytest.mark.parametrize("borrow", [False, True], ids=["copied", "borrowed"])
+def test_no_frame_is_torn_between_processes_at_full_speed(borrow):
+    assert read_checked_frames(seconds=2, borrow=borrow) > 20
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_no_frame_is_torn_between_processes_for_a_minute():
-    assert read_checked_frames(seconds=60, side=512) > 1000
+@pytest.mark.parametrize("borrow", [False, True], ids=["copied", "borrowed"])
+def test_no_frame_is_torn_between_processes_for_a_minute(borrow):
+    assert read_checked_frames(seconds=60, side=512, borrow=borrow) > 1000

@@ -137,64 +137,68 @@ def _through(width: int, height: int, seconds: float) -> Figures:
         near.send("go")
         if not near.poll(seconds * 3 + 60):
             raise SdbridgeError("SDB-BENCH-FAULT", f"no result after {seconds * 3 + 60:.0f} s")
-        latencies, sent, seen = near.recv()
+        through, direct, sent = near.recv()
         status = bridge.status()
         peer.join(10)
-    ordered = sorted(latencies)
-    if not ordered:
+    if not through or not direct:
         raise SdbridgeError("SDB-BENCH-FAULT", f"none of {sent} frames came through")
     return {
         "size": f"{width}x{height}",
         "frames": sent,
-        "added_p50_ms": percentile(ordered, 50),
-        "added_p99_ms": percentile(ordered, 99),
+        "added_p50_ms": percentile(through, 50) - percentile(direct, 50),
+        "through_p50_ms": percentile(through, 50),
+        "through_p99_ms": percentile(through, 99),
+        "direct_p50_ms": percentile(direct, 50),
         "inside_p50_ms": status.latency_ms.p50,
         "inside_p99_ms": status.latency_ms.p99,
-        "lost": sent - seen,
-        "lost_percent": 100.0 * (sent - seen) / sent,
+        "lost": sent - len(through),
+        "lost_percent": 100.0 * (sent - len(through)) / sent,
         "dropped_before_engine": status.dropped,
     }
 
 
 def _peer(source: str, sink: str, width: int, height: int, frames: int, pipe: Connection) -> None:
-    """Another program: writes stamped frames at 60 fps and reads what comes back."""
-    latencies: list[float] = []
-    seen: set[int] = set()
+    """Another program: writes stamped frames at 60 fps and reads them, first its own, then what comes back."""
+    with FrameWriter(source, width, height) as writer:
+        pixels = np.random.default_rng(0).integers(0, 256, (height, width, 4), np.uint8)
+        pixels[0, :4] = 0
+        writer.write(pixels)  # a frame to find us by
+        pipe.recv()
+        direct = _send_and_read(writer, pixels, source, 1, 2 * FPS)
+        pipe.send((_send_and_read(writer, pixels, sink, 1 + 2 * FPS, frames), direct, frames))
+
+
+def _send_and_read(
+    writer: FrameWriter, pixels: np.ndarray, name: str, first: int, frames: int
+) -> list[float]:
+    """Latencies in ms, sorted, of the frames that came back under ``name``, numbered from ``first``."""
+    latencies: dict[int, float] = {}
     over = threading.Event()
 
     def read() -> None:
-        with FrameReader(sink) as reader:
+        with FrameReader(name) as reader:
             while not over.is_set():
                 frame = reader.read(0.1)
                 if frame is None:
                     continue
                 now = time.monotonic_ns()
                 number, stamp = (int(word) for word in frame.pixels[0, :4].reshape(16).view(np.uint64))
-                if 1 <= number <= frames and number not in seen:
-                    seen.add(number)
-                    latencies.append((now - stamp) / 1e6)
+                if first <= number < first + frames:
+                    latencies.setdefault(number, (now - stamp) / 1e6)
 
     thread = threading.Thread(target=read)
-    with FrameWriter(source, width, height) as writer:
-        pixels = np.random.default_rng(0).integers(0, 256, (height, width, 4), np.uint8)
-        words = pixels[0, :4].reshape(16).view(np.uint64)
-        thread.start()
-        words[0] = 0
-        writer.write(pixels)  # a frame to find us by
-        pipe.recv()
-        for _warm in range(FPS):  # a second that does not count
-            writer.write(pixels)
-            time.sleep(1 / FPS)
-        due = time.monotonic()
-        for number in range(1, frames + 1):
-            words[0], words[1] = number, time.monotonic_ns()
-            writer.write(pixels)
-            due += 1 / FPS
-            time.sleep(max(0.0, due - time.monotonic()))
-        time.sleep(0.5)
-        over.set()
-        thread.join()
-    pipe.send((latencies, frames, len(seen)))
+    thread.start()
+    words = pixels[0, :4].reshape(16).view(np.uint64)
+    due = time.monotonic()
+    for number in range(first - FPS, first + frames):  # a second to warm up that does not count
+        words[0], words[1] = number if number >= first else 0, time.monotonic_ns()
+        writer.write(pixels)
+        due += 1 / FPS
+        time.sleep(max(0.0, due - time.monotonic()))
+    time.sleep(0.5)
+    over.set()
+    thread.join()
+    return sorted(latencies.values())
 
 
 def _wait(reached: Any, timeout_s: float, what: str) -> None:

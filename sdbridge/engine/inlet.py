@@ -12,7 +12,8 @@ from sdbridge.slot import SharedSlot
 class Inlet:
     """Takes frames as they come; main frames drive the ticks, other roles keep their newest frame."""
 
-    def __init__(self) -> None:
+    def __init__(self, borrow: bool = False) -> None:
+        self._borrow = borrow  # frames are looked at where they lie: only for engines that keep none
         self._slots: dict[Role, SharedSlot] = {}
         self._newest: dict[Role, Frame] = {}
         self._entries: list[Mapping[Role, Frame]] = []
@@ -30,6 +31,7 @@ class Inlet:
             except FileNotFoundError:
                 continue
             if present is not None:
+                self._newest.pop(role, None)
                 present.close()
 
     def want(self, frames: int) -> None:
@@ -41,7 +43,9 @@ class Inlet:
         fresh: Frame | None = None
         for role in INPUT_ROLES:
             slot = self._slots.get(role)
-            frame = slot.take() if slot is not None else None
+            frame = None
+            if slot is not None:
+                frame = slot.borrow() if self._borrow else slot.take()
             if frame is not None:
                 self._newest[role] = frame
                 fresh = frame if role == "main" else fresh
@@ -76,6 +80,7 @@ class Inlet:
         self._entries.clear()
 
     def close(self) -> None:
+        self.forget()
         for slot in self._slots.values():
             slot.close()
         self._slots.clear()

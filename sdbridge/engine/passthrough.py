@@ -14,6 +14,9 @@ from sdbridge.parameters.store import Rejection
 class PassthroughEngine:
     """Generated is main, untouched; the control input, if there is one, goes to the control output."""
 
+    #: Frames are used within ``tick`` only, so the loop need not copy them out of shared memory.
+    keeps_no_frames = True
+
     def __init__(self, config: EngineConfig) -> None:
         self.spec = EngineSpec(kind="passthrough", size_multiple=1)
 

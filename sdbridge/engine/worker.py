@@ -129,6 +129,8 @@ class EngineLoop:
             return
         self._tell(EngineState.WARMING_UP, spec=engine.spec)
         warm = engine.warm_up(*self._size())
+        if getattr(engine, "keeps_no_frames", False):
+            self._inlet = Inlet(borrow=True)
         self._inlet.attach(self._start.slots)
         self._outlet.attach(self._start.slots)
         self._inlet.want(engine.spec.first_in)
