@@ -219,22 +219,27 @@ class PresetFolder:
                 continue  # another daemon was quicker
 
 
+#: How the engine is run on this machine, which is no part of a look and costs seconds to change.
+_HOW_IT_RUNS = frozenset({"acceleration", "vae", "width", "height", "frame_batch"})
+
+
 def presettable(table: ParameterTable) -> tuple[str, ...]:
     """What a preset holds: the look. Not the operator's own switches (output, hold), nor how it is run."""
-    return tuple(
-        row.name
-        for row in table
-        if row.kind != "trigger" and row.effect != "bridge" and row.name != "acceleration"
-    )
+    return tuple(name for name in _allowed(table) if name not in _HOW_IT_RUNS)
+
+
+def _allowed(table: ParameterTable) -> tuple[str, ...]:
+    """What a file may name: a person who writes ``width: 768`` into a preset wants it."""
+    return tuple(row.name for row in table if row.kind != "trigger" and row.effect != "bridge")
 
 
 def values_of(preset: Preset, table: ParameterTable) -> tuple[dict[str, Value], list[Rejection]]:
     """The values that a recall sets, coerced, and what in the file had to be left out."""
-    allowed = set(presettable(table))
+    allowed = set(_allowed(table))
     values: dict[str, Value] = {}
     rejected: list[Rejection] = []
     if preset.complete:
-        values = {name: table.rows[name].default for name in allowed}
+        values = {name: table.rows[name].default for name in presettable(table)}
     for name, raw in preset.values.items():
         try:
             row = table.find(str(name))

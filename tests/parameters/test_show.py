@@ -239,6 +239,19 @@ def test_presets_leave_the_operators_switches_alone(tmp_path: Path) -> None:
     assert (store.get("output.black"), store.get("hold.after"), store.get("output.fps")) == (True, 9.0, 50.0)
 
 
+def test_a_recall_never_resizes_or_reloads_the_engine_unless_its_file_says_so(tmp_path: Path) -> None:
+    show, store, _ = a_show(tmp_path)
+    store.set_many({"width": 256, "height": 256, "vae": "tiny"})
+    show.save("look")
+    assert show.presets.find("look").values == {}
+    store.set_many({"width": 768, "vae": "full"})
+    show.recall("look")
+    assert (store.get("width"), store.get("vae")) == (768, "full")
+    (tmp_path / "wide.yaml").write_text("values: {width: 1024}")
+    assert show.recall("wide").rejected == ()
+    assert store.get("width") == 1024
+
+
 def test_values_of_a_file_that_no_parameter_takes_are_reported_and_left_out(tmp_path: Path) -> None:
     (tmp_path / "odd.yaml").write_text("values: {strenght: 1, strength: 0.3, steps: many, output.black: 1}\n")
     show, store, _ = a_show(tmp_path)
