@@ -44,6 +44,9 @@ class Compiled:
         self._picture: tuple[_Graph, _Graph] | None = None
         self._picture_shape: tuple[int, ...] = ()
         self._compiling = True  # until the first shapes are ready
+        self._attention = [
+            (name, module) for name, module in model.unet.named_modules() if hasattr(module, "processor")
+        ]
         self._said: set[str] = set()
 
     def prepare_denoise(self, call: UnetCall) -> None:
@@ -120,10 +123,9 @@ class Compiled:
         """Why this call cannot be a graph, or ''."""
         if call.cross_attention:
             return "attention processors take arguments"
-        for name, module in self._model.unet.named_modules():
-            processor = getattr(module, "processor", None)
-            if processor is not None and not type(processor).__module__.startswith("diffusers."):
-                return f"{name} has a {type(processor).__name__}"
+        for name, module in self._attention:
+            if not type(module.processor).__module__.startswith("diffusers."):
+                return f"{name} has a {type(module.processor).__name__}"
         return ""
 
     def _capture(self, run: Callable[..., Tensor], tensors: tuple[Tensor, ...], what: str) -> _Graph:

@@ -85,11 +85,11 @@ class Painter:
     def picture_changed(self) -> None:
         """A parameter moved: the next frame is processed even if the input stands still."""
         self._changed = True
+        self._ready_for = ()  # an extension may have changed what the UNet's layers do
 
     def weights_changed(self) -> None:
-        """The model's tensors or attention processors were changed by an extension."""
+        """The model's tensors were written by an extension."""
         self.acceleration.weights_changed()
-        self._ready_for = ()
         self._changed = True
 
     def prompts_changed(self) -> None:

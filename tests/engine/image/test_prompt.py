@@ -240,3 +240,24 @@ def test_strange_prompts_leave_the_stream_running(checkpoint, text: str) -> None
     rig = Rig(checkpoint(), {"prompt.1.text": "fox", "scheduler": "lcm"}, dtype="float32")
     rig.set(prompt__1__text=text, negative_prompt=text)
     assert rig.latent_of(frame(0)).isfinite().all()
+
+
+def test_in_the_engine_a_new_text_costs_no_frame_and_shows_when_it_is_ready(checkpoint) -> None:
+    rig = Rig(checkpoint(), {"prompt.1.text": "fox", "scheduler": "lcm"}, options={"wait_for_prompts": False})
+    before = rig.latent_of(frame(0))
+    cache = rig.engine.painter.prompts
+    leave, encode = threading.Event(), cache._encode
+
+    def held(text: str, clip_skip: int) -> TextEmbedding:
+        assert leave.wait(20)
+        return encode(text, clip_skip)
+
+    cache._encode = held
+    rig.set(prompt__1__text="ice")
+    for _ in range(5):
+        assert relative(rig.latent_of(frame(0)), before) == 0, "frames go on with the old text"
+    futures = list(cache._under_way.values())
+    assert len(futures) == 1
+    leave.set()
+    futures[0].result()
+    assert relative(rig.latent_of(frame(0)), before) > 1e-9
