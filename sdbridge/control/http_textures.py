@@ -67,8 +67,12 @@ def endpoints(view: BridgeView) -> tuple[Endpoint, ...]:
             "Outputs in use and sender backends",
             answer={
                 "type": "object",
-                "properties": {"outputs": _LIST, "backends": _LIST},
-                "required": ["outputs", "backends"],
+                "properties": {
+                    "outputs": _LIST,
+                    "backends": _LIST,
+                    "paths": {"type": "array", "items": {"type": "string"}},
+                },
+                "required": ["outputs", "backends", "paths"],
             },
         ),
         Endpoint(
@@ -112,7 +116,8 @@ class _Textures:
         backends = await asyncio.to_thread(self._view.backends, "out")
         status = await asyncio.to_thread(self._view.status)
         outputs = [asdict(item) for item in status.outputs]
-        return json_answer({"outputs": outputs, "backends": _backends_json(backends)})
+        paths = sorted(self._view.mounts())  # where senders serve on this very port
+        return json_answer({"outputs": outputs, "backends": _backends_json(backends), "paths": paths})
 
     async def choose_output(self, request: Request) -> Response:
         wanted = await read_body(request, ChooseOutput)

@@ -24,6 +24,7 @@ from starlette.websockets import WebSocket
 
 from sdbridge.control import (
     http_api,
+    http_links,
     http_midi,
     http_models,
     http_osc_log,
@@ -95,7 +96,11 @@ class WebServer:
         self._live = Live(self._view, self.access)
         self._query = OscQuery(self._view)
         endpoints = all_endpoints(
-            self._view, self._pulls, lambda name: self._others.get(name), self.access.token
+            self._view,
+            self.access.token,
+            lambda: self.links,
+            self._pulls,
+            lambda name: self._others.get(name),
         )
         app = Gate(_Site(self._view, self._live, self._query, endpoints), self.access)
         settings = uvicorn.Config(
@@ -130,6 +135,9 @@ class WebServer:
     def meet(self, others: Mapping[str, object]) -> None:
         """Learn of the other surfaces, which start after this one, to show what they do."""
         self._others = others
+
+    def _other(self, name: str) -> object | None:
+        return self._others.get(name)
 
     def close(self) -> None:
         """Give the port back; may be called twice."""
@@ -248,7 +256,11 @@ def _is_osc_query(scope: Scope) -> bool:
 
 
 def all_endpoints(
-    view: BridgeView, pulls: Pulls, others: Callable[[str], object | None], token: str = ""
+    view: BridgeView,
+    token: str,
+    links: Callable[[], Sequence[str]],
+    pulls: Pulls,
+    others: Callable[[str], object | None],
 ) -> tuple[Endpoint, ...]:
     """Every endpoint of the HTTP API. ``others`` finds another surface by name once it is open."""
     return (
@@ -257,6 +269,7 @@ def all_endpoints(
         *http_textures.endpoints(view),
         *http_models.endpoints(pulls),
         *http_words.endpoints(view),
+        *http_links.endpoints(links),
         *http_osc_log.endpoints(lambda: cast("OscLogView | None", others("osc"))),
         *http_midi.endpoints(lambda: cast("MidiView | None", others("midi"))),
     )

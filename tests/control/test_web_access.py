@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
@@ -162,3 +163,22 @@ def test_the_link_in_the_log_is_not_told_to_everybody() -> None:
 def test_a_short_token_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     with WebServer(WebView(lan=True, token="1234")):
         assert "can be guessed" in caplog.text
+
+
+def test_a_phone_gets_its_link_as_a_qr_code_from_who_may_write() -> None:
+    import cv2  # only this test needs a reader of QR codes
+    import segno
+
+    with WebServer(WebView(lan=True)) as server:
+        assert httpx.get(server.url + "/api/links").status_code == 401
+        key = {"authorization": f"Bearer {server.access.token}"}
+        links = httpx.get(server.url + "/api/links", headers=key).json()["links"]
+    assert [one["url"] for one in links] == list(server.links)
+    assert all(one["qr"].startswith("data:image/svg+xml") for one in links)
+    url = f"http://192.168.100.200:9000/#token={server.access.token}"
+    modules = np.array([*segno.make(url, error="m", micro=False).matrix_iter(scale=8, border=4)], np.uint8)
+    assert cv2.QRCodeDetector().detectAndDecode(255 * (1 - modules))[0] == url
+
+
+def test_nobody_is_invited_while_the_network_is_shut_out(local: WebServer) -> None:
+    assert httpx.get(local.url + "/api/links").json() == {"links": []}

@@ -127,22 +127,31 @@ async function choose(path, body) {
   }
 }
 
-function drawOthers(card) {
+async function drawOthers(card) {
   const place = location.host;
-  const line = (label, text) => el("div.place", {}, el("span", {}, label), el("button.address-line", { type: "button", title: "Copy", onclick: () => copy(text) }, el("code", {}, text), icon("copy")));
+  const { paths } = await link.get("/api/outputs").catch(() => ({ paths: [] }));
+  const links = link.lan && link.mayWrite ? (await link.get("/api/links").catch(() => ({ links: [] }))).links : [];
   fill(
     card,
     el("div.card-head", {}, el("h2", {}, "How others reach the bridge")),
     line("OSC (UDP)", `${location.hostname}:${location.port || 80}`),
     line("OSCQuery", `http://${place}/?HOST_INFO`),
     line("HTTP API", `http://${place}/api/openapi.json`),
-    line("MJPEG, for OBS", `http://${place}/output.mjpeg`),
-    el(
-      "p.small", {},
-      link.lan
-        ? "Open to the network. Writing over HTTP needs the access token; OSC and NDI carry no authentication, so use a network you trust."
-        : "Only this machine reaches the page and OSC. To open it to phones, start with --lan; OSC and NDI themselves carry no authentication.",
-    ),
+    paths.map((path) => line(path.endsWith("mjpeg") ? "MJPEG, for OBS" : "Output", `http://${place}${path}`)),
+    el("p.small", {}, link.lan
+      ? "Open to the network. Writing over HTTP needs the access token; OSC and NDI carry no authentication, so use a network you trust."
+      : "Only this machine reaches the page and OSC. To open them to phones, start with --lan; OSC and NDI themselves carry no authentication."),
+    links.map(phone),
   );
 }
 
+function line(label, text) {
+  const button = el("button.address-line", { type: "button", title: "Copy", onclick: () => copy(text) }, el("code", {}, text), icon("copy"));
+  return el("div.place", {}, el("span", {}, label), button);
+}
+
+/** A link that opens this page, allowed to write, on whoever points a camera at it. */
+function phone({ url, qr }) {
+  const picture = el("img.qr", { src: qr, alt: `QR code of the link for ${new URL(url).host}` });
+  return el("details.fold", {}, el("summary", {}, `Open on a phone by ${new URL(url).host}`), picture, line("Link with token", url));
+}
