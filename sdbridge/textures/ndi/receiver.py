@@ -124,9 +124,9 @@ class Receiver(stub.Receiver):
     def _connect(self, target: finder.Found) -> None:
         ndi = library.load()
         self._target = target
-        if self._native is not None:
-            library.connect_receiver(self._native, target.name, target.address)
-            return
+        old, self._native = self._native, None
+        if old is not None:
+            library.destroy_receiver(old)  # a new one connects at once, an old one thinks for seconds
         bandwidth = getattr(ndi, f"RECV_BANDWIDTH_{self._chosen.bandwidth.upper()}")
         source = ndi.Source(target.name or target.address, target.address)
         self._native = ndi.recv_create_v3(
