@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-import segno
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -36,5 +35,7 @@ def endpoints(links: Callable[[], Sequence[str]]) -> tuple[Endpoint, ...]:
 
 
 def _link_json(url: str) -> dict[str, str]:
+    import segno  # a tenth of a second that a start should not wait for
+
     picture = segno.make(url, error="m", micro=False)
     return {"url": url, "qr": picture.svg_data_uri(border=3, dark="#000", light="#fff")}
