@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 #: How often fades move and the engine is looked after.
 TICK_S = 0.01
 ERRORS_KEPT = 8
+SWITCH_S = 0.001
 #: Faults after which the developers want to know how the bridge stood.
 WORTH_A_REPORT = ("SDB-ENGINE-DIED", "SDB-ENGINE-STALLED", "SDB-ENGINE-SILENT", "SDB-ENGINE-GIVENUP")
 
@@ -131,10 +133,17 @@ class Bridge:
             self._stack.enter_context(open_surfaces(self))
             self._crashes = self._stack.enter_context(CrashReports(self, self._report_folder(), self.clock))
         self.textures.hold_image.choose(str(self.store.get("hold.image")))
+        self._be_prompt()
         self.engine.start()
         self.textures.start()
         self.output.start()
         self._ticker.start()
+
+    def _be_prompt(self) -> None:
+        """Let waiting threads have their turn sooner: a page being drawn must not hold a frame up for 5 ms."""
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_S)
+        self._stack.callback(sys.setswitchinterval, before)
 
     def run(self, frames: int | None = None) -> Status:
         """Block until ``stop`` is called or ``frames`` output frames went out; the status at that moment.
@@ -221,7 +230,7 @@ class Bridge:
             fps=self.output.rate.rate(now),
             fps_in=self.textures.fps_in,
             latency_ms=self.output.latency.read(),
-            applied_revision=client.applied_revision if client is not None else 0,
+            applied_revision=self.engine.applied_revision,
             revision=self.store.revision,
             errors=tuple(self._errors),
             uptime_s=(now - self._began_ns) / 1e9,

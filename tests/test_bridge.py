@@ -285,6 +285,20 @@ def test_previews_are_at_most_ten_a_second_and_the_same_picture_in_between():
     assert relay.look() is second
 
 
+def test_every_revision_is_applied_in_the_end_whatever_it_changed():
+    """Who sets something may wait for it: also if it concerns the bridge only, or fires a trigger."""
+    with Show("fake") as show:
+        for name, value in (
+            ("strength", 0.3),
+            ("hold.fade", 0.5),
+            ("engine.reset", True),
+            ("model", "other"),
+        ):
+            revision = show.bridge.store.set(name, value).revision
+            wait_until(lambda revision=revision: show.bridge.status().applied_revision >= revision)
+        assert show.bridge.engine.client.config.model == "other"
+
+
 def test_status_says_what_is_going_on():
     with Show("fake") as show:
         wait_until(lambda: show.bridge.status().unused == ("clip_skip",) and show.bridge.status().fps > 0)

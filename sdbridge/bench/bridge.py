@@ -158,7 +158,7 @@ def _through(width: int, height: int, seconds: float) -> Figures:
 
 
 def _peer(source: str, sink: str, width: int, height: int, frames: int, pipe: Connection) -> None:
-    """Another program: writes stamped frames at 60 fps and reads them, first its own, then what comes back."""
+    """Another program: writes stamped frames at 60 fps, reads first its own, then what comes back."""
     with FrameWriter(source, width, height) as writer:
         pixels = np.random.default_rng(0).integers(0, 256, (height, width, 4), np.uint8)
         pixels[0, :4] = 0

@@ -212,6 +212,11 @@ class EngineClient:
 
     # --- telling ---
 
+    @property
+    def sent_revision(self) -> int:
+        """The newest revision that this engine was told."""
+        return self._revision
+
     def change(self, values: Mapping[str, Value], revision: int) -> None:
         """Send values (triggers as True); they show in the next frame offered after this call."""
         self.values.update({name: value for name, value in values.items() if name in self.values})

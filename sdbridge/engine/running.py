@@ -68,6 +68,8 @@ class RunningEngine:
         self._incoming: EngineClient | None = None
         self._incoming_since_ns = 0
         self._wanted = False
+        self._heard = 0  # newest revision that we were told of
+        self._reloading = False  # between the change and the watcher's hearing of it
         self._newest: dict[Role, Frame] = {}  # for an engine that starts while its source stands still
         self._last_good: dict[str, Value] | None = None
         self._pinged_ns = 0
@@ -83,6 +85,7 @@ class RunningEngine:
 
     def start(self) -> None:
         """Begin to watch and to load the first engine; returns at once."""
+        self._heard = self._store.revision
         self._orders.put(("start", None))
         self._thread.start()
 
@@ -129,6 +132,17 @@ class RunningEngine:
     def incoming(self) -> EngineClient | None:
         """The engine that gets ready to take over, if there is one."""
         return self._incoming
+
+    @property
+    def applied_revision(self) -> int:
+        """The newest revision that is in force: all that concerns the engine has reached its frames."""
+        client = self.client
+        if client is None:
+            return 0
+        caught_up = client.applied_revision >= client.sent_revision and client.state is EngineState.STREAMING
+        if caught_up and self._incoming is None and not self._reloading:
+            return max(self._heard, client.applied_revision)
+        return client.applied_revision
 
     @property
     def line(self) -> str:
@@ -203,10 +217,12 @@ class RunningEngine:
                     client.change({again: True}, change.revision)
         own = change.source in OWN_SOURCES
         if not own and any(rows[name].effect == "reload" for name in change.values):
+            self._reloading = True
             self._orders.put(("reload", None))
         for name in change.triggers:
             if name in ("engine.start", "engine.stop", "engine.restart", "engine.reset"):
                 self._orders.put((name.removeprefix("engine."), "hard"))
+        self._heard = change.revision
 
     def reset(self, how: ResetKind) -> None:
         for client in self._clients():
@@ -249,6 +265,7 @@ class RunningEngine:
         elif order == "reset":
             self.reset(how)
         elif order == "reload":
+            self._reloading = False
             self._reload()
         elif order == "prepared" and self._preparation.under_way and self._wanted:
             if self.client is None and not self.given_up:
