@@ -124,6 +124,9 @@ class EngineLoop:
         report = getattr(engine, "report_progress", None)
         if callable(report):
             report(lambda progress: self._inbox.send("progress", progress))
+        trouble = getattr(engine, "report_trouble", None)
+        if callable(trouble):
+            trouble(lambda error: self._inbox.send("error", error))
         engine.load(_for_engine(self._values))
         if self._inbox.stopping.is_set():
             return

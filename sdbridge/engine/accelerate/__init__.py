@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from sdbridge.engine.accelerate.replay import TensorCall
     from sdbridge.engine.image.load import LoadedModel
     from sdbridge.engine.image.seams import UnetCall
 
@@ -38,6 +39,10 @@ class Acceleration(Protocol):
 
     def run_decode(self, latent: Tensor) -> Tensor:
         """The way back; the picture may leave -1..1 a little."""
+        ...
+
+    def wrap(self, run: TensorCall, name: str) -> TensorCall:
+        """A call of another network on tensors (a ControlNet) as this acceleration runs it."""
         ...
 
     def weights_changed(self) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sdbridge.engine.accelerate.eager import Eager
+from sdbridge.engine.accelerate.replay import Replayed, TensorCall
 from sdbridge.engine.image.load import LoadedModel
 from sdbridge.engine.image.seams import UnetCall
 
@@ -110,6 +111,10 @@ class Compiled:
             return self._eager.run_decode(latent)
         return self._picture[1].run((latent,))
 
+    def wrap(self, run: TensorCall, name: str) -> TensorCall:
+        """``run`` of another network, such as a ControlNet: captured once it has run a while."""
+        return Replayed(run, name)
+
     def weights_changed(self) -> None:
         """Replays read the tensors where they are."""
 
@@ -124,8 +129,11 @@ class Compiled:
         if call.cross_attention:
             return "attention processors take arguments"
         for name, module in self._attention:
-            if not type(module.processor).__module__.startswith("diffusers."):
-                return f"{name} has a {type(module.processor).__name__}"
+            processor = module.processor
+            if getattr(processor, "graph_safe", False):
+                continue
+            if not type(processor).__module__.startswith("diffusers."):
+                return f"{name} has a {type(processor).__name__}"
         return ""
 
     def _capture(self, run: Callable[..., Tensor], tensors: tuple[Tensor, ...], what: str) -> _Graph:

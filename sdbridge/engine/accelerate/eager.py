@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sdbridge.engine.accelerate.replay import TensorCall
 from sdbridge.engine.image.load import LoadedModel
 from sdbridge.engine.image.seams import UnetCall
 
@@ -55,6 +56,10 @@ class Eager:
         model = self._model
         given = (latent / model.latent_scale + model.latent_shift).to(model.vae_dtype)
         return model.vae.decode(given.contiguous(memory_format=self._format), return_dict=False)[0]
+
+    def wrap(self, run: TensorCall, name: str) -> TensorCall:
+        """``run`` of another network as this acceleration runs it: as it is."""
+        return run
 
     def weights_changed(self) -> None:
         """The modules are the only copy."""

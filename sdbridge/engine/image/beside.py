@@ -62,11 +62,12 @@ class Beside(Generic[T]):
         if error is None:
             return Arrived(running.result())
         if isinstance(error, SdbridgeError):
-            self._context.report(error.code, f"{self._what}: {error}")
+            what = f"{self._what}: {error.what}"
+            self._context.report(SdbridgeError(error.code, what, error.next_step, error.output))
         else:
             log.error("%s could not be loaded", self._what, exc_info=error)
             fault = SdbridgeError(
                 "SDB-CONDITION-FAULT", f"{self._what} failed with {type(error).__name__}: {error}"
             )
-            self._context.report(fault.code, str(fault))
+            self._context.report(fault)
         return Arrived(None)

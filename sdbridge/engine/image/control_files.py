@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,13 @@ _NAMES = (
 _FAMILIES = {768: "SD 1.5", 1024: "SD 2.x", 2048: "SDXL"}
 
 
-def load_network(path: Path, model: ModelParts, *, allow_pickle: bool = False) -> Network:
+def load_network(
+    path: Path,
+    model: ModelParts,
+    *,
+    accelerate: Callable[[Callable[..., Any], str], Callable[..., Any]] | None = None,
+    allow_pickle: bool = False,
+) -> Network:
     """Read a ControlNet (diffusers or original layout) or a T2I-Adapter. Slow: call it beside the loop.
 
     Raises SDB-FILE-..., SDB-CONTROLNET-KIND for a file that holds neither, or
@@ -45,6 +51,8 @@ def load_network(path: Path, model: ModelParts, *, allow_pickle: bool = False) -
             "SDB-CONTROLNET-KIND",
             f"{place} holds neither a ControlNet nor a T2I-Adapter but {len(keys)} tensors such as {first}",
         )
+    if accelerate is not None and isinstance(network, ControlNetwork):
+        network.run = accelerate(network.run, f"ControlNet {path.name}")
     if model.device.type == "cuda":
         torch.cuda.synchronize()  # the frame loop reads it from another stream
     return network

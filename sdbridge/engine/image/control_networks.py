@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -15,6 +16,8 @@ from sdbridge.engine.preprocess.base import grey
 
 #: What a network keeps of one frame's control image: computed once, used at every step of the frame.
 Hint = tuple[Tensor, ...]
+#: SDXL's conditions, both or neither.
+_ADDED = ("text_embeds", "time_ids")
 
 
 class Network(Protocol):
@@ -37,6 +40,8 @@ class ControlNetwork:
         self._network = network
         self._flipped = network.config["controlnet_conditioning_channel_order"] == "bgr"
         self._dtype = next(self._embed.parameters()).dtype
+        self._takes_guidance = network.time_embedding.cond_proj is not None
+        self.run: Callable[..., Any] = self._call
 
     def hint(self, image: Tensor) -> tuple[Hint, ...]:
         image = image.to(self._dtype)
@@ -45,20 +50,35 @@ class ControlNetwork:
         return tuple((one,) for one in self._embed(image))
 
     def add(self, call: UnetCall, hints: list[Hint], scale: Tensor) -> UnetCall:
-        down, mid = self._network(
-            call.sample[:, :4],
-            call.timesteps,
-            encoder_hidden_states=call.encoder_hidden_states,
-            controlnet_cond=_rows([hint[0] for hint in hints]),
-            conditioning_scale=scale,
-            timestep_cond=call.timestep_cond if self._network.time_embedding.cond_proj is not None else None,
-            added_cond_kwargs=dict(call.added_cond),
-            return_dict=False,
-        )
+        tensors = [call.sample[:, :4], call.timesteps, call.encoder_hidden_states]
+        tensors.append(_rows([hint[0] for hint in hints]))
+        if self._takes_guidance and call.timestep_cond is not None:
+            tensors.append(call.timestep_cond)
+        tensors += [call.added_cond[name] for name in _ADDED if name in call.added_cond]
+        down, mid = self.run(*tensors)
+        # New tensors: what ran may overwrite its own when another slot uses the same network.
+        down, mid = [residual * scale for residual in down], mid * scale
         if call.down_residuals is not None and call.mid_residual is not None:
             down = [had + new for had, new in zip(call.down_residuals, down, strict=True)]
             mid = call.mid_residual + mid
         return replace(call, down_residuals=tuple(down), mid_residual=mid)
+
+    def _call(
+        self, sample: Tensor, timesteps: Tensor, text: Tensor, hint: Tensor, *more: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        """The network on tensors alone: ``more`` is the guidance embedding, then SDXL's conditions."""
+        rest = list(more)
+        guidance = rest.pop(0) if len(rest) % 2 else None
+        down, mid = self._network(
+            sample,
+            timesteps,
+            encoder_hidden_states=text,
+            controlnet_cond=hint,
+            timestep_cond=guidance,
+            added_cond_kwargs=dict(zip(_ADDED, rest, strict=False)),
+            return_dict=False,
+        )
+        return list(down), mid
 
 
 class AdapterNetwork:

@@ -168,7 +168,11 @@ class ControlNets(StreamExtension):
             slot.network, slot.loaded = known, slot.model
             return
         text, parts = slot.model, self._context.model
-        slot.models.start(lambda: load_network(resolve(text), parts, allow_pickle=self._allow_pickle))
+        slot.models.start(
+            lambda: load_network(
+                resolve(text), parts, accelerate=self._context.accelerate, allow_pickle=self._allow_pickle
+            )
+        )
 
     def _choose_preprocessor(self, slot: _Slot) -> None:
         slot.preprocessors.cancel()

@@ -55,6 +55,7 @@ class ImageEngine:
         self.spec = EngineSpec(kind="image")
         self._clock = clock or SystemClock()
         self._progress: Callable[[Progress], None] = lambda progress: None
+        self._trouble: Callable[[SdbridgeError], None] = lambda error: None
         self._values: dict[str, Value] = complete({})
         self._manual = ManualSteps()
         self._revision = 0
@@ -70,6 +71,10 @@ class ImageEngine:
     def report_progress(self, tell: Callable[[Progress], None]) -> None:
         """Who is told how far loading is; set before ``load``."""
         self._progress = tell
+
+    def report_trouble(self, tell: Callable[[SdbridgeError], None]) -> None:
+        """Who is told of what went wrong beside the frame loop, such as a LoRA that does not fit."""
+        self._trouble = tell
 
     @property
     def model(self) -> LoadedModel:
@@ -286,10 +291,15 @@ class ImageEngine:
             beside=self._load_beside,
             weights_changed=painter.weights_changed,
             prompts_changed=painter.prompts_changed,
-            report=lambda code, message: log.warning("%s: %s", code, message),
+            report=self._report,
             encode=painter.encode,
+            accelerate=painter.acceleration.wrap,
             options=self.config.options,
         )
+
+    def _report(self, error: SdbridgeError) -> None:
+        log.warning("%s", error)
+        self._trouble(error)
 
     def _load_beside(self, work: Callable[[], Any]) -> Future[Any]:
         assert self._beside is not None

@@ -219,6 +219,7 @@ class StyleImages(StreamExtension):
             both = torch.cat((blended, network.none))
             for layer in self._layers:
                 layer.take(both)
+            rows.tokens = int(both.shape[1])
         self._blend = wanted
 
     def unet_inputs(self, rows: Rows, call: UnetCall) -> UnetCall:
@@ -230,8 +231,9 @@ class StyleImages(StreamExtension):
             factors = layer_factors(self._names, self._context.model.family, self._type)
             mine.set_scales([self._scale * factor for factor in factors])
             self._scales_stale = False
-        # The UNet does not read this; accelerations see by it that the call is of another kind.
-        return replace(call, added_cond={**call.added_cond, "style_scales": mine.scales})
+        # The UNet does not read this. Accelerations tell calls apart by it: which layers, which rows.
+        mark = f"style_{mine.serial}_{mine.guidance_rows}_{mine.tokens}"
+        return replace(call, added_cond={**call.added_cond, mark: mine.scales})
 
     def unused(self) -> tuple[str, ...]:
         found = [f"style.{n}.source" for n, slot in self._slots.items() if slot.missing and self._network]

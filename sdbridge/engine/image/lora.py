@@ -119,7 +119,7 @@ class LoraSlots(StreamExtension):
         partly = SdbridgeError(
             "SDB-LORA-KEYS", text, "Nothing to do if it looks right.", f"{lora.applied} layers were applied."
         )
-        self._context.report(partly.code, str(partly))
+        self._context.report(partly)
 
     def unused(self) -> tuple[str, ...]:
         return tuple(

@@ -114,7 +114,7 @@ class InpaintMask(StreamExtension):
                 "SDB-MASK-SIZE",
                 f"{self._file} is {width}x{height}, the stream runs at {self._size[0]}x{self._size[1]}",
             )
-            self._context.report(error.code, str(error))
+            self._context.report(error)
             return False
         self._still = arrived.thing
         return True

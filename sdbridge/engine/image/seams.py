@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sdbridge.engine.interface import ResetKind
+from sdbridge.errors import SdbridgeError
 from sdbridge.frame import Role
 from sdbridge.parameters.parameter import Value
 from sdbridge.parameters.store import Rejection
@@ -118,9 +119,11 @@ class ExtensionContext:
     weights_changed     call in the engine thread after writing into the model's tensors: copies that
                         accelerations hoisted are refreshed
     prompts_changed     call after changing a text encoder's weights: embeddings are made again
-    report              one line for people about something that happened beside the loop (code, message);
-                        the bridge shows it as an error or a note
-    encode              image ``[F, 3, H, W]`` 0..1 -> clean latent ``[F, 4, h, w]`` of the stream's dtype
+    report              tell people of something that happened beside the loop, such as a file that does
+                        not fit: it reaches log, page and OSC, and the stream goes on
+    encode              image ``[F, 3, H, W]`` 0..1 -> clean latent ``[F, 4, h, w]``, the stream's dtype
+    accelerate          a network's call on tensors -> the same, as the chosen acceleration runs it. What it
+                        gives is overwritten by the next call: use it or copy it before
     options             the config's ``engine.options`` (for instance ``allow_pickle``)
     """
 
@@ -128,8 +131,9 @@ class ExtensionContext:
     beside: Callable[[Callable[[], Any]], Future[Any]]
     weights_changed: Callable[[], None]
     prompts_changed: Callable[[], None]
-    report: Callable[[str, str], None]
+    report: Callable[[SdbridgeError], None]
     encode: Callable[[Tensor], Tensor]
+    accelerate: Callable[[Callable[..., Any], str], Callable[..., Any]] = lambda run, name: run
     options: Mapping[str, object] = field(default_factory=lambda: _EMPTY)
 
 

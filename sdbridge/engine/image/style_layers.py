@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as nn
 
 _PLACE = re.compile(r"(down|mid|up)_blocks?(?:\.(\d+))?\.attentions\.(\d+)")
+_SERIALS = itertools.count(1)
 _ORDER = {"down": 0, "mid": 1, "up": 2}
 
 
@@ -20,7 +22,9 @@ class StyleRows:
     def __init__(self, layers: int, device: torch.device, dtype: torch.dtype) -> None:
         self.active = False
         self.guidance_rows = 0
+        self.tokens = 0
         self.scales = torch.zeros(layers, device=device, dtype=dtype)
+        self.serial = next(_SERIALS)  # a captured graph reads these very layers and no others
 
     def set_scales(self, scales: Sequence[float]) -> None:
         """Write in place: captured graphs read this very tensor."""
@@ -35,6 +39,9 @@ class StyleAttention:
     H. Ye et al., "IP-Adapter" (2023), equation 5. Keys and values of the style are made when the
     style changes, not per frame. While no style is active the former processor runs.
     """
+
+    #: A CUDA graph may hold this: everything that changes is written in place (see ``StyleImages``).
+    graph_safe = True
 
     def __init__(self, former: Any, rows: StyleRows, layer: int, to_key: Tensor, to_value: Tensor) -> None:
         self.former = former

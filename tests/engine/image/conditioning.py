@@ -107,7 +107,7 @@ def make_bench(family: Family = "sd15", **options: object) -> Bench:
         beside=beside,
         weights_changed=lambda: weights.append(1),
         prompts_changed=lambda: prompts.append(1),
-        report=lambda code, message: reports.append((code, message)),
+        report=lambda error: reports.append((error.code, str(error))),
         encode=encode,
         options=options,
     )

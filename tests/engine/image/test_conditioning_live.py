@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import pickle
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 
 from sdbridge.engine.image.engine import ImageEngine
 from sdbridge.engine.interface import EngineConfig
+from sdbridge.errors import SdbridgeError
 from sdbridge.frame import Chunk, Frame
 from sdbridge.parameters.table import TABLE
 from tests.engine.image.conditioning import small_folder, small_parts
@@ -397,3 +399,30 @@ def test_a_thousand_moves_of_every_fader_load_nothing(stream: Stream, files: Fil
         stream.engine._settle()
     stream.tick()
     assert [e.loads for e in extensions] == loads
+
+
+def test_a_bad_file_is_told_beside_the_stream_which_goes_on(stream: Stream, files: Files) -> None:
+    told: list[SdbridgeError] = []
+    stream.engine.report_trouble(told.append)
+    before = stream.again(range(2))
+    for name in ("lora.1.file", "controlnet.1.model", "controlnet.2.file", "style_model", "mask.file"):
+        stream.apply({name: files.bad[0]})
+        assert "broken.safetensors" in str(told[-1]) and told[-1].code.startswith("SDB-"), name
+        stream.apply({name: ""})
+    assert len(told) == 5 and len({pickle.dumps(error) for error in told}) == 5  # they cross the pipe
+    assert np.array_equal(stream.again(range(2))[1], before[1])
+
+
+def test_a_distilled_lora_brings_its_sampler_and_takes_it_away(
+    stream: Stream, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    unet = stream.engine.model.unet
+    folder = tmp_path_factory.mktemp("lcm")
+    lcm = saved(folder, kohya(pairs(unet, targets(unet), 5)), "lcm-lora.safetensors")
+    natural = stream.engine.painter.settings.plan.sampler
+    stream.apply({"lora.1.file": str(lcm)})
+    stream.tick()
+    assert stream.engine.painter.settings.plan.sampler == "lcm" != natural
+    stream.apply({"lora.1.file": ""})
+    stream.tick()
+    assert stream.engine.painter.settings.plan.sampler == natural

@@ -430,3 +430,33 @@ def test_a_missing_depth_network_is_told_and_the_slot_rests(tmp_path: Path) -> N
     assert nets.enter({"main": picture(1)}, latent(1))[0] == {}
     change(bench, nets, slot1_preprocessor="canny")
     assert 1 in nets.enter({"main": picture(1)}, latent(1))[0]
+
+
+def test_one_network_in_two_slots_survives_outputs_that_are_overwritten(tmp_path: Path) -> None:
+    """A replayed graph writes the same output tensors every time: two slots must not see each other's."""
+    from dataclasses import replace
+
+    path = str(save_real_hint(tmp_path / "n", "sd15", 1))
+    found = []
+    for overwriting in (False, True):
+        bench = make_bench()
+
+        def wrap(run: Any, name: str) -> Any:
+            kept: list[torch.Tensor] = []
+
+            def again(*tensors: torch.Tensor) -> Any:
+                down, mid = run(*tensors)
+                if not kept:
+                    kept.extend(t.clone() for t in (*down, mid))
+                for mine, new in zip(kept, (*down, mid), strict=True):
+                    mine.copy_(new)
+                return kept[:-1], kept[-1]
+
+            return again
+
+        if overwriting:
+            bench.context = replace(bench.context, accelerate=wrap)
+        nets = control(bench, slot1_model=path, slot2_model=path, slot2_source="control")
+        luggage = nets.enter({"main": picture(1), "control": picture(2)}, latent(1))
+        found.append(predict(bench, [nets], [luggage], latent(3), [500], embeds("sd15"))[0])
+    assert torch.equal(found[0], found[1])

@@ -1,0 +1,82 @@
+"""A network beside the UNet (a ControlNet, an adapter) replayed from a CUDA graph once it is warm."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+#: Runs of one shape before it is captured: they warm up what a capture must not do, and frames go on.
+WARM_CALLS = 20
+
+TensorCall = Callable[..., Any]
+
+
+class Captured(Protocol):
+    """A recorded call: same shapes in, the same output tensors out, overwritten by every run."""
+
+    def run(self, tensors: tuple[Tensor, ...]) -> Any: ...
+
+
+class Replayed:
+    """``run(*tensors)`` as it is at first, from a graph later; the plain call again where capturing fails.
+
+    What it gives is overwritten by the next call: use it, or copy it, before. A new shape starts
+    over. The capture comes after WARM_CALLS plain runs, so that adding a network never delays a
+    frame by more than about one run of it.
+    """
+
+    def __init__(
+        self,
+        run: TensorCall,
+        name: str,
+        capture: Callable[[TensorCall, tuple[Tensor, ...]], Captured] | None = None,
+    ) -> None:
+        self._run = run
+        self._name = name
+        self._capture = capture or CudaGraph
+        self._key: tuple[object, ...] = ()
+        self._calls = 0
+        self._graph: Captured | None = None
+        self._failed = False
+
+    def __call__(self, *tensors: Tensor) -> Any:
+        key = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
+        if key != self._key:
+            self._key, self._calls, self._graph = key, 0, None
+        if self._graph is not None:
+            return self._graph.run(tensors)
+        self._calls += 1
+        if self._calls > WARM_CALLS and not self._failed:
+            try:
+                self._graph = self._capture(self._run, tensors)
+            except RuntimeError as error:
+                self._failed = True
+                line = str(error).strip().splitlines()[0][:200]
+                log.warning("%s cannot be captured (%s); it runs operation by operation", self._name, line)
+            else:
+                return self._graph.run(tensors)
+        return self._run(*tensors)
+
+
+class CudaGraph:
+    """One captured call with tensors of its own for input and output."""
+
+    def __init__(self, run: TensorCall, tensors: tuple[Tensor, ...]) -> None:
+        with torch.inference_mode():
+            self._inputs = tuple(tensor.detach().clone() for tensor in tensors)
+            self._graph = torch.cuda.CUDAGraph()
+            # The loading thread may allocate meanwhile; that is no fault of this capture.
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+                self._output = run(*self._inputs)
+
+    def run(self, tensors: tuple[Tensor, ...]) -> Any:
+        for mine, given in zip(self._inputs, tensors, strict=True):
+            mine.copy_(given, non_blocking=True)
+        self._graph.replay()
+        return self._output

@@ -1,0 +1,67 @@
+"""Replaying a network beside the UNet: when it is captured, what a new shape or a failure does."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch import Tensor
+
+from sdbridge.engine.accelerate.replay import WARM_CALLS, CudaGraph, Replayed
+
+
+class FakeGraph:
+    """As a CUDA graph: inputs and outputs of its own, overwritten at every run."""
+
+    captures = 0
+
+    def __init__(self, run, tensors: tuple[Tensor, ...]) -> None:
+        type(self).captures += 1
+        self._plain, self._output = run, [torch.empty_like(out) for out in run(*tensors)]
+
+    def run(self, tensors: tuple[Tensor, ...]) -> list[Tensor]:
+        for mine, new in zip(self._output, self._plain(*tensors), strict=True):
+            mine.copy_(new)
+        return self._output
+
+
+def double(x: Tensor) -> list[Tensor]:
+    return [x * 2]
+
+
+def test_plain_first_then_captured_once_and_anew_for_a_new_shape() -> None:
+    FakeGraph.captures = 0
+    replayed = Replayed(double, "net", FakeGraph)
+    for shape in ((2, 3), (4, 3)):
+        before = FakeGraph.captures
+        for call in range(WARM_CALLS + 5):
+            x = torch.full(shape, float(call))
+            assert torch.equal(replayed(x)[0], x * 2)
+            assert FakeGraph.captures - before == (1 if call >= WARM_CALLS else 0)
+
+
+def test_a_capture_that_fails_is_said_once_and_the_call_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(run, tensors):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    replayed = Replayed(double, "ControlNet canny", fail)
+    for _ in range(WARM_CALLS + 5):
+        assert torch.equal(replayed(torch.ones(2))[0], torch.full((2,), 2.0))
+    said = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(said) == 1 and "ControlNet canny" in said[0].getMessage()
+
+
+@pytest.mark.gpu
+def test_a_captured_controlnet_gives_what_the_plain_one_gives() -> None:
+    linear = torch.nn.Linear(64, 64, device="cuda")
+
+    def run(x: Tensor) -> list[Tensor]:
+        return [torch.relu(linear(x))]
+
+    replayed = Replayed(run, "net")
+    with torch.inference_mode():
+        for _ in range(WARM_CALLS + 10):
+            x = torch.randn(8, 64, device="cuda")
+            assert torch.allclose(replayed(x)[0], run(x)[0], atol=1e-5)
+    assert isinstance(replayed._graph, CudaGraph)
