@@ -62,11 +62,12 @@ async function load(osc, log) {
 
 function message(one) {
   const time = new Date(one.at * 1000).toLocaleTimeString([], { hour12: false });
-  const values = one.args.map((value) => (typeof value === "string" ? `"${value}"` : String(value))).join(" ");
+  const values = one.args.map((value) => (typeof value === "number" ? Number(value.toFixed(4)) : JSON.stringify(value))).join(" ");
+  const why = one.reason.replace(/^SDB-\S+: /, "").split(". ")[0];
   return el(
-    `div.osc-line.${one.verdict}`, {},
+    `div.osc-line.${one.verdict}`, { title: one.reason },
     el("time", {}, time), el("code", {}, `${one.address} ${values}`),
-    el("span", {}, one.reason ? `${one.verdict}: ${one.reason}` : one.verdict), el("small", {}, one.sender),
+    el("span", {}, why ? `${one.verdict}: ${why}` : one.verdict), el("small", {}, one.sender),
   );
 }
 
