@@ -21,7 +21,8 @@ _ASK = """
 const { OSCQueryDiscovery } = require("oscquery");
 (async () => {
     const service = await new OSCQueryDiscovery().queryNewService("127.0.0.1", Number(process.argv[2]));
-    process.stdout.write(JSON.stringify({ host: service.hostInfo, methods: service.flat() }), () => process.exit(0));
+    const found = JSON.stringify({ host: service.hostInfo, methods: service.flat() });
+    process.stdout.write(found, () => process.exit(0));
 })().catch((error) => { console.error(error); process.exit(1); });
 """
 
@@ -30,7 +31,16 @@ const { OSCQueryDiscovery } = require("oscquery");
 @pytest.mark.skipif(not shutil.which("node") or not shutil.which("npm"), reason="needs node and npm")
 def test_the_npm_client_finds_every_method_with_type_range_and_value(tmp_path: Path) -> None:
     installed = subprocess.run(
-        ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(tmp_path), _PACKAGE],
+        [
+            "npm",
+            "install",
+            "--no-audit",
+            "--no-fund",
+            "--ignore-scripts",
+            "--prefix",
+            str(tmp_path),
+            _PACKAGE,
+        ],
         capture_output=True,
         timeout=110,
         check=False,
@@ -43,13 +53,20 @@ def test_the_npm_client_finds_every_method_with_type_range_and_value(tmp_path: P
     view.show.save("night")
     with WebServer(view) as server:
         asked = subprocess.run(
-            ["node", "ask.js", str(server.port)], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+            ["node", "ask.js", str(server.port)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
     assert asked.returncode == 0, asked.stderr
     answer = json.loads(asked.stdout)
     assert answer["host"]["name"] == "stage left"
     methods = {method["full_path"]: method for method in answer["methods"]}
-    expected = {row.address for row in TABLE} | {c.address for c in COMMANDS} | {t.address for t in STATUS_TOPICS}
+    expected = (
+        {row.address for row in TABLE} | {c.address for c in COMMANDS} | {t.address for t in STATUS_TOPICS}
+    )
     assert expected <= set(methods)
     scale = methods["/sdbridge/guidance_scale"]
     assert scale["arguments"][0]["type"] == "f" and scale["arguments"][0]["value"] == 1.0
