@@ -140,7 +140,7 @@ class Bridge:
         self._ticker.start()
 
     def _be_prompt(self) -> None:
-        """Let waiting threads have their turn sooner: a page being drawn must not hold a frame up for 5 ms."""
+        """Let waiting threads have their turn sooner: nothing else may hold a frame up for 5 ms."""
         before = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_S)
         self._stack.callback(sys.setswitchinterval, before)

@@ -43,6 +43,10 @@ SURFACES: Mapping[str, tuple[str, Callable[[Config], bool]]] = {
 }
 
 
+#: Without these nobody could steer; the others may fail with one line in the log.
+INDISPENSABLE = frozenset({"web", "osc"})
+
+
 def open_surfaces(view: BridgeView) -> ExitStack:
     """Start every surface that the config wants; closing the stack closes them in reverse order.
 
@@ -57,7 +61,13 @@ def open_surfaces(view: BridgeView) -> ExitStack:
             module, _, attribute = target.partition(":")
             surface: Surface = getattr(importlib.import_module(module), attribute)(view)
             stack.callback(surface.close)
-            surface.start()
+            try:
+                surface.start()
+            except SdbridgeError as error:
+                if name in INDISPENSABLE:
+                    raise
+                log.warning("%s", error)
+                continue
             opened[name] = surface
             log.debug("surface %s is open", name)
         for surface in opened.values():
