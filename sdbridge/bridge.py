@@ -28,6 +28,7 @@ from sdbridge.parameters.store import Change, ParameterStore
 from sdbridge.status import Status
 from sdbridge.surfaces import free_port, open_surfaces
 from sdbridge.textures.desk import TextureDesk
+from sdbridge.textures.main_thread import wait_on_main_thread
 from sdbridge.textures.supply import Textures
 from sdbridge.textures.threads import Outgoing, SendThread
 
@@ -160,7 +161,7 @@ class Bridge:
             if frames is not None and counted_from is not None:
                 if self.output.frames_out - counted_from >= frames:
                     break
-            self.clock.sleep(0.01)
+            wait_on_main_thread(self._stopping, 0.01)  # ``stop`` sets a flag only: see there
         status = self.status()
         self.stop()
         return status

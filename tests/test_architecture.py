@@ -8,7 +8,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "sdbridge"
 HEAVY = {"torch", "diffusers", "transformers", "peft", "xformers", "tensorrt"}
 
 #: Files of the engine folder that belong to the bridge's side and so stay free of torch.
-TORCH_FREE_ENGINE = {"__init__", "interface", "client", "supervisor", "registry", "passthrough", "worker"}
+TORCH_FREE_ENGINE = {file.stem for file in (PACKAGE / "engine").glob("*.py")}
 
 
 def imports(file: Path, everywhere: bool = True) -> Iterator[str]:
