@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from sdbridge.engine.image.detect import Detected, detect_folder
+from sdbridge.engine.image.detect import Detected, detect_folder, read_config
 from sdbridge.engine.image.device import Placement
 from sdbridge.engine.image.schedule import NoiseSchedule, Sampler, noise_schedule
 from sdbridge.errors import SdbridgeError
@@ -116,7 +116,12 @@ def assemble(
 ) -> LoadedModel:
     """Put read parts on the device and settle what the config leaves open."""
     on_stage("vae")
-    decoder, tiny, why_vae = _choose_vae(parts, vae, full_vae, options)
+    decoder, tiny, why_vae = _choose_vae(parts, detected.family, vae, full_vae, options)
+    channels = int(getattr(decoder.config, "latent_channels", 4))
+    if channels != int(unet.config.out_channels):
+        raise SdbridgeError(
+            "SDB-MODEL-PARTS", f"the {why_vae} has {channels} channels, the UNet {unet.config.out_channels}"
+        )
     upcast = not tiny and bool(getattr(decoder.config, "force_upcast", False))
     vae_dtype = torch.float32 if upcast and placement.dtype == torch.float16 else placement.dtype
     for module in (unet, decoder, *encoders):
@@ -165,10 +170,10 @@ def _pixels_per_latent(vae: Any, tiny: bool) -> int:
 
 
 def _choose_vae(
-    root: Path, choice: str, full: Any | None, options: Mapping[str, object]
+    root: Path, family: str, choice: str, full: Any | None, options: Mapping[str, object]
 ) -> tuple[Any, bool, str]:
     """The autoencoder, whether it is a tiny one, and why it was taken."""
-    tiny = _tiny_folder(root, options)
+    tiny = _tiny_folder(root, family, options)
     if choice not in ("auto", "tiny", "full"):
         return (*_read_vae(Path(choice).expanduser()), f"VAE of {choice}")
     if choice == "tiny" and tiny is None and _vae_class(root / "vae") != "AutoencoderTiny":
@@ -184,10 +189,22 @@ def _choose_vae(
     return model, is_tiny, f"its own {'tiny' if is_tiny else 'full'} VAE"
 
 
-def _tiny_folder(root: Path, options: Mapping[str, object]) -> Path | None:
+def _tiny_folder(root: Path, family: str, options: Mapping[str, object]) -> Path | None:
+    """A tiny VAE for this model: named in the options, beside its parts, or TAESD among the pulled models.
+
+    TAESD speaks the latents of Stability's own VAEs, so it is taken only where the model has one of these.
+    """
+    from sdbridge.models import catalog
+
     given = options.get("tiny_vae")
     places = [Path(str(given)).expanduser()] if given else []
-    places += [root / "vae_tiny", root / "taesd", root.parent / "taesd"]
+    places.append(root / "vae_tiny")
+    name = "taesdxl" if family == "sdxl" else "taesd"
+    own = read_config(root / "vae" / "config.json") or {}
+    if own.get("_class_name") == "AutoencoderKL" and int(own.get("latent_channels", 4)) == 4:
+        places += [root / name, root.parent / name]
+        pulled = catalog.local_path(name)
+        places += [pulled] if pulled is not None else []
     return next((place for place in places if (place / "config.json").is_file()), None)
 
 

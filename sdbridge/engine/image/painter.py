@@ -16,6 +16,7 @@ from sdbridge.engine.accelerate import Acceleration, build_acceleration, choose_
 from sdbridge.engine.image.conditions import added_conditions, guidance_embedding
 from sdbridge.engine.image.feature_bank import FeatureBank
 from sdbridge.engine.image.feedback import feed_back
+from sdbridge.engine.image.guidance import Guidance
 from sdbridge.engine.image.load import LoadedModel
 from sdbridge.engine.image.pictures import to_pixels, to_roles
 from sdbridge.engine.image.prompt import Conditioning, PromptCache, PromptMixer
@@ -227,14 +228,16 @@ class Painter:
     ) -> Leaving | None:
         began = time.perf_counter()
         model = self.model
+        embedding = guidance_embedding(model, settings.guidance.scale)
         leaving = self._stream.run(
             entering,
-            settings.guidance,
+            # a model that takes the scale as an input has guidance inside and must not get it twice
+            settings.guidance if embedding is None else Guidance("none"),
             conditioning,
             self._denoise,
             self.extensions,
             lambda pooled, rows: added_conditions(model, pooled, rows, settings.width, settings.height),
-            guidance_embedding(model, settings.guidance.scale),
+            embedding,
         )
         self._took("denoise", began)
         return leaving

@@ -61,6 +61,28 @@ def test_the_vae_is_tiny_if_there_is_one_and_full_on_demand(checkpoint, tmp_path
         load_model(bare, CPU, vae="tiny")
 
 
+def test_a_pulled_taesd_is_taken_by_family_and_never_for_other_latents(
+    checkpoint, tmp_path, monkeypatch
+) -> None:
+    from sdbridge.models import catalog
+
+    monkeypatch.setenv("SDBRIDGE_HOME", str(tmp_path / "home"))
+    for name in ("taesd", "taesdxl"):
+        folder = catalog.folder_of(catalog.find(name))
+        shutil.copytree(checkpoint() / "vae_tiny", folder)
+        (folder / catalog.MARK).write_text("{}")
+    for family, name in (("sd15", "taesd"), ("sdxl", "taesdxl")):
+        bare = tmp_path / family
+        shutil.copytree(checkpoint(family), bare)
+        shutil.rmtree(bare / "vae_tiny")
+        model = load_model(bare, CPU)
+        assert model.vae_is_tiny and f"tiny VAE of {name}/" in model.why
+    config = json.loads((bare / "vae" / "config.json").read_text())
+    (bare / "vae" / "config.json").write_text(json.dumps(config | {"latent_channels": 16}))
+    with pytest.raises(SdbridgeError):  # its own VAE, which has other latents, and not TAESD
+        load_model(bare, CPU)
+
+
 def spoil(checkpoint, tmp_path: Path) -> Path:
     folder = tmp_path / "spoilt"
     shutil.copytree(checkpoint(), folder)

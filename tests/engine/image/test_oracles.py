@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from dataclasses import replace
 
@@ -276,3 +278,23 @@ def test_guidance_goes_through_one_without_a_jump(checkpoint, mode: str) -> None
         latents.append(found)
     assert relative(latents[1], latents[0]) == 0 and relative(latents[2], latents[0]) == 0
     assert 0 < relative(latents[3], latents[2]) < 1e-4 and relative(latents[4], latents[2]) < 1e-1
+
+
+def test_a_fully_distilled_model_gets_its_guidance_as_an_input_and_not_twice(checkpoint, tmp_path) -> None:
+    from diffusers import LatentConsistencyModelPipeline, UNet2DConditionModel
+
+    folder = tmp_path / "lcm"
+    shutil.copytree(checkpoint("sd15", "lcm"), folder)
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    torch.manual_seed(0)
+    UNet2DConditionModel.from_config(config | {"time_cond_proj_dim": 32}).save_pretrained(folder / "unet")
+    rig = Rig(folder, {"prompt.1.text": "x", "guidance_mode": "full", "guidance_scale": 8.0, "steps": 2})
+    assert rig.model.sampler == "lcm"
+    rig.tick(frame(0))
+    call = rig.calls[-1]
+    theirs = LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, torch.tensor([7.0]), 32)
+    assert call.timestep_cond is not None and call.timestep_cond.shape == (2, 32)
+    assert relative(call.timestep_cond[:1], theirs) <= 1e-5
+    first = rig.latent_of(frame(0))
+    rig.set(guidance_scale=2.0)
+    assert relative(rig.latent_of(frame(0)), first) > 1e-9
