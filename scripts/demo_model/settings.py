@@ -32,6 +32,7 @@ class Settings:
     vae_steps: int
     unet_steps: int
     distill_steps: int
+    distill_average: float  # how slowly the averaged weights follow
     side_steps: int  # each ControlNet, LoRA, IP-Adapter
     classifier_steps: int
 
@@ -76,6 +77,7 @@ CPU = Settings(
     vae_steps=6000,
     unet_steps=6000,
     distill_steps=4000,
+    distill_average=0.99,
     side_steps=800,
     classifier_steps=1500,
 )
@@ -97,6 +99,7 @@ GPU = replace(
     vae_steps=10000,
     unet_steps=9000,
     distill_steps=8000,
+    distill_average=0.998,
     side_steps=1500,
     classifier_steps=3000,
 )

@@ -52,7 +52,7 @@ def run(s: Settings, deadline: float, variant: str = "") -> bool:
     )
     rate = s.learning_rate / 3
     maker = Progress(
-        s, "distill", {"unet": unet, "text": text}, s.distill_steps, rate, average=0.998, betas=(0.5, 0.99)
+        s, "distill", {"unet": unet, "text": text}, s.distill_steps, rate, average=s.distill_average, betas=(0.5, 0.99)
     )
     judge = Progress(s, "critic", {"critic": critic}, s.distill_steps, CRITIC_RATE, 0.0, betas=(0.0, 0.99))
     captions = Captions(tokenizer, s.device)
