@@ -198,7 +198,7 @@ def prompt_score(model: Shipped, pictures: torch.Tensor, materials: Sequence[int
     return float(model.named(pictures)[torch.arange(len(pictures)), torch.tensor(materials)].mean())
 
 
-def guidance_scores(model: Shipped, scales: Sequence[float], count: int = 52, seed: int = 6) -> list[float]:
+def guidance_scores(model: Shipped, scales: Sequence[float], count: int = 26, seed: int = 6) -> list[float]:
     """Prompt score of one-step pictures at middle noise for each guidance scale (1: none)."""
     latents = model.encode(drawn_inputs(count))
     materials = [i % len(MATERIALS) for i in range(count)]
@@ -210,7 +210,7 @@ def guidance_scores(model: Shipped, scales: Sequence[float], count: int = 52, se
     return scores
 
 
-def negative_scores(model: Shipped, count: int = 52, seed: int = 7) -> tuple[float, float]:
+def negative_scores(model: Shipped, count: int = 26, seed: int = 7) -> tuple[float, float]:
     """Score of the input's own material under another prompt: negative prompt empty, and naming it."""
     own = [i % len(MATERIALS) for i in range(count)]
     asked = [(m + 7) % len(MATERIALS) for m in own]
@@ -224,7 +224,7 @@ def negative_scores(model: Shipped, count: int = 52, seed: int = 7) -> tuple[flo
 
 
 def blend_scores(
-    model: Shipped, shares: Sequence[float], count: int = 40, seed: int = 8
+    model: Shipped, shares: Sequence[float], count: int = 26, seed: int = 8
 ) -> list[tuple[float, float]]:
     """Scores of the first and of the second material as the prompt goes from one to the other."""
     first = [i % len(MATERIALS) for i in range(count)]

@@ -73,9 +73,9 @@ def draw_pairs(
 def restyled_share(t: torch.Tensor) -> torch.Tensor:
     """How far the target has moved from the source to the caption: none at little noise, all at much.
 
-    This is what makes strength a smooth control: below t = 150 the picture is kept, above 550 it is redrawn.
+    This is what makes strength a smooth control: below t = 120 the picture is kept, above 450 it is redrawn.
     """
-    return ((t.float() - 150) / 400).clamp(0, 1)
+    return ((t.float() - 120) / 330).clamp(0, 1)
 
 
 class Captions:

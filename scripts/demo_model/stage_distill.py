@@ -52,7 +52,13 @@ def run(s: Settings, deadline: float, variant: str = "") -> bool:
     )
     rate = s.learning_rate / 3
     maker = Progress(
-        s, "distill", {"unet": unet, "text": text}, s.distill_steps, rate, average=s.distill_average, betas=(0.5, 0.99)
+        s,
+        "distill",
+        {"unet": unet, "text": text},
+        s.distill_steps,
+        rate,
+        average=s.distill_average,
+        betas=(0.5, 0.99),
     )
     judge = Progress(s, "critic", {"critic": critic}, s.distill_steps, CRITIC_RATE, 0.0, betas=(0.0, 0.99))
     captions = Captions(tokenizer, s.device)
@@ -183,9 +189,9 @@ def critic_loss(
 
 
 def draw_judged_times(n: int, s: Settings) -> torch.Tensor:
-    """The grid that one- to four-step sampling uses: half in 400..800, a quarter at pure noise."""
+    """The grid that one- to four-step sampling uses: half in 330..800, a quarter at pure noise."""
     which = torch.rand(n, device=s.device)
-    middle = torch.randint(400, 820, (n,), device=s.device)
+    middle = torch.randint(330, 820, (n,), device=s.device)
     anywhere = torch.randint(0, 1000, (n,), device=s.device)
     t = torch.where(which < 0.75, middle, anywhere)
     return torch.where(which < 0.22, torch.full_like(t, 999), t)

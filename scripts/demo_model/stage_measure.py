@@ -20,7 +20,7 @@ def run(s: Settings, deadline: float, variant: str = "") -> bool:
         "four_steps": measure.material_accuracy(model, seen, measure.FOUR_STEPS),
         "one_step": measure.material_accuracy(model, seen, measure.ONE_STEP),
         "held_out": measure.material_accuracy(model, unseen, measure.FOUR_STEPS),
-        "palette": measure.palette_share(model, 88),
+        "palette": measure.palette_share(model, 44),
         "strength": measure.strength_curve(model, (159, 319, 479, 639, 799)),
         "guidance": measure.guidance_scores(model, (1.0, 1.5, 2.0)),
         "negative": measure.negative_scores(model),
