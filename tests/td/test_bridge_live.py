@@ -69,6 +69,21 @@ def test_slots_from_one_are_blocks_from_zero_and_appear_when_used(desk: Desk, da
     assert daemon.store.get("prompt.3.weight") == 0.0
 
 
+def test_a_block_that_is_added_shows_what_the_daemon_has_there(desk: Desk, daemon: SmallDaemon) -> None:
+    daemon.store.set("lora.3.weight", -0.5, "someone")
+    online(desk, daemon.port)
+    assert desk.comp.seq.Lora.numBlocks == 3  # not its default, so it shows
+    desk.comp.seq.Lora.numBlocks = 1
+    desk.until(lambda: daemon.store.get("lora.3.weight") == 1.0, "emptied")
+    daemon.store.set("prompt.2.weight", 0.0, "someone")  # the default of a later slot: not shown
+    desk.frames(5)
+    assert desk.comp.seq.Prompt.numBlocks == 1
+    desk.comp.seq.Prompt.numBlocks = 2
+    desk.par.Prompt1weight.val = 0.9  # wrong on purpose, before the daemon was asked
+    desk.host.changes.clear()
+    desk.until(lambda: desk.par.Prompt1weight.eval() == 0.0, "the daemon's weight")
+
+
 def test_sixty_parameters_of_one_frame_leave_as_one_bundle(desk: Desk, daemon: SmallDaemon) -> None:
     online(desk, daemon.port)
     names = desk.ext.names
@@ -106,6 +121,17 @@ def test_no_feedback_loop(desk: Desk, daemon: SmallDaemon) -> None:
     assert daemon.store.revision == revision
     assert desk.par.Guidancescale.eval() == 1.1
     assert desk.par.Seedwalkspeed.eval() == pytest.approx(1 / 3, rel=1e-6)
+
+
+def test_an_old_value_that_comes_in_the_frame_of_a_change_does_not_undo_it(
+    desk: Desk, daemon: SmallDaemon
+) -> None:
+    """A refresh brings what the daemon had; what was typed in that very frame is still to be sent."""
+    online(desk, daemon.port)
+    desk.par.Prompt0text = "just typed"
+    desk.ext._hear([("/sdbridge/prompt/1/text", ("",)), ("/sdbridge/strength", (0.6,))], desk.now())
+    assert desk.par.Prompt0text.eval() == "just typed"
+    desk.until(lambda: daemon.store.get("prompt.1.text") == "just typed", "it arrives")
 
 
 def test_two_components_and_a_fader_agree_in_the_end(desk: Desk, daemon: SmallDaemon) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +153,51 @@ def test_a_misspelt_parameter_of_an_operator_fails(monkeypatch: pytest.MonkeyPat
     wrong = tuple(
         dataclasses.replace(n, pars={"aktive": True}) if n.name == "hold" else n for n in network.BRIDGE_NODES
     )
-    with Host() as host, pytest.raises(AttributeError, match="cacheTOP has no parameter 'aktive'"):
-        network.build_network(host.root.create("baseCOMP", "x"), wrong)
+    with Host() as host:
+        assert network.build_network(host.root.create("baseCOMP", "x"), wrong) == ["cacheTOP.aktive"]
+    wrong = tuple(
+        dataclasses.replace(n, type="cachTOP") if n.name == "hold" else n for n in network.BRIDGE_NODES
+    )
+    with Host() as host:
+        assert network.build_network(host.root.create("baseCOMP", "x"), wrong) == ["hold"]
+
+
+@pytest.mark.parametrize("component", NAMES)
+def test_no_name_is_misspelt(component: str) -> None:
+    """The fake knows the documented names only, and has all that is built and all that is set later."""
+    with Host() as host:
+        assert network.build_network(host.root.create("baseCOMP", "x"), NODES[component]) == []
+        desk = Desk(host, component)
+        for transport in ("spoutsyphon", "ndi", "sharedmem") if component == "SdBridge" else ("",):
+            if transport:
+                desk.par.Transport = transport
+            desk.later_s += 2
+            host.step(2)
+        assert getattr(desk.ext, "_missing", []) == []
+        assert "this TouchDesigner has no" not in desk.status
+        assert "internal fault" not in desk.status
+
+
+def test_the_monitor_sets_only_names_that_there_are(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    absent: list[str] = []
+    desk = Desk(host, "SdBridgeMonitor")
+    module = sys.modules[type(desk.ext).__module__]
+    real = module.set_par  # type: ignore[attr-defined]
+    monkeypatch.setattr(module, "set_par", lambda op, n, v: real(op, n, v) or absent.append(n))
+    desk.later_s += 1
+    host.step(2)
+    assert absent == []
+
+
+def test_what_touchdesigner_lacks_is_said_and_the_rest_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(OPERATORS["syphonspoutinTOP"]["pars"], "usespoutactivesender")
+    monkeypatch.delitem(OPERATORS["flipTOP"]["pars"], "flipy")
+    with Host() as host:
+        desk = Desk(host)
+        host.step(2)
+        assert "has no syphonspoutinTOP.usespoutactivesender" in desk.status or "flipTOP.flipy" in desk.status
+        assert "internal fault" not in desk.status
+        assert desk.comp.op("spout_generated_in").par.sendername.eval() == "sdbridge"
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,6 @@ def test_it_reports_a_parameter_that_touchdesigner_does_not_have(
     monkeypatch.delitem(OPERATORS["cacheTOP"]["pars"], "cachesize")
     report = run()
     broken = [c for c in report["checks"] if not c["ok"]]
-    assert broken[0]["check"] == "SdBridge: builds"
-    assert "cachesize" in broken[0]["found"]
+    assert [c["check"] for c in broken] == ["SdBridge: parameter names of operators"]
+    assert "cacheTOP.cachesize" in broken[0]["found"]
     assert any(c["check"] == "SdBridgeMonitor: builds" and c["ok"] for c in report["checks"])

@@ -10,7 +10,7 @@ from .ext_base import BaseExt, never_raises
 from .hold import Hold, HoldSettings, Shown
 from .link import monotonic
 from .mapping import STATUS_PREFIX, Names, Schema, Value, clean, from_daemon, to_daemon
-from .network import TRANSPORT_INPUT
+from .network import TRANSPORT_INPUT, set_par
 from .osc_codec import Message
 from .pages import blocks, find_par, set_blocks
 
@@ -71,7 +71,7 @@ class BridgeExt(BaseExt):
 
     @never_raises
     def Built(self, missing: list[str]) -> None:
-        self._missing = missing
+        self._missing = list(missing)
         self._blocks = {sequence: blocks(self.comp, sequence) for sequence in self.names.sequences}
 
     @never_raises
@@ -118,6 +118,7 @@ class BridgeExt(BaseExt):
         self.link.close()
         self._online = self._was_online = False
         self._refused.clear()
+        self._known.clear()
 
     @never_raises
     def Send(self, address: str, *args: Any) -> None:
@@ -205,7 +206,9 @@ class BridgeExt(BaseExt):
 
     def _take(self, name: str, value: Value, now: float) -> None:
         """The daemon says that a parameter has this value."""
-        if value != self._known.get(name) and now - self._sent_at.get(name, -1e9) < CROSSING_S:
+        if value == self._known.get(name):
+            return  # nothing new: if the parameter shows something else, that is on its way out
+        if now - self._sent_at.get(name, -1e9) < CROSSING_S:
             self._doubted[name] = now + CROSSING_S
             return
         self._known[name] = value
@@ -299,6 +302,7 @@ class BridgeExt(BaseExt):
             self._send_values(values, now)
             for block in range(before, count):  # what the daemon has in the slots that now show
                 for name in self.names.in_block(sequence, block):
+                    self._known.pop(name, None)
                     self._doubted[name] = now
 
     def _hide_unknown(self) -> None:
@@ -388,9 +392,8 @@ class BridgeExt(BaseExt):
         if node is None:
             return
         for name, value in values.items():
-            par = getattr(node.par, name)
-            if par.val != value:
-                par.val = value
+            if not set_par(node, name, value) and f"{node.opType}.{name}" not in self._missing:
+                self._missing.append(f"{node.opType}.{name}")
 
     # --- telling ---
 
@@ -434,8 +437,11 @@ class BridgeExt(BaseExt):
             f"the daemon has {self.names.slots(s)} slots for {s}, blocks past that do nothing"
             for s in too_many
         ]
-        if self._missing:
+        absent = [name for name in self._missing if not name.startswith("sharedmem_")]
+        if len(absent) < len(self._missing):
             notes.append("no shared memory with this licence")
+        if absent:
+            notes.append(f"this TouchDesigner has no {', '.join(absent[:3])}: run the self-test")
         if self._waiting:
             notes.append("texts wait for Apply Prompt")
         return notes

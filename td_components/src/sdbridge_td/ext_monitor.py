@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .ext_base import BaseExt, never_raises
 from .link import monotonic
+from .network import set_par
 from .pages import PageSpec, Spec, find_par
 
 if TYPE_CHECKING:
@@ -74,12 +75,9 @@ class MonitorExt(BaseExt):
     def _write(self, text: str, wrong: bool) -> None:
         words: Any = self.comp.op("words")
         shown = text if self.value("Showtext", True) else ""
-        if words.par.text.val != shown:
-            words.par.text.val = shown
+        set_par(words, "text", shown)
         for name, value in zip(("bgcolorr", "bgcolorg", "bgcolorb"), _RED if wrong else _CALM, strict=True):
-            par = getattr(words.par, name)
-            if par.val != value:
-                par.val = value
+            set_par(words, name, value)
         self.show("Alarm", wrong)
         self.say(text.splitlines()[0])
 

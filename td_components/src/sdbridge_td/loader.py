@@ -47,7 +47,8 @@ def module(code: Any, name: str) -> ModuleType:
     digest = hashlib.sha256(repr(sorted(texts.items())).encode("utf-8")).hexdigest()[:12]
     package = "sdbridge_td_" + digest
     if package not in sys.modules:
-        sys.meta_path.append(_DatFinder(package, texts))
+        # First of all, since TouchDesigner looks for DATs of any imported name itself.
+        sys.meta_path.insert(0, _DatFinder(package, texts))
     return importlib.import_module(package + "." + name)
 
 

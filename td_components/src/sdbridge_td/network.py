@@ -171,10 +171,11 @@ LAUNCHER_NODES: tuple[Node, ...] = (Node("log", "textDAT", -300, 200, text=""),)
 
 
 def build_network(comp: td.COMP, nodes: Sequence[Node]) -> list[str]:
-    """Make what is missing, put right what is wrong; returns the operators that could not be made.
+    """Make what is missing, put right what is wrong; returns what this TouchDesigner does not have.
 
-    What a user changed on an operator that is of the right type stays, and so does everything that
-    is not ours. Contents of DATs are written only into a DAT that was just made.
+    That is an operator's name, or ``type.parameter``; the rest works without. What a user changed on
+    an operator of the right type stays, and so does everything that is not ours. Contents of DATs are
+    written only into a DAT that was just made.
     """
     missing: list[str] = []
     for node in nodes:
@@ -185,14 +186,13 @@ def build_network(comp: td.COMP, nodes: Sequence[Node]) -> list[str]:
             there.destroy()
         try:
             made: Any = comp.create(node.type, node.name)
-        except Exception:
-            if not node.licensed:
-                raise
+        except Exception:  # noqa: BLE001 - TouchDesigner's own tdError, for a licence or a system without it
             missing.append(node.name)
             continue
         made.nodeX, made.nodeY = node.x, node.y
         for name, value in node.pars.items():
-            getattr(made.par, name).val = value
+            if not set_par(made, name, value):
+                missing.append(f"{node.type}.{name}")
         if node.text is not None:
             made.text = node.text
         if node.rows:
@@ -201,6 +201,18 @@ def build_network(comp: td.COMP, nodes: Sequence[Node]) -> list[str]:
     for node in nodes:
         there = comp.op(node.name)
         wanted = [comp.op(source) for source in node.inputs]
-        if there is not None and node.inputs and list(there.inputs) != [w for w in wanted if w is not None]:
+        if there is None or not node.inputs:
+            continue
+        if [op.id for op in there.inputs] != [op.id for op in wanted if op is not None]:
             there.setInputs(wanted)
     return missing
+
+
+def set_par(op: td.OP, name: str, value: Any) -> bool:
+    """Set an operator's parameter if it says something else; False if there is none of that name."""
+    par = op.par[name]
+    if par is None:
+        return False
+    if par.val != value:
+        par.val = value
+    return True
