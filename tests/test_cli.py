@@ -35,7 +35,14 @@ def test_each_command_explains_itself(call, command):
 
 def test_osc_prints_addresses_ranges_and_meanings(call):
     text = call("osc").output
-    for part in ("/sdbridge/guidance_scale", "0 to 12", "/sdbridge/prompt", "slot number"):
+    for part in (
+        "/sdbridge/guidance_scale",
+        "0 to 12",
+        "/sdbridge/prompt",
+        "slot number",
+        "/sdbridge/cue/next",
+        "/sdbridge/status/fps",
+    ):
         assert part in text
 
 

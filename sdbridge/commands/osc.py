@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sdbridge.commands.say import OUT, print_json, print_table
+from sdbridge.parameters.addresses import COMMANDS, STATUS_TOPICS
 from sdbridge.parameters.parameter import Parameter
 from sdbridge.parameters.table import TABLE
 
@@ -22,6 +23,15 @@ def run_osc(as_json: bool, find: str, markdown: bool) -> int:
         ("address", "type", "range", "default", "meaning"),
         [(_address(row), row.kind, row.range_text(), _default(row), row.help) for row in rows],
     )
+    wanted = find.lower()
+    commands = [c for c in COMMANDS if wanted in f"{c.address} {c.help}".lower()]
+    if commands:
+        OUT.print("\nCommands")
+        print_table(("address and arguments", "what it does"), [(c.example(), c.help) for c in commands])
+    topics = [t for t in STATUS_TOPICS if wanted in f"{t.address} {t.help}".lower()]
+    if topics:
+        OUT.print("\nSent to whoever subscribes")
+        print_table(("address", "meaning"), [(t.address, t.help) for t in topics])
     OUT.print("\n# is the slot number, counted from 1. See docs/osc.md for subscriptions, presets and cues.")
     return 0
 

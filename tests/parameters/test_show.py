@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -390,3 +391,44 @@ def test_a_fade_that_ends_is_exactly_one_last_change(tmp_path: Path) -> None:
     show.tick()
     show.tick()
     assert [dict(change.values) for change in changes] == [{"strength": 1.0}]
+
+
+def test_many_hands_at_once_neither_block_nor_lose_the_last_word(tmp_path: Path) -> None:
+    """Ticks, recalls, fades, saves and an operator from threads of their own, as in the daemon."""
+    import threading
+
+    show, store, clock = a_show(tmp_path)
+    show.save("a")
+    faults: list[BaseException] = []
+
+    def repeat(action: Callable[[int], object]) -> threading.Thread:
+        def work() -> None:
+            try:
+                for n in range(150):
+                    action(n)
+            except BaseException as error:
+                faults.append(error)
+
+        return threading.Thread(target=work)
+
+    def tick(n: int) -> None:
+        clock.sleep(0.01)
+        show.tick()
+
+    hands = [
+        repeat(tick),
+        repeat(lambda n: show.recall("a", 0.05)),
+        repeat(lambda n: show.fade({"strength": n % 2, "prompt": f"p{n}"}, 0.03)),
+        repeat(lambda n: store.set("delta", n / 100, "osc:hand")),
+        repeat(lambda n: show.save(f"s{n % 3}")),
+        repeat(lambda n: show.stop_all()),
+    ]
+    for hand in hands:
+        hand.start()
+    for hand in hands:
+        hand.join(60)
+    assert faults == [] and not any(hand.is_alive() for hand in hands)
+    show.fade({"delta": 2.0}, 10.0)
+    store.set("delta", 0.125, "osc:hand")
+    run(show, clock, 11.0)
+    assert store.get("delta") == 0.125
