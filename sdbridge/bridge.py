@@ -27,8 +27,8 @@ from sdbridge.parameters.show import Show
 from sdbridge.parameters.store import Change, ParameterStore
 from sdbridge.status import Status
 from sdbridge.surfaces import free_port, open_surfaces
+from sdbridge.textures import main_thread
 from sdbridge.textures.desk import TextureDesk
-from sdbridge.textures.main_thread import wait_on_main_thread
 from sdbridge.textures.supply import Textures
 from sdbridge.textures.threads import Outgoing, SendThread
 
@@ -161,7 +161,7 @@ class Bridge:
             if frames is not None and counted_from is not None:
                 if self.output.frames_out - counted_from >= frames:
                     break
-            wait_on_main_thread(self._stopping, 0.01)  # ``stop`` sets a flag only: see there
+            main_thread.rest(self.clock, 0.01)
         status = self.status()
         self.stop()
         return status

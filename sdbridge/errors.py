@@ -101,6 +101,11 @@ _kind("SDB-WEB-FAULT", "Please report it with the text of Copy diagnostics.")
 # --- textures ---
 _kind("SDB-TEXTURE-UNAVAILABLE", "Run `sdbridge doctor` for what is missing.")
 _kind("SDB-TEXTURE-NAME", "Give each output a name of its own.")
+_kind(
+    "SDB-ENGINE-TEXTURE",
+    "Outputs without the GPU path still work; report the text.",
+    "The bridge's own sender shows the frames under the same name.",
+)
 _kind("SDB-TEXTURE-OPTION", "Mend the option in the configuration; configs/ has examples.")
 # --- slots, engine and supervision ---
 _kind("SDB-PORT-NONE", "Name a free port with --port.", "Nothing was started.")

@@ -1,7 +1,7 @@
 """Syphon: textures shared between macOS programs by name, through syphon-python's Metal half.
 
 Syphon announces and finds through the run loop of the main thread, so something must call ``pump``
-there a few times a second (``main_thread.wait_on_main_thread`` does). Pictures are
+there a few times a second (``main_thread.rest`` does). Pictures are
 taken and given in the texture's own thread. Syphon's convention is that the first row of a
 texture is the lowest, hence ``bottom_up``.
 """

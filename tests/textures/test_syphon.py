@@ -1,7 +1,6 @@
 """Syphon's client and server against a fake that has the names and keywords of syphon-python 0.2.0 only."""
 
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -227,17 +226,30 @@ def test_a_mac_without_metal_is_an_error(stage: Stage) -> None:
         Sender("show", {}).open()
 
 
-def test_the_main_thread_turns_the_run_loop_while_it_waits(stage: Stage) -> None:
-    ended = threading.Event()
-    assert not main_thread.wait_on_main_thread(ended, 0.2, platform="darwin")
-    assert len(stage.pumped) >= 4 and max(stage.pumped) <= 0.05 and sum(stage.pumped) == pytest.approx(0.2)
-    ended.set()
-    assert main_thread.wait_on_main_thread(ended, 5.0, platform="darwin")
+class SleepClock:
+    """Remembers how long was slept."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
+
+    def now_ns(self) -> int:
+        return 0
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
 
 
-def test_elsewhere_the_main_thread_just_waits() -> None:
-    ended = threading.Event()
-    assert not main_thread.wait_on_main_thread(ended, 0.001, platform="linux")
-    ended.set()
-    assert main_thread.wait_on_main_thread(ended, 5.0, platform="linux")
+def test_on_a_mac_the_main_thread_turns_the_run_loop_while_it_rests(stage: Stage) -> None:
+    main_thread._has_syphon.cache_clear()
+    clock = SleepClock()
+    for _ in range(3):
+        main_thread.rest(clock, 0.01, platform="darwin")
+    main_thread._has_syphon.cache_clear()
+    assert stage.pumped == [0.01] * 3 and clock.slept == []
+
+
+def test_elsewhere_the_main_thread_just_sleeps() -> None:
+    clock = SleepClock()
+    main_thread.rest(clock, 0.01, platform="linux")
+    assert clock.slept == [0.01]
     assert syphon._availability("linux") == (False, "Syphon exists on macOS only, this is linux")
