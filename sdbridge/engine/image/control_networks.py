@@ -40,6 +40,7 @@ class ControlNetwork:
         self._network = network
         self._flipped = network.config["controlnet_conditioning_channel_order"] == "bgr"
         self._dtype = next(self._embed.parameters()).dtype
+        self._channels = int(network.config["in_channels"])  # an inpainting UNet has more, which it never sees
         self._takes_guidance = network.time_embedding.cond_proj is not None
         self.run: Callable[..., Any] = self._call
 
@@ -50,7 +51,7 @@ class ControlNetwork:
         return tuple((one,) for one in self._embed(image))
 
     def add(self, call: UnetCall, hints: list[Hint], scale: Tensor) -> UnetCall:
-        tensors = [call.sample[:, :4], call.timesteps, call.encoder_hidden_states]
+        tensors = [call.sample[:, : self._channels], call.timesteps, call.encoder_hidden_states]
         tensors.append(_rows([hint[0] for hint in hints]))
         if self._takes_guidance and call.timestep_cond is not None:
             tensors.append(call.timestep_cond)

@@ -70,7 +70,10 @@ class InpaintMask(StreamExtension):
         self._size = (0, 0)
         self._has_input = False
         self._missing = False
-        self._nine = int(context.model.unet.config["in_channels"]) == 9
+        config = context.model.unet.config
+        self._channels = int(config["out_channels"])
+        # Nine channels in real ones: noisy latent, mask, masked latent.
+        self._nine = int(config["in_channels"]) == 2 * self._channels + 1
         self._all_hidden: Tensor | None = None  # [4, h, w] latent of a grey picture
 
     @property
@@ -183,7 +186,7 @@ class InpaintMask(StreamExtension):
         more = torch.stack([torch.cat((one.cells, one.hidden)) for one in nine if one is not None])
         if rows.guidance_rows:
             more = torch.cat((more, more[: rows.guidance_rows]))
-        return replace(call, sample=torch.cat((call.sample[:, :4], more.to(call.sample.dtype)), dim=1))
+        return replace(call, sample=torch.cat((call.sample[:, : self._channels], more.to(call.sample.dtype)), dim=1))
 
     def after_x0(self, rows: Rows, x0: Tensor) -> Tensor:
         masked = [one.masked if one is not None else None for one in rows.luggage]

@@ -149,15 +149,18 @@ def find_weights(path: Path, *names: str) -> Path:
 
 
 def resolve(text: str) -> Path:
-    """The local path of what a user typed: a path, or the id of something pulled before.
+    """The local path of what a user typed: a path, the id of something pulled before, or ``embedded/...``.
 
     Raises SDB-FILE-MISSING. The engine never downloads: the bridge pulls.
     """
     path = Path(text).expanduser()
     if path.exists():
         return path
-    from sdbridge.models import catalog
+    from sdbridge.models import catalog, embedded_model
 
+    inside = embedded_model.EMBEDDED_DIR / text.removeprefix("embedded/")
+    if text.startswith("embedded/") and inside.exists():
+        return inside
     pulled = catalog.local_path(text)
     if pulled is not None:
         return Path(pulled)
