@@ -41,6 +41,9 @@ CASES: tuple[BenchCase, ...] = (
     BenchCase("sd15-lcm", "SD 1.5, LCM, stream batch 4", "sdbridge.bench.image:sd15_lcm", "true-size"),
     BenchCase("sd15-lcm-self", "with guidance self", "sdbridge.bench.image:sd15_lcm_self", "true-size"),
     BenchCase("sdxl-turbo", "SDXL-Turbo, 1 step, 512x512", "sdbridge.bench.image:sdxl_turbo", "true-size"),
+    BenchCase("lora-fader", "a LoRA weight moves", "sdbridge.bench.conditioning:lora_fader", "true-size"),
+    BenchCase("controlnet", "one canny", "sdbridge.bench.conditioning:controlnet_cost", "true-size"),
+    BenchCase("controlnet-add", "added live", "sdbridge.bench.conditioning:controlnet_add", "true-size"),
     BenchCase("feature-bank", "SD-Turbo, bank on and off", "sdbridge.bench.image:feature_bank", "true-size"),
 )
 
