@@ -128,6 +128,12 @@ def test_a_spoilt_tree_is_noticed(tmp_path: Path, spoil: object, says: str) -> N
         read_tree(Path(toc))
 
 
+def test_what_the_textport_reads_is_ascii() -> None:
+    """``exec(open(...).read())`` reads in whatever encoding the system has."""
+    for path in (*COMPONENTS.glob("*.py"), *(COMPONENTS / "src").rglob("*.py")):
+        assert path.read_bytes().isascii(), path
+
+
 def test_no_tox_is_committed() -> None:
     """A .tox is TouchDesigner's to write."""
     if not (ROOT / ".git").exists():

@@ -47,6 +47,18 @@ def test_bundles_hold_all_messages_in_order_within_their_size() -> None:
     assert len(encode_bundles([messages[0], large, messages[1]])) == 3
 
 
+def test_python_osc_reads_what_we_write() -> None:
+    """A third opinion, of the library that most controllers in Python use."""
+    from pythonosc.osc_packet import OscPacket
+
+    messages = [encode_message("/sdbridge/strength", (0.5,)), encode_message("/sdbridge/prompt", ("森 🌲",))]
+    (bundle,) = encode_bundles([*messages, encode_message("/sdbridge/panic", (True,))])
+    found = [(m.message.address, m.message.params) for m in OscPacket(bundle).messages]
+    assert found == [
+        ("/sdbridge/strength", [0.5]), ("/sdbridge/prompt", ["森 🌲"]), ("/sdbridge/panic", [1]),
+    ]  # fmt: skip
+
+
 @given(st.binary(max_size=200))
 def test_hostile_bytes_are_one_narrow_error(packet: bytes) -> None:
     for data in (packet, b"#bundle\x00" + packet, b"/a\x00\x00,ifsbT" + packet):

@@ -92,7 +92,8 @@ def test_launch_find_steer_kill_recover(host: Host, tmp_path: Path) -> None:
         first = launcher.par.Pid.eval()
         os.kill(first, signal.SIGKILL)
         launcher.ext._process.wait()
-        soon(lambda: bridge.status.startswith("offline"), "offline")
+        host.step(1)  # held in the very next frame, long before the heartbeat is late
+        assert bridge.status.startswith(f"offline: the daemon has ended (process {first})")
         assert bridge.comp.op("hold").par.active.eval() is False
         bridge.later_s += 3
         soon(lambda: bridge.comp.op("fade").par.cross.eval() == 1.0, "black after the hold")

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-from .discovery import Running, find_running
+from .discovery import Running, find_running, is_alive
 from .link import Link, monotonic
 from .pages import find_par
 
@@ -124,6 +124,10 @@ class BaseExt:
             return
         host, port = self.value("Host", "127.0.0.1"), self.value("Oscport", 9000)
         if self.value("Connection", "manual") == "auto":
+            # A process on this machine is looked at every frame, so that its last picture is held
+            # before whatever its texture becomes can be taken for a picture.
+            if self._running is not None and self.link.alive(now) and not is_alive(self._running.pid):
+                self.link.lose(f"the daemon has ended (process {self._running.pid})")
             if not self.link.alive(now) and now >= self._look_at:
                 self._look_at = now + _LOOK_FOR_DAEMON_S
                 self._found(find_running())

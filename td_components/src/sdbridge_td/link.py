@@ -140,6 +140,12 @@ class Link:
         """Whether the daemon's heartbeat is on time, give or take LATE_S."""
         return self._last_beat_at is not None and now - self._last_beat_at <= HEARTBEAT_S + LATE_S
 
+    def lose(self, problem: str) -> None:
+        """The daemon is known to be gone: do not wait for its heartbeat to be late."""
+        self.problem = problem
+        self._last_beat_at = None
+        self._died = True
+
     @property
     def heartbeat(self) -> int:
         return self._beat
@@ -224,9 +230,7 @@ class Link:
     def _note_dead(self, error: OSError) -> None:
         refused = isinstance(error, ConnectionRefusedError | ConnectionResetError)
         if refused:
-            self.problem = f"nothing listens on {self.place}"
-            self._last_beat_at = None
-            self._died = True
+            self.lose(f"nothing listens on {self.place}")
         else:
             self.problem = f"{self.place} cannot be reached ({_word(error)})"
 
