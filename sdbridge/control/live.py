@@ -56,7 +56,7 @@ class Live:
         self._access = access
         self._clients: set[_Client] = set()
         self._lock = threading.Lock()
-        self._unsubscribe = view.store.subscribe(self._take)
+        self._endings = (view.store.subscribe(self._take), view.show.subscribe(self._take_topic))
         self._jpegs: dict[tuple[str, int], tuple[object, bytes]] = {}
 
     @property
@@ -64,8 +64,9 @@ class Live:
         return len(self._clients)
 
     def close(self) -> None:
-        """Stop listening to the store; connections end with the server."""
-        self._unsubscribe()
+        """Stop listening to store and show; connections end with the server."""
+        for end in self._endings:
+            end()
 
     async def serve(self, socket: WebSocket) -> None:
         """One connection from beginning to end."""
@@ -108,6 +109,12 @@ class Live:
             for client in self._clients:
                 client.take(change.values, change.triggers)
 
+    def _take_topic(self, topic: str) -> None:
+        """Presets or cues are not as they were; the pages ask for them anew."""
+        with self._lock:
+            for client in self._clients:
+                client.take_topic(topic)
+
     async def jpeg(self, name: str, size: int) -> tuple[int, bytes] | None:
         """``(frame id, JPEG)`` of a picture now, encoded once for all who look."""
         read = self._view.input_frame if name == "input" else self._view.output_frame
@@ -137,6 +144,7 @@ class _Client:
         self._source = f"page:{socket.client.host}:{socket.client.port}" if socket.client else "page"
         self._pending: dict[str, Value] = {}
         self._fired: list[str] = []
+        self._topics: set[str] = set()
         self._pending_lock = threading.Lock()
         self._wanted: tuple[tuple[str, ...], int] = ((), 512)
         self._unseen = 0
@@ -147,6 +155,11 @@ class _Client:
             self._pending.update(values)
             self._fired.extend(triggers)
             del self._fired[:-100]
+
+    def take_topic(self, topic: str) -> None:
+        """Keep what of the show is new: ``presets``, ``preset`` or ``cue``."""
+        with self._pending_lock:
+            self._topics.add(topic)
 
     async def run(self) -> None:
         """Talk until the page goes away."""
@@ -215,11 +228,14 @@ class _Client:
             with self._pending_lock:
                 values, self._pending = self._pending, {}
                 fired, self._fired = self._fired, []
+                topics, self._topics = self._topics, set()
             if values or fired:
                 revision = self._view.store.revision
                 await self.send(
                     {"kind": "changes", "values": values, "triggers": fired, "revision": revision}
                 )
+            for topic in sorted(topics):
+                await self.send({"kind": "show", "topic": topic})
 
     async def _tell_status(self) -> None:
         while True:

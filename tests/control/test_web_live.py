@@ -35,11 +35,12 @@ def live(server: WebServer) -> ClientConnection:
 
 
 def until(socket: ClientConnection, kind: str) -> dict[str, Any]:
-    """The next text message of ``kind``."""
-    while True:
+    """The next text message of ``kind``; status comes for ever, so not for ever is waited."""
+    for _ in range(400):
         message = socket.recv(timeout=20)
         if isinstance(message, str) and json.loads(message)["kind"] == kind:
             return json.loads(message)
+    raise AssertionError(f"no message of kind {kind} came")
 
 
 def test_a_page_is_greeted_with_everything(server: WebServer, view: WebView) -> None:
@@ -156,3 +157,10 @@ def test_closing_the_server_ends_connections_and_the_subscription(view: WebView)
         with pytest.raises(ConnectionClosed):
             while True:
                 socket.recv(timeout=20)
+
+
+def test_a_preset_saved_over_osc_is_told(server: WebServer, view: WebView) -> None:
+    with live(server) as socket:
+        until(socket, "status")
+        view.show.save("from elsewhere")
+        assert until(socket, "show")["topic"] == "presets"

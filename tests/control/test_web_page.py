@@ -208,6 +208,11 @@ def test_presets_are_saved_recalled_renamed_and_deleted(page: Browser, view: Web
     page.eval("document.querySelector('[aria-label=\"Rename or delete presets\"]').click()")
 
 
+def test_a_preset_of_another_controller_appears(page: Browser, view: WebView) -> None:
+    view.show.save("From the desk")
+    page.until("document.querySelector('.preset b')?.textContent === 'From the desk'")
+
+
 def test_cues_go_next_and_back(page: Browser, view: WebView) -> None:
     page.until("document.querySelectorAll('.cue-list li').length === 2")
     page.click(".go")

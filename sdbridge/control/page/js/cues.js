@@ -16,6 +16,7 @@ export function buildCues() {
     load();
   });
   link.addEventListener("hello", load);
+  link.addEventListener("show", ({ detail }) => detail.topic === "cue" && load());
 }
 
 export async function go(path, body = {}) {

@@ -5,7 +5,7 @@ import { link } from "./link.js";
 import { outputThumbnail } from "./stage.js";
 import { followStatus } from "./state.js";
 
-const LOOK_AGAIN_MS = 3000; // presets may also come by OSC, or from an editor
+const LOOK_AGAIN_MS = 10_000; // files edited by hand are told by nobody
 let presets = [];
 let active = "";
 let editing = false;
@@ -43,6 +43,8 @@ export function buildPresets() {
     parts.morph.node,
   );
   load();
+  link.addEventListener("hello", load);
+  link.addEventListener("show", ({ detail }) => detail.topic === "presets" && load());
   setInterval(() => document.hidden || load(), LOOK_AGAIN_MS);
   followStatus((now) => {
     if (now.preset === undefined || now.preset === active) return;
