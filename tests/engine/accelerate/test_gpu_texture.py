@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdbridge.engine.gpu_texture import CudaRuntime, TensorTexture, available
+from sdbridge.engine.accelerate.gpu_texture import CudaRuntime, TensorTexture, available
 from sdbridge.errors import SdbridgeError
 
 moderngl = pytest.importorskip("moderngl")
