@@ -169,7 +169,10 @@ class EngineLoop:
             self._paint_freely(engine, now)
             return
         if main is None:
-            if self._inside and now - self._last_main_ns > max(IDLE_S, 3 * self._interval_s) * 1e9:
+            still = now - self._last_main_ns > max(IDLE_S, 3 * self._interval_s) * 1e9
+            if still and getattr(engine, "wants_frame", False) and self._repaint(engine, now):
+                return
+            if self._inside and still:
                 self._drain(engine)
             self._wake.wait(0.02 if self._inside else 0.1)
             return
@@ -183,6 +186,19 @@ class EngineLoop:
         chunk = self._inlet.gather()
         if chunk is not None:
             self._tick(engine, chunk)
+
+    def _repaint(self, engine: Engine, now: int) -> bool:
+        """A source that stands still sends nothing, but a moved slider shall show: its last frame again."""
+        chunk = self._inlet.newest()
+        if chunk is None or (chunk.main.width, chunk.main.height) != self._size():
+            return False
+        due = self._last_tick_ns + int(min(self._interval_s, 0.1) * 1e9)
+        if now < due:
+            self._wake.wait((due - now) / 1e9)
+            return True
+        self._inside = True
+        self._tick(engine, chunk)
+        return True
 
     def _paint_freely(self, engine: Engine, now: int) -> None:
         rate = float(self._values.get("output.fps", 0.0)) or FREE_RUNNING_FPS

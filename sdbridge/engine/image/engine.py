@@ -88,6 +88,11 @@ class ImageEngine:
         assert self._painter is not None, "load comes first"
         return self._painter
 
+    @property
+    def wants_frame(self) -> bool:
+        """True while the picture would change although the input stands still: the loop gives it again."""
+        return self._painter is not None and (self._dirty or self._painter.restless)
+
     def load(self, values: Mapping[str, Value]) -> None:
         """Read the model (never the network) and embed the first prompts.
 

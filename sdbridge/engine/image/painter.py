@@ -88,6 +88,12 @@ class Painter:
         self._changed = True
         self._ready_for = ()  # an extension may have changed what the UNet's layers do
 
+    @property
+    def restless(self) -> bool:
+        """True while the next picture of the same input may differ from the last one."""
+        walks = self.settings is not None and self.settings.seeds.mode != "fixed"
+        return self._changed or self._mixer.moving or walks
+
     def weights_changed(self) -> None:
         """The model's tensors were written by an extension."""
         self.acceleration.weights_changed()
@@ -122,16 +128,17 @@ class Painter:
         img2img without an input drains the pipe; txt2img goes on painting; bypass gives the input back.
         """
         if settings.mode == "bypass":
+            self._changed = False
             return None if chunk is None else self._give(_as_generated(chunk, revision))
         entries = self._gather(chunk, settings)
         if entries is None and chunk is not None:
             return None  # the frame batch is not complete
         if entries is None and settings.mode == "img2img":
             return self._drain(settings, revision)
-        moving = self._mixer.moving or settings.seeds.mode != "fixed" or settings.feedback > 0
+        moving = self.restless or settings.feedback > 0
         if settings.mode == "img2img" and entries is not None:
             newest = entries[-1]["main"]
-            if self._changed or moving:
+            if moving:
                 self._similarity.forget()
             others = [frame.pixels for role, frame in sorted(entries[-1].items()) if role != "main"]
             if self._similarity.skip(newest.pixels, settings.similarity, others):

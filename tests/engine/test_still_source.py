@@ -1,0 +1,69 @@
+"""A source that stands still sends nothing; a moved slider or a new text shows all the same."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from sdbridge.engine.client import EngineClient, wait_for_state
+from sdbridge.engine.image.engine import ImageEngine
+from sdbridge.engine.interface import EngineConfig, EngineState
+from sdbridge.engine.pipe import Wake
+from sdbridge.frame import Frame
+from sdbridge.models.small import build_small_checkpoint
+from sdbridge.parameters.table import TABLE
+
+
+def test_the_last_frame_is_painted_again_when_a_parameter_moves(tmp_path) -> None:
+    ready = Wake()
+    model = build_small_checkpoint(tmp_path / "m", distilled="turbo")
+    values = {**TABLE.defaults(), "width": 64, "height": 64, "steps": 2, "prompt.1.text": "fox"}
+    config = EngineConfig(kind="image", model=str(model), device="cpu", threads=1)
+    client = EngineClient(config, values, 0, ready, lambda *event: None, in_process=True)
+    client.start()
+    try:
+        assert wait_for_state(client, EngineState.STREAMING, 60)
+
+        def newest_after(seconds_of_rest: float = 0.6) -> np.ndarray | None:
+            """What is shown once nothing new has come for a while."""
+            shown, quiet_since, began = None, time.monotonic(), time.monotonic()
+            while time.monotonic() - quiet_since < seconds_of_rest and time.monotonic() - began < 20:
+                ready.wait(0.05)
+                frame = client.take()
+                if frame is not None:
+                    shown, quiet_since = frame.pixels.copy(), time.monotonic()
+            return shown
+
+        pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 4), dtype=np.uint8)
+        client.offer("main", Frame(pixels, 1, time.monotonic_ns()))
+        before = newest_after()
+        assert before is not None
+        client.change({"strength": 0.9}, 1)
+        moved = newest_after()
+        assert moved is not None and not np.array_equal(moved, before)
+        client.change({"prompt.1.text": "a very different ocean"}, 2)
+        other = newest_after()
+        assert other is not None and not np.array_equal(other, moved)
+        assert newest_after(0.5) is None, "then it rests"
+    finally:
+        client.stop()
+        ready.close()
+
+
+def test_a_still_engine_wants_no_frame(tmp_path) -> None:
+    engine = ImageEngine(
+        EngineConfig(model=str(build_small_checkpoint(tmp_path / "m")), device="cpu", threads=1)
+    )
+    assert not engine.wants_frame
+    engine.load({})
+    engine.warm_up(64, 64)
+    from tests.engine.image.rig import frame
+
+    engine.tick(frame(0))
+    assert not engine.wants_frame
+    engine.apply({"seed_mode": "walk"}, 1)
+    assert engine.wants_frame
+    engine.tick(frame(0))
+    assert engine.wants_frame
+    engine.unload()
