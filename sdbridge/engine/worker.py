@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import signal
@@ -51,6 +52,7 @@ def run_engine_process(start: EngineStart, connection: Connection, wake: Wake, r
     """The child's main function."""
     # Ctrl+C reaches the whole terminal; the bridge decides when the engine ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.enable()  # a crash in a driver leaves at least a trace
     if start.config.threads:
         os.environ.setdefault("OMP_NUM_THREADS", str(start.config.threads))
     inbox = Inbox(connection, wake, start.revision, own_process=True)

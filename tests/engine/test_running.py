@@ -229,6 +229,20 @@ def test_a_reload_without_input_takes_over_all_the_same(monkeypatch):
         show.wait(lambda: show.process not in (None, first))
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts in /proc")
+def test_restart_after_restart_leaks_nothing():
+    with Show("passthrough") as show:
+        counts = []
+        for _ in range(5):
+            first = show.process
+            show.store.set("engine.restart", True)
+            show.wait(lambda first=first: show.process not in (None, first))
+            show.wait(lambda: not any(thread.is_alive() for thread in show.engine._retiring))
+            show.wait_frames(2)
+            counts.append((len(os.listdir("/proc/self/fd")), threading.active_count()))
+        assert counts[-1] == counts[1], counts
+
+
 @pytest.mark.parametrize("order", ["engine.restart", "engine.stop"])
 def test_ending_in_the_middle_of_anything_leaves_nothing_behind(order):
     with Show(load_s=0.3) as show:
