@@ -24,7 +24,7 @@ class Inbox:
     def __init__(self, connection: Connection, wake: Wake, received: int, *, own_process: bool) -> None:
         self._connection = connection
         self._wake = wake
-        self._own_process = own_process
+        self.own_process = own_process
         self._sending = threading.Lock()
         self._arrival = threading.Condition()
         self._changes: deque[tuple[Mapping[str, Value], int]] = deque()
@@ -73,7 +73,7 @@ class Inbox:
         self._wake.set()
         with self._arrival:
             self._arrival.notify_all()
-        if self._own_process and not self.finished.wait(GRACE_S):
+        if self.own_process and not self.finished.wait(GRACE_S):
             logging.getLogger(__name__).warning("the engine did not stop within %g s: leaving", GRACE_S)
             os._exit(1)
 

@@ -134,6 +134,8 @@ class EngineLoop:
             return
         self._tell(EngineState.WARMING_UP, spec=engine.spec)
         warm = engine.warm_up(*self._size())
+        if self._inbox.own_process and self._start.config.kind == "image" and warm.device == "cpu":
+            _give_way()
         if getattr(engine, "keeps_no_frames", False):
             self._inlet = Inlet(borrow=True)
         self._inlet.attach(self._start.slots)
@@ -294,6 +296,12 @@ class EngineLoop:
     def _tell_stats(self, engine: Engine) -> None:
         stats = engine.stats()
         self._inbox.send("stats", _with_own(stats, self._ticks, self._tick_ms), engine.spec)
+
+
+def _give_way() -> None:
+    """A model on the CPU takes every core there is; the bridge's frames go first nevertheless."""
+    if hasattr(os, "nice"):
+        os.nice(5)
 
 
 def engine_size(values: Mapping[str, Value], multiple: int) -> tuple[int, int]:
