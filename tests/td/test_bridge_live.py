@@ -486,7 +486,7 @@ def test_garbage_from_the_port_is_counted_not_raised(desk: Desk) -> None:
 
 
 def test_a_fault_of_ours_ends_on_status(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
-    desk.ext.hold.step = None  # as broken as can be
+    desk.ext.pictures.hold.step = None  # as broken as can be
     desk.host.step(5)
     assert "internal fault" in desk.status
     assert capsys.readouterr().out.count("Traceback") == 1

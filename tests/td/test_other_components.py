@@ -256,3 +256,22 @@ def test_discovery_reads_what_the_daemon_writes(tmp_path: Path, monkeypatch: pyt
     monkeypatch.delenv("SDBRIDGE_HOME")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     assert runtime_folder() == paths.runtime_dir()
+
+
+@pytest.mark.parametrize("system", ["darwin", "win32"])
+def test_discovery_looks_in_the_same_folder_on_other_systems(
+    system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against platformdirs' own classes for those systems, which the daemon's paths come from."""
+    from platformdirs.macos import MacOS
+    from platformdirs.windows import Windows, get_win_folder_from_env_vars
+
+    from sdbridge_td import discovery
+
+    monkeypatch.delenv("SDBRIDGE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "Local"))
+    monkeypatch.setattr("platformdirs.windows.get_win_folder", get_win_folder_from_env_vars)
+    monkeypatch.setattr(discovery.sys, "platform", system)
+    theirs = {"darwin": MacOS, "win32": Windows}[system]("sdbridge", appauthor=False).user_data_dir
+    assert discovery.runtime_folder() == Path(theirs) / "run"

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .ext_base import BaseExt, never_raises
-from .hold import Hold, HoldSettings, Shown
+from .hold import Shown
 from .link import monotonic
 from .mapping import STATUS_PREFIX, Names, Schema, Value, clean, from_daemon, to_daemon
-from .network import TRANSPORT_INPUT, set_par
 from .osc_codec import Message
 from .pages import blocks, find_par, set_blocks
+from .pictures import Pictures
 
 if TYPE_CHECKING:
     import td
@@ -20,19 +20,6 @@ if TYPE_CHECKING:
 #: An echo that crosses a change of ours on the way is set aside, and asked for again after this time.
 CROSSING_S = 0.3
 _SYNC_S = 2.0  # within this after a refresh, everything the daemon has is here
-#: What the Bridge page says of pictures; looked at every frame, and put right once a second.
-_WIRING = (
-    ("Fitmode", "fill"),
-    ("Inputname", ""),
-    ("Controlname", ""),
-    ("Outputname", ""),
-    ("Controlsource", ""),
-    ("Ndiextraips", ""),
-    ("Flipinput", False),
-    ("Flipoutput", False),
-)
-_REWIRE_S = 1.0
-_FITS = {"fill": "fitoutside", "fit": "fitbest", "stretch": "fill", "native": "nativeres"}
 
 
 class BridgeExt(BaseExt):
@@ -43,8 +30,7 @@ class BridgeExt(BaseExt):
         code: Any = comp.op("code")
         self.schema = Schema(json.loads(code.op("schema").text))
         self.names = Names(self.schema)
-        self.hold = Hold()
-        self.shown = Shown("holding", False, 0.0, 0)
+        self.pictures = Pictures(comp, self.value)
         self.topics: dict[str, Value] = {}
         self._news: set[str] = set()  # topics that came since they were shown last
         self._known: dict[str, Value] = {}  # what the daemon has, as far as we know
@@ -54,7 +40,6 @@ class BridgeExt(BaseExt):
         self._unsent: set[str] = set()  # changed while the daemon was away
         self._driven: set[str] = set()
         self._refused: dict[str, str] = {}
-        self._missing: list[str] = []
         self._blocks: dict[str, int] = {}
         self._online = False
         self._was_online = False
@@ -63,15 +48,12 @@ class BridgeExt(BaseExt):
         self._sync_ends: float | None = None
         self._refresh_at: float | None = None
         self._hidden: set[str] = set()
-        self._source_note = ""
-        self._wired: tuple[Any, ...] = ()
-        self._wire_at = 0.0
 
     # --- for TouchDesigner ---
 
     @never_raises
     def Built(self, missing: list[str]) -> None:
-        self._missing = list(missing)
+        self.pictures.missing = list(missing)
         self._blocks = {sequence: blocks(self.comp, sequence) for sequence in self.names.sequences}
 
     @never_raises
@@ -82,8 +64,7 @@ class BridgeExt(BaseExt):
         self._follow_connection(now)
         self._ask_again(now)
         self._follow_sequences(now)
-        self._wire_transport(now)
-        self._hold_picture(now)
+        self._show_picture(now)
         self._report(now)
 
     @never_raises
@@ -133,6 +114,11 @@ class BridgeExt(BaseExt):
             *(f"{topic}: {value}" for topic, value in sorted(self.topics.items())),
         ]
         return "\n".join(lines)
+
+    @property
+    def shown(self) -> Shown:
+        """What the output shows in this frame."""
+        return self.pictures.shown
 
     # --- from TouchDesigner to the daemon ---
 
@@ -319,83 +305,14 @@ class BridgeExt(BaseExt):
         theirs = self.topics.get("schema", "")
         return bool(theirs) and theirs != self.schema.hash
 
-    # --- pictures ---
+    # --- telling ---
 
-    def _wire_transport(self, now: float) -> None:
-        """Senders, receivers and switches as the Bridge page says."""
-        transport = str(self.value("Transport", "spoutsyphon"))
-        active = bool(self.value("Active", True))
-        width, height = self.value("Width", 512), self.value("Height", 512)
-        asked = (transport, active, width, height, *(self.value(*word) for word in _WIRING))
-        asked += (_has_input(self.comp, 0), _has_input(self.comp, 1))
-        if asked == self._wired and now < self._wire_at:
-            return
-        self._wired, self._wire_at = asked, now + _REWIRE_S
-        native = self.value("Fitmode", "fill") == "native"
-        for prefix, name in (("image", "Inputname"), ("control", "Controlname")):
-            wired = _has_input(self.comp, 0 if prefix == "image" else 1)
-            sender = str(self.value(name, ""))
-            send = active and wired and bool(sender)
-            self._set(f"fit_{prefix}", fit=_FITS.get(str(self.value("Fitmode", "fill")), "fitoutside"))
-            self._set(f"fit_{prefix}", outputresolution="useinput" if native else "custom")
-            if not native:
-                self._set(f"fit_{prefix}", resolutionw=width, resolutionh=height)
-            self._set(f"flip_{prefix}", flipy=bool(self.value("Flipinput", False)))
-            self._set(f"spout_{prefix}_out", sendername=sender, active=send and transport == "spoutsyphon")
-            self._set(f"ndi_{prefix}_out", name=sender, active=send and transport == "ndi")
-            self._set(f"sharedmem_{prefix}_out", name=sender, active=send and transport == "sharedmem")
-        for prefix, name in (("generated", "Outputname"), ("processed", "Controlsource")):
-            source = str(self.value(name, ""))
-            self._set(f"{prefix}_transport", index=TRANSPORT_INPUT.get(transport, 0))
-            self._set(f"flip_{prefix}", flipy=bool(self.value("Flipoutput", False)))
-            self._set(f"spout_{prefix}_in", sendername=source if transport == "spoutsyphon" else "")
-            self._set(f"ndi_{prefix}_in", name=source, active=active and transport == "ndi")
-            self._set(f"ndi_{prefix}_in", extraips=str(self.value("Ndiextraips", "")))
-            self._set(f"sharedmem_{prefix}_in", name=source if transport == "sharedmem" else "")
-
-    def _hold_picture(self, now: float) -> None:
-        error = self._receiver_error()
-        settings = HoldSettings(
-            action=self.value("Holdaction", "hold"),
-            after_s=self.value("Holdafter", 2.0),
-            fade_s=self.value("Holdfade", 1.0),
-            recover_frames=self.value("Holdrecover", 5),
-            freeze=self.value("Outputfreeze", False),
-            black=self.value("Outputblack", False),
-        )
+    def _show_picture(self, now: float) -> None:
+        self.pictures.wire(now)
         before = self.shown.state
-        self.shown = self.hold.step(now, self.link.alive(now) and not error, settings)
-        self._set("hold", active=self.shown.capture)
-        self._set("fade", cross=self.shown.cross)
-        self._set("fallback", index=self.shown.fallback)
-        self._set("fallback_image", file=str(self.value("Holdimage", "")))
+        self.pictures.show(now, self.link.alive(now))
         if self.shown.state != before:
             self._call("onPicture", {"state": self.shown.state, "before": before})
-
-    def _receiver_error(self) -> str:
-        """What TouchDesigner says of the operator that receives; its warnings are shown, errors also hold."""
-        transport = str(self.value("Transport", "spoutsyphon")).replace("spoutsyphon", "spout")
-        name = f"{transport}_generated_in"
-        receiver = self.comp.op(name)
-        if receiver is None:
-            self._source_note = f"{name} is missing: this licence has no shared memory operators"
-            return self._source_note
-        error, warning = receiver.errors(), receiver.warnings()
-        said = " ".join(str(error or warning).split())
-        source = self.value("Outputname", "")
-        self._source_note = f"source {source!r}: {said[:120]}" if said else ""
-        return str(error)
-
-    def _set(self, op: str, **values: Any) -> None:
-        """Set an operator's parameters where they differ; an operator that is not there is left out."""
-        node = self.comp.op(op)
-        if node is None:
-            return
-        for name, value in values.items():
-            if not set_par(node, name, value) and f"{node.opType}.{name}" not in self._missing:
-                self._missing.append(f"{node.opType}.{name}")
-
-    # --- telling ---
 
     def _report(self, now: float) -> None:
         for topic in self._news:
@@ -430,15 +347,15 @@ class BridgeExt(BaseExt):
             first = sorted(self._driven)[0]
             more = f" and {len(self._driven) - 1} more" if len(self._driven) > 1 else ""
             notes.append(f"{first}{more} is driven by an expression, export or binding: not overwritten")
-        notes += [note for note in (self._source_note, self.link.note) if note]
+        notes += [note for note in (self.pictures.source_note, self.link.note) if note]
         notes += list(self._refused.values())[:2]
         too_many = [s for s, n in self._blocks.items() if n > self.names.slots(s)]
         notes += [
             f"the daemon has {self.names.slots(s)} slots for {s}, blocks past that do nothing"
             for s in too_many
         ]
-        absent = [name for name in self._missing if not name.startswith("sharedmem_")]
-        if len(absent) < len(self._missing):
+        absent = [name for name in self.pictures.missing if not name.startswith("sharedmem_")]
+        if len(absent) < len(self.pictures.missing):
             notes.append("no shared memory with this licence")
         if absent:
             notes.append(f"this TouchDesigner has no {', '.join(absent[:3])}: run the self-test")
@@ -458,9 +375,3 @@ class BridgeExt(BaseExt):
                 function({"ownerComp": self.comp, **info})
         except Exception as error:  # noqa: BLE001 - a user's code may raise anything
             self._refused[event] = f"the callback {event} failed: {error}"
-
-
-def _has_input(comp: td.COMP, index: int) -> bool:
-    """Whether something is wired into the component's connector."""
-    connectors = comp.inputConnectors
-    return index < len(connectors) and bool(connectors[index].connections)
