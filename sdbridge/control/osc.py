@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from sdbridge.control.osc_input import OscInput
@@ -22,7 +23,10 @@ from sdbridge.errors import SdbridgeError
 log = logging.getLogger(__name__)
 
 RECEIVE_BUFFER = 4 * 1024 * 1024  # a burst of 30,000 messages passes whole where the system grants it
-_MOST_AT_ONCE = 256  # datagrams read before what they say is applied
+#: Packets wait here and not in the system's buffer, which overflows in silence: reading one takes a
+#: fraction of judging it, so between a few judged all that came meanwhile is read.
+_MOST_WAITING, _MOST_BYTES_WAITING = 65_536, 32_000_000
+_JUDGED_BETWEEN_READS, _JUDGED_BETWEEN_FLUSHES = 128, 1_024
 _LARGEST = 65_535
 
 
@@ -42,6 +46,8 @@ class OscServer:
         self._wake_out, self._wake_in = socket.socketpair()
         self._wake_out.setblocking(False)
         self._thread: threading.Thread | None = None
+        self._waiting: deque[tuple[bytes, Address]] = deque()
+        self._waiting_bytes = 0
         self._received = 0
         self._unsent = 0
         self.subscriptions = Subscriptions(view.store, view.clock, view.status, self.send)
@@ -131,6 +137,7 @@ class OscServer:
             for key, _ in self._selector.select(self._wait_s()):
                 key.data()
             try:
+                self._judge_waiting()
                 self._input.take_due()
                 self._input.apply()
                 self.subscriptions.flush()
@@ -138,6 +145,8 @@ class OscServer:
                 log.exception("OSC goes on after a fault")
 
     def _wait_s(self) -> float | None:
+        if self._waiting:
+            return 0.0
         waits = [
             w for w in (self._input.schedule.next_in_s(), self.subscriptions.next_in_s()) if w is not None
         ]
@@ -145,14 +154,21 @@ class OscServer:
 
     def _read_udp(self) -> None:
         assert self._udp is not None
-        for _ in range(_MOST_AT_ONCE):
+        while len(self._waiting) < _MOST_WAITING and self._waiting_bytes < _MOST_BYTES_WAITING:
             try:
                 packet, sender = self._udp.recvfrom(_LARGEST)
-            except BlockingIOError:
+            except OSError:  # nothing more to read; Windows also reports an earlier answer that found nobody
                 return
-            except OSError:  # Windows reports here that an earlier answer found nobody
-                continue
-            self._take(packet, (str(sender[0]), int(sender[1])))
+            self._waiting.append((packet, (str(sender[0]), int(sender[1]))))
+            self._waiting_bytes += len(packet)
+
+    def _judge_waiting(self) -> None:
+        for count in range(min(len(self._waiting), _JUDGED_BETWEEN_FLUSHES)):
+            packet, sender = self._waiting.popleft()
+            self._waiting_bytes -= len(packet)
+            self._take(packet, sender)
+            if count % _JUDGED_BETWEEN_READS == _JUDGED_BETWEEN_READS - 1:
+                self._read_udp()
 
     def _take(self, packet: bytes, sender: Address) -> None:
         self._received += 1

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 MOST_LISTENERS = 64
 _STATUS_EVERY_S = 0.25
+_MOST_NEWS = 16
 _EXTENSIONS = (*ATTRIBUTES[3:], "LISTEN", "PATH_CHANGED")
 
 
@@ -145,7 +146,8 @@ class OscQuery:
             return
         with self._lock:
             for listener in self._listeners:
-                listener.news.append({"COMMAND": "PATH_CHANGED", "DATA": CHANGING[0]})
+                if len(listener.news) < _MOST_NEWS:  # it is the same news each time
+                    listener.news.append({"COMMAND": "PATH_CHANGED", "DATA": CHANGING[0]})
 
 
 class _Listener:
