@@ -293,3 +293,153 @@ def test_metadata_survives_any_prompt_and_any_peer() -> None:
         "<x/>" * 99_999,
     ):
         assert from_xml(garbage) == {}
+
+
+class FakeFrame:
+    """A video frame as ndi-python gives it, as far as the receiver looks."""
+
+    def __init__(self, value: int, four_cc: str = "RGBA", shape: tuple = (4, 6, 4)) -> None:
+        self.data = np.full(shape, value, np.uint8)
+        self.FourCC = four_cc
+        self.metadata = f'<x value="{value}"/>'
+
+
+class FakeNdi:
+    """ndi-python's names that the receiver may use; any other raises AttributeError."""
+
+    FRAME_TYPE_VIDEO, FRAME_TYPE_METADATA, FRAME_TYPE_NONE, FRAME_TYPE_ERROR = (
+        "video",
+        "metadata",
+        "none",
+        "error",
+    )
+    FOURCC_VIDEO_TYPE_RGBA, FOURCC_VIDEO_TYPE_RGBX = "RGBA", "RGBX"
+    RECV_COLOR_FORMAT_RGBX_RGBA, RECV_BANDWIDTH_HIGHEST = 1, 100
+
+    def __init__(self) -> None:
+        self.waiting: list = []
+        self.out: list = []
+        self.receivers: list = []
+        self.refuse = False
+
+    def Source(self, name, address=None):  # noqa: N802
+        return (name, address)
+
+    def RecvCreateV3(self, *settings):  # noqa: N802
+        return settings
+
+    def Tally(self, program, preview):  # noqa: N802
+        return (program, preview)
+
+    def recv_create_v3(self, settings):
+        self.receivers.append(settings[0])
+        return None if self.refuse else object()
+
+    def recv_set_tally(self, receiver, tally) -> bool:
+        return True
+
+    def recv_get_queue(self, receiver):
+        queue = type("Queue", (), {})()
+        queue.video_frames = sum(kind == "video" for kind, _ in self.waiting)
+        return queue
+
+    def recv_capture_v2(self, receiver, timeout_ms, want_video, want_audio, want_metadata):
+        assert (want_video, want_audio, want_metadata) == (True, False, True) and timeout_ms >= 0
+        if not self.waiting:
+            return "none", None, None, None
+        kind, item = self.waiting.pop(0)
+        self.out.append(item)
+        return kind, item, None, item
+
+    def recv_free_video_v2(self, receiver, frame) -> None:
+        self.out.remove(frame)
+
+    def recv_free_metadata(self, receiver, metadata) -> None:
+        self.out.remove(metadata)
+
+
+@pytest.fixture
+def faked(monkeypatch: pytest.MonkeyPatch) -> FakeNdi:
+    fake = FakeNdi()
+    monkeypatch.setattr(library, "load", lambda: fake)
+    monkeypatch.setattr(library, "destroy_receiver", lambda receiver: None)
+    return fake
+
+
+class StepClock:
+    """A clock that moves only when someone sleeps or the test says so."""
+
+    def __init__(self) -> None:
+        self.ns = 10_000_000_000
+
+    def now_ns(self) -> int:
+        return self.ns
+
+    def sleep(self, seconds: float) -> None:
+        self.ns += round(seconds * 1e9)
+
+
+def at_address() -> tuple[Receiver, StepClock]:
+    receiver = Receiver("127.0.0.1:5961", {})
+    receiver.clock = clock = StepClock()
+    receiver.open()
+    return receiver, clock
+
+
+def test_every_frame_is_given_back_whatever_it_was_and_only_the_newest_is_read(faked: FakeNdi) -> None:
+    receiver, _ = at_address()
+    faked.waiting = [
+        ("video", FakeFrame(1)),
+        ("metadata", object()),
+        ("video", FakeFrame(2)),
+        ("video", FakeFrame(3)),
+    ]
+    seen = [receiver.receive(0.0), receiver.receive(0.0)]
+    values = [pixels[0, 0, 0] for pixels in seen if pixels is not None]
+    assert values[-1] == 3 and receiver.metadata == {"value": "3"}
+    faked.waiting = [("video", FakeFrame(4, "UYVY")), ("video", FakeFrame(5, shape=(4, 6, 3)))]
+    assert receiver.receive(0.0) is None and receiver.receive(0.0) is None
+    faked.waiting = [("error", None), ("video", FakeFrame(6, "RGBX"))]
+    assert receiver.receive(0.0) is None
+    assert (receiver.receive(0.0)[..., 3] == 255).all(), "RGBX has no alpha of its own"
+    assert [item for item in faked.out if item is not None] == [], "what is not given back leaks"
+
+
+def test_a_silent_address_is_knocked_at_every_five_seconds(faked: FakeNdi) -> None:
+    receiver, clock = at_address()
+    for _ in range(24):
+        receiver.receive(0.0)
+        clock.sleep(0.5)
+    assert len(faked.receivers) == 3
+    faked.waiting = [("video", FakeFrame(1))]
+    assert receiver.receive(0.0) is not None and receiver.connected
+    clock.sleep(0.4)
+    receiver.receive(0.0)
+    assert len(faked.receivers) == 3, "not while it sends"
+
+
+def test_a_name_that_vanished_is_met_anew_even_at_its_old_address(faked: FakeNdi) -> None:
+    receiver = Receiver("cam", {})
+    receiver.clock = clock = StepClock()
+    receiver._finder = seen = SeenByTest()
+    seen.show("VM (cam)", "127.0.0.1:5961")
+    receiver.receive(0.0)
+    assert len(faked.receivers) == 1
+    for found in ((), (Found("VM (cam)", "127.0.0.1:5961"),)):
+        seen.found = found
+        clock.sleep(0.2)
+        receiver.receive(0.0)
+    assert len(faked.receivers) == 2
+
+
+def test_a_receiver_that_cannot_be_made_is_tried_again(faked: FakeNdi) -> None:
+    receiver = Receiver("cam", {})
+    receiver.clock = clock = StepClock()
+    receiver._finder = seen = SeenByTest()
+    seen.show("VM (cam)", "127.0.0.1:5961")
+    faked.refuse = True
+    assert receiver.receive(0.0) is None
+    faked.refuse = False
+    clock.sleep(0.2)
+    receiver.receive(0.0)
+    assert len(faked.receivers) == 2

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 _GONE_AFTER_S = 0.5  # NDI tells nobody that a source died; silence must do
 _LOOK_EVERY_S = 0.1
+_KNOCK_EVERY_S = 5.0  # letting an unanswered connection go keeps a thread busy for seconds
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Receiver(stub.Receiver):
         self._size: tuple[int, int] | None = None
         self._last_frame_ns = 0
         self._last_look_ns = 0
+        self._vanished = False
         self._connected = False
 
     @classmethod
@@ -66,6 +68,7 @@ class Receiver(stub.Receiver):
         self._chosen = read_options(NdiReceiverOptions, self.options, "ndi")
         library.load()
         address = self._chosen.url or (self.name if finder.is_address(self.name) else "")
+        self._last_look_ns = self.clock.now_ns()
         if address:
             self._connect(finder.Found("" if address == self.name else self.name, address))
         else:
@@ -73,7 +76,7 @@ class Receiver(stub.Receiver):
             self._finder.open()
 
     def receive(self, timeout_s: float) -> np.ndarray | None:
-        if self._finder is not None and not self._connected:
+        if not self._connected:
             self._look()
         if self._native is None:
             self.clock.sleep(min(timeout_s, _LOOK_EVERY_S))
@@ -112,18 +115,29 @@ class Receiver(stub.Receiver):
         self._connected = False
 
     def _look(self) -> None:
-        """Connect to what the name means now, unless that is where we wait already."""
+        """Connect to what the name means now, unless that is where we wait already.
+
+        An address means the same always; it is tried anew now and then.
+        """
         now = self.clock.now_ns()
-        if now - self._last_look_ns < _LOOK_EVERY_S * 1e9 or self._finder is None:
+        every_s = _LOOK_EVERY_S if self._finder is not None else _KNOCK_EVERY_S
+        if now - self._last_look_ns < every_s * 1e9:
             return
         self._last_look_ns = now
+        if self._finder is None:
+            if self._target is not None:
+                self._connect(self._target)
+            return
         found = finder.choose(self.name, self._finder.sources(), library.own_names)
-        if found is not None and found != self._target:
+        if found is None:
+            self._vanished = True
+        elif self._native is None or self._vanished or found != self._target:
             self._connect(found)
 
     def _connect(self, target: finder.Found) -> None:
         ndi = library.load()
         self._target = target
+        self._vanished = False
         old, self._native = self._native, None
         if old is not None:
             library.destroy_receiver(old)  # a new one connects at once, an old one thinks for seconds
