@@ -98,7 +98,7 @@ def pull(model: str, on_progress: Callable[[Progress], None] = lambda progress: 
         if not _is_here(file):
             report.begin(file)
             _fetch(file, report)
-            _verify(file, report)
+        _verify(file, report)  # also what an interrupted pull left, which nobody has checked
     by_folder: dict[Path, list[PlannedFile]] = {}
     for file in planned.files:
         by_folder.setdefault(file.folder, []).append(file)

@@ -145,3 +145,12 @@ def test_an_unlisted_repository_gives_one_set_of_half_precision_weights(hub: Fak
         "vae/config.json",
         "vae/diffusion_pytorch_model.safetensors",
     }
+
+
+def test_what_an_interrupted_pull_left_is_checked_as_well(hub: FakeHub) -> None:
+    folder = catalog.folder_of(catalog.find("taesd"))
+    folder.mkdir(parents=True)
+    (folder / "diffusion_pytorch_model.safetensors").write_bytes(bytes(len(TINY)))  # right size, wrong bytes
+    with pytest.raises(SdbridgeError, match="SDB-PULL-DAMAGED"):
+        download.pull("taesd")
+    assert (download.pull("taesd") / "diffusion_pytorch_model.safetensors").read_bytes() == TINY
