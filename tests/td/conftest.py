@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -67,9 +68,20 @@ class Desk:
             time.sleep(0.005)
 
 
-@pytest.fixture
-def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Host]:
+@pytest.fixture(autouse=True)
+def nobody_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No daemon that happens to run on this machine is found, by its file or on the usual port."""
     monkeypatch.setenv("SDBRIDGE_HOME", str(tmp_path / "home"))
+    connect = socket.socket.connect
+
+    def elsewhere(line: socket.socket, address: Any) -> None:
+        connect(line, (address[0], 1) if address[1:] == (9000,) else address)
+
+    monkeypatch.setattr(socket.socket, "connect", elsewhere)
+
+
+@pytest.fixture
+def host(nobody_else: None) -> Iterator[Host]:
     with Host() as host:
         yield host
 
