@@ -26,17 +26,10 @@ class Released(Exception):  # noqa: N818 - no error: the message meant nothing
 class OscCommands:
     """The commands of ``parameters/addresses.py``, bound to one show and its subscribers."""
 
-    def __init__(
-        self,
-        show: Show,
-        subscriptions: Subscriptions,
-        send: Send,
-        set_normalized: Callable[[Address, bool], None],
-    ) -> None:
+    def __init__(self, show: Show, subscriptions: Subscriptions, send: Send) -> None:
         self._show = show
         self._subscriptions = subscriptions
         self._send = send
-        self._set_normalized = set_normalized
         self._morph: tuple[NameOrNumber, NameOrNumber] | None = None
         self._by_address: dict[str, Callable[[list[Argument], Address], str]] = {
             "/sdbridge/subscribe": self._subscribe,
@@ -90,11 +83,13 @@ class OscCommands:
     # --- who hears ---
 
     def _subscribe(self, args: list[Argument], sender: Address) -> str:
-        port = _whole(args, 0, 0, "subscribe [port] [prefix] [seconds]")
-        rest = args[1:]
-        prefix = rest.pop(0) if rest and isinstance(rest[0], str) else ""
-        seconds = _seconds(rest[0]) if rest else DEFAULT_TTL_S
-        self._subscriptions.add(sender, port, str(prefix), float(seconds or 0))
+        numbers = [one for one in args if not isinstance(one, str)]
+        texts = [one for one in args if isinstance(one, str)]
+        if len(numbers) > 2 or len(texts) > 1:
+            raise OscUsageError("subscribe [port] [prefix] [seconds]")
+        port = _whole(numbers, 0, 0, "subscribe [port] [prefix] [seconds]")
+        seconds = _seconds(numbers[1]) if len(numbers) > 1 else DEFAULT_TTL_S
+        self._subscriptions.add(sender, port, texts[0] if texts else "", seconds)
         return ""
 
     def _unsubscribe(self, args: list[Argument], sender: Address) -> str:
@@ -108,7 +103,6 @@ class OscCommands:
 
     def _normalized(self, args: list[Argument], sender: Address) -> str:
         on = not args or bool(_whole(args, 0, 1, "normalized 0|1"))
-        self._set_normalized(sender, on)
         self._subscriptions.set_normalized(sender, on)
         return "numbers are 0 to 1 from now on" if on else "numbers are as they are from now on"
 

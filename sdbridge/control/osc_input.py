@@ -29,7 +29,6 @@ from sdbridge.parameters.parameter import Parameter, Value
 log = logging.getLogger(__name__)
 
 NORMALIZED = "/sdbridge/normalized/"
-_MOST_NORMALIZED = 256
 _HINTS_A_SECOND = 10  # looking for the nearest name costs a millisecond
 
 
@@ -55,10 +54,9 @@ class OscInput:
         self._compat = "streamdiffusiontd" in view.config.compat
         self._subscriptions = subscriptions
         self._send = send
-        self._commands = OscCommands(view.show, subscriptions, send, self._set_normalized)
+        self._commands = OscCommands(view.show, subscriptions, send)
         self._tree = AddressTree(row.address for row in self._table)
         self._read_only = {HEARTBEAT, *(topic.address for topic in STATUS_TOPICS)}
-        self._normalized: dict[Address, None] = {}
         self._pairs: list[tuple[str, object]] = []
         self._sender: Address = ("", 0)
         self._hints = (0, 0)
@@ -114,7 +112,7 @@ class OscInput:
         address, args = message.address, message.args
         row = self._table.by_address.get(address)
         if row is not None:
-            self._judge(message, sender, lambda: self._set(row, args, sender, sender in self._normalized))
+            self._judge(message, sender, lambda: self._set(row, args, sender))
         elif address.endswith("/z"):
             self._note(message, sender, "ignored", "touch message")
         elif self._commands.find(address):
@@ -151,8 +149,12 @@ class OscInput:
             return
         self._refuse(message.address, message.args, sender, reason)
 
-    def _set(self, row: Parameter, args: tuple[Argument, ...], sender: Address, normalized: bool) -> str:
+    def _set(
+        self, row: Parameter, args: tuple[Argument, ...], sender: Address, normalized: bool | None = None
+    ) -> str:
         """Put one parameter's value with the others; without an argument answer with the present one."""
+        if normalized is None:
+            normalized = self._subscriptions.is_normalized(sender)
         if row.kind == "trigger" and (not args or args == (None,)):
             self._pairs.append((row.name, True))
             return ""
@@ -181,7 +183,7 @@ class OscInput:
         # A pattern for values that happens to cover a trigger must not fire it: /sdbridge/* holds panic.
         for row in values or rows:
             try:
-                self._set(row, args, sender, sender in self._normalized)
+                self._set(row, args, sender)
             except SdbridgeError as error:
                 refused.append(error)
         if len(refused) == len(values or rows):
@@ -233,13 +235,6 @@ class OscInput:
     def _refuse(self, address: str, args: tuple[Argument, ...], sender: Address, reason: str) -> None:
         self._subscriptions.last_refusal = reason[:300]
         self.log.add(address, args, f"{sender[0]}:{sender[1]}", "invalid", reason)
-
-    def _set_normalized(self, sender: Address, on: bool) -> None:
-        self._normalized.pop(sender, None)
-        if on:
-            if len(self._normalized) >= _MOST_NORMALIZED:
-                self._normalized.pop(next(iter(self._normalized)))
-            self._normalized[sender] = None
 
 
 def _one_value(row: Parameter, args: tuple[Argument, ...]) -> object:

@@ -22,6 +22,7 @@ DEFAULT_TTL_S = 10
 LONGEST_TTL_S = 3600
 MOST_CLIENTS = 64
 MOST_PREFIXES = 32
+_MOST_NORMALIZED = 256
 _NEVER = 1 << 62
 #: On this machine datagrams of 8 KB pass everywhere; through a network none should be cut in pieces.
 _LARGEST_LOCAL, _LARGEST_LAN = 8_192, 1_432
@@ -76,6 +77,7 @@ class Subscriptions:
         self._status_at_ns = 0
         self._beat = 0
         self._beat_at_ns = 0
+        self._normalized: dict[Address, None] = {}  # senders that speak 0 to 1, oldest first
         self.last_refusal = ""
         self._unsubscribe = store.subscribe(self.on_change)
 
@@ -119,6 +121,7 @@ class Subscriptions:
         if len(client.sources) > 64:
             client.sources.clear()
         client.sources |= {source_of(sender), source_of(target)}
+        client.normalized = client.normalized or sender in self._normalized
 
     def add_fixed(self, target: Address) -> None:
         """A client from the config: it hears everything, always. Its whole machine counts as the writer."""
@@ -143,8 +146,17 @@ class Subscriptions:
         mine = [client.target for client in self._clients.values() if source in client.sources]
         return (sender,) if not mine or mine[-1] == sender else (sender, mine[-1])
 
+    def is_normalized(self, sender: Address) -> bool:
+        """Whether this sender's numbers are 0 to 1."""
+        return sender in self._normalized
+
     def set_normalized(self, sender: Address, on: bool) -> None:
-        """Numbers to this sender's subscriptions go as 0 to 1, or as they are."""
+        """Numbers from this sender and to its subscriptions are 0 to 1, or as they are."""
+        self._normalized.pop(sender, None)
+        if on:
+            if len(self._normalized) >= _MOST_NORMALIZED:
+                self._normalized.pop(next(iter(self._normalized)))
+            self._normalized[sender] = None
         source = source_of(sender)
         for client in self._clients.values():
             if source in client.sources:

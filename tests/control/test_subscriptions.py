@@ -196,15 +196,27 @@ def test_a_refused_message_shows_in_the_error_topic(rig: Rig) -> None:
     assert dict(rig.heard(HEARS))["/sdbridge/status/error"].startswith("SDB-PARAM-NAN")  # type: ignore[attr-defined]
 
 
-def test_a_normalised_client_hears_0_to_1(rig: Rig) -> None:
-    rig.say("/sdbridge/subscribe", 0, "/sdbridge", 100)
-    rig.say("/sdbridge/normalized", 1)
+@pytest.mark.parametrize("subscribed_first", [True, False])
+def test_a_normalised_client_hears_0_to_1(rig: Rig, subscribed_first: bool) -> None:
+    for subscribes in (subscribed_first, not subscribed_first):
+        if subscribes:
+            rig.say("/sdbridge/subscribe", 0, "/sdbridge", 100)
+        else:
+            rig.say("/sdbridge/normalized", 1)
     settle(rig)
     rig.store.set_many({"guidance_scale": 6.0, "guidance_mode": "initialize", "prompt": "text"})
     rig.wait(GATHER_S)
     heard = rig.heard_values(PAD)
     assert (heard["/sdbridge/guidance_scale"], heard["/sdbridge/guidance_mode"]) == (0.5, 1.0)
     assert heard["/sdbridge/prompt"] == "text"
+
+
+def test_a_prefix_alone_subscribes_the_port_that_sends(rig: Rig) -> None:
+    rig.say("/sdbridge/subscribe", "/sdbridge/strength")
+    settle(rig)
+    rig.store.set_many({"strength": 0.25, "delta": 0.5})
+    rig.wait(GATHER_S)
+    assert rig.heard_values(PAD) == {"/sdbridge/strength": 0.25}
 
 
 def test_clients_are_bounded(rig: Rig) -> None:
