@@ -181,7 +181,9 @@ ENDS = {
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads /proc")
-@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize(
+    "end", [pytest.param(end, marks=[pytest.mark.slow] if "stopped" in end else []) for end in ENDS]
+)
 def test_no_end_leaves_an_orphan_or_a_block(end):
     with FaultRig() as rig:
         members, shared = family(rig), blocks(rig)
