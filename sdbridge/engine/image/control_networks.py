@@ -40,7 +40,9 @@ class ControlNetwork:
         self._network = network
         self._flipped = network.config["controlnet_conditioning_channel_order"] == "bgr"
         self._dtype = next(self._embed.parameters()).dtype
-        self._channels = int(network.config["in_channels"])  # an inpainting UNet has more, which it never sees
+        self._channels = int(
+            network.config["in_channels"]
+        )  # an inpainting UNet has more, which it never sees
         self._takes_guidance = network.time_embedding.cond_proj is not None
         self.run: Callable[..., Any] = self._call
 

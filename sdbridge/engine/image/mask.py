@@ -186,7 +186,9 @@ class InpaintMask(StreamExtension):
         more = torch.stack([torch.cat((one.cells, one.hidden)) for one in nine if one is not None])
         if rows.guidance_rows:
             more = torch.cat((more, more[: rows.guidance_rows]))
-        return replace(call, sample=torch.cat((call.sample[:, : self._channels], more.to(call.sample.dtype)), dim=1))
+        return replace(
+            call, sample=torch.cat((call.sample[:, : self._channels], more.to(call.sample.dtype)), dim=1)
+        )
 
     def after_x0(self, rows: Rows, x0: Tensor) -> Tensor:
         masked = [one.masked if one is not None else None for one in rows.luggage]

@@ -143,7 +143,7 @@ class Painter:
             others = [frame.pixels for role, frame in sorted(entries[-1].items()) if role != "main"]
             if self._similarity.skip(newest.pixels, settings.similarity, others):
                 self.skipped += 1
-                return self._skip(newest, settings, revision)
+                return self._skip(entries, settings, revision)
         self._changed = False
         return self._process(entries, settings, revision)
 
@@ -302,23 +302,30 @@ class Painter:
             return None
         return [self._waiting.popleft() for _ in range(settings.frames)]
 
-    def _skip(self, newest: Frame, settings: StreamSettings, revision: int) -> Chunk | None:
+    def _skip(self, entries: Sequence[Entry], settings: StreamSettings, revision: int) -> Chunk | None:
         """The input stands still: first bring out what is inside, then show the last picture again."""
         if not self._stream.empty:
             return self._drain(settings, revision)
         if self._last_chunk is None:
             return None
-        again: dict[Role, Frame] = {
-            role: Frame(frame.pixels, newest.frame_id, newest.received_at_ns, revision)
-            for role, frame in self._last_chunk.frames[-1].items()
-        }
-        return self._give(Chunk((MappingProxyType(again),)))
+        last = self._last_chunk.frames[-1]
+        again: list[Entry] = []
+        for entry in entries:
+            main = entry["main"]
+            repeated: dict[Role, Frame] = {
+                role: Frame(frame.pixels, main.frame_id, main.received_at_ns, revision)
+                for role, frame in last.items()
+            }
+            again.append(MappingProxyType(repeated))
+        return self._give(Chunk(tuple(again)))
 
     def _drain(self, settings: StreamSettings, revision: int) -> Chunk | None:
         """One step without a new frame; None when nothing is inside any more."""
         if self._stream.empty:
             return None
-        conditioning = self._mixer.at_frame_edge(self._clock.now_ns() * 1e-9, wait=self._wait)
+        now_ns = self._clock.now_ns()
+        self._refresh_noise(settings, now_ns)
+        conditioning = self._mixer.at_frame_edge(now_ns * 1e-9, wait=self._wait)
         leaving = self._step(None, settings, conditioning)
         return None if leaving is None else self._decode(leaving, revision)
 

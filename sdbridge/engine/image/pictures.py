@@ -32,7 +32,7 @@ def to_roles(
 
 def to_tensor(pixels: np.ndarray, device: torch.device, width: int, height: int) -> Tensor:
     """uint8 ``[h, w, 4]`` -> float32 ``[1, 4, height, width]`` in 0..1."""
-    host = torch.from_numpy(pixels)
+    host = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())  # torch warns of read-only
     if device.type == "cuda":
         host = host.pin_memory()
     picture = host.to(device, non_blocking=True).permute(2, 0, 1)[None].float().mul_(1 / 255)

@@ -161,6 +161,13 @@ def test_a_still_input_drains_the_pipe_then_costs_nothing_and_resumes_in_one_fra
     assert ids(rig.tick(frame(100))) == [100], "the first other frame shows at once"
 
 
+def test_skipped_frames_of_a_batch_all_come_out(rig: Rig) -> None:
+    rig.set(frame_batch=2, similarity__enabled=True, similarity__threshold=0.5, similarity__max_skip=600)
+    pairs = [Chunk(({"main": still(k).main}, {"main": still(k + 1).main})) for k in range(0, 8, 2)]
+    assert [ids(rig.tick(pair)) for pair in pairs] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert len(rig.calls) == 1
+
+
 def test_max_skip_is_exact_and_a_parameter_change_is_never_skipped(rig: Rig) -> None:
     rig.set(similarity__enabled=True, similarity__threshold=0.5, similarity__max_skip=4)
     calls = []

@@ -11,7 +11,9 @@ from sdbridge.errors import SdbridgeError
 from sdbridge.models import catalog, embedded_model
 
 
-def test_paths_catalog_ids_and_the_embedded_models_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_catalog_ids_and_the_embedded_models_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "loras").mkdir()
     file = tmp_path / "loras" / "ink.safetensors"
     file.write_bytes(b"x")
