@@ -86,6 +86,10 @@ def test_a_slider_goes_by_keyboard_and_back_to_its_default(page: Browser, view: 
     page.until("document.querySelector('[data-name=guidance_scale]').classList.contains('changed')")
     page.click('[data-name="guidance_scale"] .reset')
     comes_true(lambda: view.store.get("guidance_scale") == 1.0)
+    view.store.set("tcd_gamma", 0.9, "osc")
+    page.until("document.querySelector('[data-name=tcd_gamma]').classList.contains('changed')")
+    view.store.set("tcd_gamma", 0.30000001192092896, "osc")  # 0.3 as 32 bits carry it
+    page.until("!document.querySelector('[data-name=tcd_gamma]').classList.contains('changed')")
 
 
 def test_others_move_the_slider_but_never_under_the_finger(page: Browser, view: WebView) -> None:

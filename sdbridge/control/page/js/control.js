@@ -35,7 +35,7 @@ export function control(name, { title = null } = {}) {
   );
   if (row.kind !== "trigger") {
     follow(name, (value) => {
-      node.classList.toggle("changed", value !== row.default);
+      node.classList.toggle("changed", !isDefault(row, value));
       body.show(value);
     });
   }
@@ -234,6 +234,12 @@ function rounded(value) {
 function shortest(value, row) {
   const digits = (row.maximum ?? 0) - (row.minimum ?? 0) > 20 ? 1 : 3;
   return String(Number(Number(value).toFixed(digits)));
+}
+
+/** Whether a value is the default; OSC carries 32 bits, so 0.3 comes back as 0.30000001. */
+export function isDefault(row, value) {
+  if (typeof value !== "number") return value === row.default;
+  return Math.abs(value - row.default) <= 1e-6 * Math.max(1, Math.abs(row.default));
 }
 
 /** A value as a person says it. */

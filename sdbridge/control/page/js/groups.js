@@ -1,7 +1,7 @@
 // The controls: every parameter in its group, found by search, slots shown only where used.
 
 import { el, fill, icon, iconButton, memory } from "./dom.js";
-import { control } from "./control.js";
+import { control, isDefault } from "./control.js";
 import { follow, rows, set, values } from "./state.js";
 
 const TITLES = {
@@ -85,7 +85,7 @@ function countChanges(members, badge) {
   for (const row of members) {
     if (row.kind === "trigger") continue;
     follow(row.name, (value) => {
-      value === row.default ? changed.delete(row.name) : changed.add(row.name);
+      isDefault(row, value) ? changed.delete(row.name) : changed.add(row.name);
       badge.hidden = !changed.size;
       badge.textContent = changed.size;
       badge.title = `${changed.size} changed from the default`;
@@ -115,7 +115,7 @@ function slots(members) {
     const mine = members.filter((row) => row.name.startsWith(`${kind}.${slot}.`));
     const remove = () => {
       opened.delete(slot);
-      for (const row of mine) if (row.kind !== "trigger" && values.get(row.name) !== row.default) set(row.name, row.default);
+      for (const row of mine) if (row.kind !== "trigger" && !isDefault(row, values.get(row.name))) set(row.name, row.default);
       if (kind === "seed") set(`seed.${slot}.weight`, 0);
       draw();
     };
