@@ -56,7 +56,7 @@ def controlnet_cost(seconds: float = 10.0, **options: Any) -> Figures:
             "more_ms": more,
             "unet_queued_ms": denoise_ms,
             "share_of_tick": more / statistics.median(off),
-            "canny_ms": _canny_ms(engine),
+            "canny_ms": _canny_ms(engine, int(options.get("side", SIZE))),
         }
 
 
@@ -142,14 +142,14 @@ def _times(name: str, times: list[float]) -> dict[str, float]:
     return {f"{name}_median_ms": statistics.median(ordered), f"{name}_max_ms": ordered[-1]}
 
 
-def _canny_ms(engine: Any) -> float:
-    """Canny alone on one picture of the usual size, with the wait for the device."""
+def _canny_ms(engine: Any, side: int) -> float:
+    """Canny alone on one picture, with the wait for the device."""
     import torch
 
     from sdbridge.engine.preprocess.base import Settings
     from sdbridge.engine.preprocess.canny import Canny
 
-    image = torch.rand(1, 3, SIZE, SIZE, device=engine.model.device)
+    image = torch.rand(1, 3, side, side, device=engine.model.device)
     canny, times = Canny(), []
     for _ in range(20):
         began = time.perf_counter()

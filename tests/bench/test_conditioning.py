@@ -20,7 +20,7 @@ from sdbridge.models.small import build_small_checkpoint
 )
 def test_each_case_gives_its_figures_on_a_small_model(tmp_path: Path, case, figures: set[str]) -> None:
     folder = build_small_checkpoint(tmp_path / "m")
-    found = case(seconds=0.2, model=folder, side=64)
+    found = case(seconds=0.05, model=folder, side=64)
     assert figures <= found.keys() and all(value == value for value in found.values())
 
 

@@ -55,7 +55,7 @@ class ImageEngine:
         self.spec = EngineSpec(kind="image")
         self._clock = clock or SystemClock()
         self._progress: Callable[[Progress], None] = lambda progress: None
-        self._trouble: Callable[[SdbridgeError], None] = lambda error: None
+        self._trouble: Callable[[SdbridgeError], None] = lambda error: log.warning("%s", error)
         self._values: dict[str, Value] = complete({})
         self._manual = ManualSteps()
         self._revision = 0
@@ -296,15 +296,11 @@ class ImageEngine:
             beside=self._load_beside,
             weights_changed=painter.weights_changed,
             prompts_changed=painter.prompts_changed,
-            report=self._report,
+            report=lambda error: self._trouble(error),
             encode=painter.encode,
             accelerate=painter.acceleration.wrap,
             options=self.config.options,
         )
-
-    def _report(self, error: SdbridgeError) -> None:
-        log.warning("%s", error)
-        self._trouble(error)
 
     def _load_beside(self, work: Callable[[], Any]) -> Future[Any]:
         assert self._beside is not None

@@ -226,3 +226,18 @@ def test_a_missing_or_foreign_depth_network_is_named(tmp_path) -> None:
     (tmp_path / "readme.txt").write_text("nothing here")
     with pytest.raises(SdbridgeError, match=f"SDB-PREPROCESS-NETWORK.*{tmp_path.name}"):
         make_preprocessor("normal", tmp_path, CPU, torch.float32)
+
+
+def test_growing_is_the_same_on_host_and_device() -> None:
+    """The two ways to follow weak edges agree; the device's way runs here on the processor's pooling."""
+    from torch.nn import functional as nn
+
+    from sdbridge.engine.preprocess.canny import GROWTH, grow
+
+    draw = torch.Generator().manual_seed(0)
+    weak = torch.rand(2, 1, 60, 80, generator=draw) < 0.45
+    strong = weak & (torch.rand(2, 1, 60, 80, generator=draw) < 0.02)
+    pooled = strong.float()
+    for _ in range(GROWTH):
+        pooled = nn.max_pool2d(pooled, 3, stride=1, padding=1) * weak.float()
+    assert torch.equal(grow(strong, weak), pooled)
