@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 OUT = Console(highlight=False)
@@ -24,6 +25,6 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(escape(cell) for cell in row))
     # A pipe has no width of its own; 80 columns would fold every address in two.
     (OUT if OUT.is_terminal else Console(width=160, highlight=False)).print(table)

@@ -93,6 +93,7 @@ class Receiver(stub.Receiver):
         return tuple(
             stub.Source(name, "the active sender" if name == active else "")
             for name in native.getSenderList()
+            if name not in _own_names
         )
 
     def open(self) -> None:

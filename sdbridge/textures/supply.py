@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from sdbridge.config import OutputConfig, TextureConfig
-from sdbridge.textures import auto, registry
+from sdbridge.textures import auto, first_source, registry
 from sdbridge.textures.stub import Receiver, Sender
 
 AUTO = "auto"
@@ -23,6 +23,8 @@ class Textures:
         if backend == AUTO:
             backend, why = auto.choose_receiver(config.name)
             log.info("input auto takes %s: %s", backend, why)
+            if backend == "test_pattern" and not config.name:
+                return AUTO, first_source.Receiver("", config.options)
         return backend, registry.receiver_class(backend)(config.name, config.options)
 
     def sender(self, config: OutputConfig, default_name: str) -> tuple[str, Sender]:

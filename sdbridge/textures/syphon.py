@@ -101,7 +101,8 @@ class Receiver(stub.Receiver):
         if not cls.available()[0]:
             return ()
         try:
-            return tuple(stub.Source(_label(server), f"Syphon {server.uuid}") for server in _servers())
+            others = [server for server in _servers() if server.name not in _own_names]
+            return tuple(stub.Source(_label(server), f"Syphon {server.uuid}") for server in others)
         except SdbridgeError as error:
             log.warning("%s", error)
             return ()

@@ -62,3 +62,14 @@ def test_auto_gives_a_sender_on_every_system() -> None:
     for platform in ("linux", "win32", "darwin", "plan9"):
         backend, why = choose_sender(platform=platform, class_of=lambda name: fake(False))
         assert backend == "mjpeg" and "browser" in why
+
+
+def test_an_unnamed_input_with_nothing_to_receive_waits_behind_the_test_pattern(monkeypatch) -> None:
+    from sdbridge.config import TextureConfig
+    from sdbridge.textures import auto, first_source, supply, test_pattern
+
+    monkeypatch.setattr(auto, "choose_receiver", lambda name: ("test_pattern", "nothing is seen"))
+    backend, receiver = supply.Textures().receiver(TextureConfig())
+    assert backend == "auto" and isinstance(receiver, first_source.Receiver)
+    backend, receiver = supply.Textures().receiver(TextureConfig(backend="test_pattern"))
+    assert backend == "test_pattern" and isinstance(receiver, test_pattern.Receiver)

@@ -285,3 +285,10 @@ def test_elsewhere_than_on_windows_it_says_so() -> None:
     assert spout._availability("linux") == (False, "Spout exists on Windows only, this is linux")
     with pytest.raises(SdbridgeError, match="SDB-TEXTURE-UNAVAILABLE"):
         Sender("show", {}).open()
+
+
+def test_our_own_outputs_are_not_listed_as_sources(desk: Desk) -> None:
+    desk.show("theirs", picture())
+    with Sender("ours", {}) as sender:
+        sender.send(Frame(picture(), 1, 0), {})
+        assert [source.name for source in Receiver.list_sources()] == ["theirs"]

@@ -54,7 +54,7 @@ class Finder:
 
 
 def list_sources() -> tuple[Source, ...]:
-    """All sources of the public group, after a look of about a second."""
+    """All sources of the public group but our own outputs, after a look of about a second."""
     if not library.available()[0]:
         return ()
     finder = Finder()
@@ -63,7 +63,8 @@ def list_sources() -> tuple[Source, ...]:
         end = time.monotonic() + _FIRST_LOOK_S
         while time.monotonic() < end:
             time.sleep(0.05)
-        return tuple(Source(found.name, found.address) for found in finder.sources())
+        others = [found for found in finder.sources() if found.name not in library.own_names]
+        return tuple(Source(found.name, found.address) for found in others)
     finally:
         finder.close()
 

@@ -40,7 +40,7 @@ def available() -> tuple[bool, str]:
     if numbers < OLDEST:
         wanted = ".".join(str(part) for part in OLDEST)
         return False, f"ndi-python {version} stalls other threads; pip install 'ndi-python>={wanted}'"
-    return True, f"ndi-python {version}"
+    return True, f"NDI runs by ndi-python {version}"
 
 
 @cache
