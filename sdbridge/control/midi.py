@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
 from sdbridge import paths
 from sdbridge.control.midi_controls import RELATIVE, Control, MidiMessage, Position, recognise
 from sdbridge.control.midi_map import MidiMap, preset_of
+from sdbridge.control.midi_ports import MidiPort, MidiPorts, MidoPorts
 from sdbridge.control.view import BridgeView
 from sdbridge.errors import SdbridgeError
 from sdbridge.parameters.normalized import from_normalized, has_range, to_normalized
@@ -22,23 +22,10 @@ log = logging.getLogger(__name__)
 
 GATHER_S = 0.033
 _RESCAN_S = 2.0
+_NEVER = 1 << 62
 _LEARN_FOR_S = 0.4  # one movement, from its first message on
 _MOST_WAITING = 4_096
 _TURNS = 128.0  # steps of an encoder from one end of a range to the other
-
-
-class MidiPorts(Protocol):
-    """The system's MIDI devices, by name."""
-
-    def names(self) -> Sequence[str]: ...
-    def open(self, name: str, heard: Callable[[MidiMessage], None]) -> MidiPort: ...
-
-
-class MidiPort(Protocol):
-    """An open device, both ways where it has both."""
-
-    def send(self, message: MidiMessage) -> None: ...
-    def close(self) -> None: ...
 
 
 class MidiSurface:
@@ -272,7 +259,14 @@ class MidiSurface:
 
     def _rescan(self) -> None:
         wanted = self._view.config.midi.devices
-        names = [n for n in self._ports.names() if not wanted or any(w.lower() in n.lower() for w in wanted)]
+        try:
+            there = self._ports.names()
+        except OSError as error:
+            # A machine without a MIDI system (a server, a container) would say so every two seconds.
+            log.info("no MIDI on this machine: %s", error)
+            self._rescan_at_ns = _NEVER
+            return
+        names = [n for n in there if not wanted or any(w.lower() in n.lower() for w in wanted)]
         for gone in set(self._open) - set(names):
             log.info("MIDI device %s was disconnected", gone)
             self._open.pop(gone).close()
@@ -287,68 +281,6 @@ class MidiSurface:
             else:
                 values, _ = self._store.snapshot()  # a device that comes is brought to where things stand
                 self._moved.update({n: (v, "") for n, v in values.items() if n not in self._moved})
-
-
-class MidoPorts:
-    """Devices through mido and python-rtmidi."""
-
-    def names(self) -> Sequence[str]:
-        import mido
-
-        # Our own and the system's pass-through ports would send everything back to us.
-        return [n for n in mido.get_input_names() if "through" not in n.lower() and "rtmidi" not in n.lower()]
-
-    def open(self, name: str, heard: Callable[[MidiMessage], None]) -> MidiPort:
-        import mido
-
-        def on_message(message: Any) -> None:
-            known = _from_mido(message)
-            if known is not None:
-                heard(known)
-
-        incoming = mido.open_input(name, callback=on_message)
-        try:
-            outgoing = mido.open_output(name) if name in mido.get_output_names() else None
-        except (OSError, RuntimeError):
-            outgoing = None
-        return _MidoPort(incoming, outgoing)
-
-
-class _MidoPort:
-    def __init__(self, incoming: Any, outgoing: Any) -> None:
-        self._incoming = incoming
-        self._outgoing = outgoing
-
-    def send(self, message: MidiMessage) -> None:
-        if self._outgoing is not None:
-            self._outgoing.send(_to_mido(message))
-
-    def close(self) -> None:
-        self._incoming.close()
-        if self._outgoing is not None:
-            self._outgoing.close()
-
-
-def _from_mido(message: Any) -> MidiMessage | None:
-    if message.type == "control_change":
-        return MidiMessage("cc", message.channel + 1, message.control, message.value)
-    if message.type in ("note_on", "note_off"):
-        value = message.velocity if message.type == "note_on" else 0
-        return MidiMessage("note", message.channel + 1, message.note, value)
-    if message.type == "pitchwheel":
-        return MidiMessage("bend", message.channel + 1, 0, message.pitch + 8192)
-    return None
-
-
-def _to_mido(message: MidiMessage) -> Any:
-    import mido
-
-    channel = message.channel - 1
-    if message.kind == "cc":
-        return mido.Message("control_change", channel=channel, control=message.number, value=message.value)
-    if message.kind == "note":
-        return mido.Message("note_on", channel=channel, note=message.number, velocity=message.value)
-    return mido.Message("pitchwheel", channel=channel, pitch=message.value - 8192)
 
 
 def _turned(row: Parameter, now: Value, steps: int) -> object | None:

@@ -11,6 +11,7 @@ import pytest
 
 from sdbridge.config import Config, MidiSection
 from sdbridge.control import midi as midi_module
+from sdbridge.control import midi_ports
 from sdbridge.control.midi import MidiSurface
 from sdbridge.control.midi_controls import Control, MidiMessage, Position, recognise
 from sdbridge.errors import SdbridgeError
@@ -289,6 +290,19 @@ def test_only_the_devices_that_the_config_names_are_taken(tmp_path: Path) -> Non
     assert desk.surface.devices == ("Launchkey 25",)
 
 
+def test_a_machine_without_midi_is_asked_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def nothing() -> Sequence[str]:
+        asked.append(1)
+        raise OSError("no sequencer")
+
+    monkeypatch.setattr(desk.ports, "names", nothing)
+    for _ in range(5):
+        desk.wait(3.0)
+    assert len(asked) == 1
+
+
 def test_a_flood_is_bounded(desk: Desk) -> None:
     for _ in range(100_000):
         desk.surface.hear(cc(7, 1))
@@ -324,8 +338,8 @@ def test_the_thread_applies_what_a_device_sends(tmp_path: Path) -> None:
     ],
 )
 def test_messages_cross_to_mido_and_back(message: mido.Message) -> None:
-    ours = midi_module._from_mido(message)
-    assert ours is not None and midi_module._to_mido(ours) == message
-    assert midi_module._from_mido(mido.Message("clock")) is None
-    released = midi_module._from_mido(mido.Message("note_off", note=60, velocity=64))
+    ours = midi_ports.from_mido(message)
+    assert ours is not None and midi_ports.to_mido(ours) == message
+    assert midi_ports.from_mido(mido.Message("clock")) is None
+    released = midi_ports.from_mido(mido.Message("note_off", note=60, velocity=64))
     assert released == MidiMessage("note", 1, 60, 0)
