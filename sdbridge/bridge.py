@@ -299,7 +299,7 @@ class Bridge:
 
     def _on_sent(self, thread: SendThread, outgoing: Outgoing) -> None:
         """A picture left; its way from the input is the latency that people feel."""
-        if outgoing.new and thread.config.role == "generated":
+        if outgoing.timed and thread.config.role == "generated":
             age_ns = self.clock.now_ns() - outgoing.frame.received_at_ns
             self.output.latency.add(age_ns / 1e6)
 

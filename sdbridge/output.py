@@ -45,6 +45,7 @@ class OutputLoop:
         self._newest: Frame | None = None
         self._control: Frame | None = None
         self._unsent = False
+        self._again = False
         self._cut = False
         self._previews: dict[Role, PreviewRelay] = {
             "generated": PreviewRelay(clock),
@@ -94,18 +95,21 @@ class OutputLoop:
             wait_s = (self._pace.due_ns(fps) - self._clock.now_ns()) / 1e9
             self._ready.wait(min(max(wait_s, 0.0), 0.1))
             try:
-                self._turn(settings, fps)
+                self._turn(settings, fps, values["mode"] == "txt2img")
             except Exception:  # edge: the output loop is the show itself; a fault in it costs one frame
                 log.exception("an output frame failed")
                 self._clock.sleep(0.01)
 
-    def _turn(self, settings: HoldSettings, fps: float) -> None:
+    def _turn(self, settings: HoldSettings, fps: float, free_running: bool = False) -> None:
         made = self._engine.take("generated")
         now = self._clock.now_ns()
         if made is not None:
-            self._newest, self._unsent = made, True
+            before, self._newest, self._unsent = self._newest, made, True
             self.frames_made += 1
-            self._policy.frame_came(now, settings)
+            # The same input painted again, since a slider moved: no sign that the source is back.
+            self._again = before is not None and before.frame_id == made.frame_id
+            if not self._again or free_running:
+                self._policy.frame_came(now, settings)
         self._control = self._engine.take("control") or self._control
         if self._cut:
             settings = replace(settings, black=True)
@@ -140,7 +144,7 @@ class OutputLoop:
             "source_frame": str(source.frame_id) if source is not None else "",
             "new": "1" if new else "0",
         }
-        outgoing = Outgoing(frame, about, new, self.newest_input())
+        outgoing = Outgoing(frame, about, new, self.newest_input(), timed=new and not self._again)
         control = Outgoing(self._control, about, new) if self._control is not None else None
         for role, slot in self._slots:
             if role == "generated":

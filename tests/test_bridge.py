@@ -14,6 +14,7 @@ import pytest
 from sdbridge.bridge import Bridge
 from sdbridge.config import Config, OutputConfig
 from sdbridge.errors import SdbridgeError
+from sdbridge.frame import Frame
 from sdbridge.preview import PreviewRelay
 from sdbridge.testing import FakeClock, FakeReceiver, FakeSender, FakeTextures, number_of, numbered_picture
 from sdbridge.textures.test_card import read_number
@@ -115,7 +116,9 @@ class Show:
     def __enter__(self):
         self.bridge.__enter__()
         self.bridge.start()
-        self.sender.wait_for(new)
+        if self.receiver.fps <= 0:
+            self.receiver.push(numbered_picture(1))
+        wait_until(lambda: self.bridge.output.frames_made > 0)
         return self
 
     def __exit__(self, *exc):
@@ -174,6 +177,19 @@ def test_when_the_input_stops_the_hold_action_sets_in_and_a_crossfade_brings_it_
         show.receiver.present = True
         show.until_state("fading")
         show.until_state("live")
+
+
+def test_a_slider_moved_without_input_shows_but_does_not_pretend_that_the_source_is_back():
+    with Show("fake", fps=0.0, **{"hold.action": "black", "hold.after": 0.3, "hold.fade": 0}) as show:
+        show.until_state("fallback")
+        latency = show.bridge.status().latency_ms
+        client = show.bridge.engine.client
+        made = client.frames_made
+        for step in range(10):  # frames of the input that was there, painted again
+            client.offer("main", Frame(numbered_picture(1), 1, 0))
+            wait_until(lambda step=step: client.frames_made > made + step)
+        assert show.until_state("fallback")
+        assert show.bridge.status().latency_ms == latency
 
 
 def test_an_image_that_cannot_be_read_is_one_line_and_black():

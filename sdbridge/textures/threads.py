@@ -38,6 +38,7 @@ class Outgoing:
     about: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     new: bool = True
     input: Frame | None = None  # whose alpha is taken for ``alpha: input``
+    timed: bool = False  # whether its age says how long a picture takes through the bridge
 
 
 class _TextureThread:
