@@ -90,6 +90,7 @@ class Live:
         await client.send(
             {
                 "kind": "hello",
+                "name": self._view.config.name,
                 "schema": self._view.store.table.schema_hash(),
                 "may_write": client.may_write,
                 "lan": self._access.lan,

@@ -60,6 +60,14 @@ def slider(name: str) -> str:
     return f'[data-name="{name}"] input[type=range]'
 
 
+def test_the_page_bears_the_bridges_name(browser: Browser) -> None:
+    with WebServer(WebView(name="Stage <left>")) as server:
+        browser.open(server.url)
+        browser.until("document.title === 'Stage <left>'")
+        assert browser.eval("document.getElementById('name').textContent") == "Stage <left>"
+        browser.open("about:blank")
+
+
 def test_moving_a_slider_changes_the_parameter_and_the_picture(page: Browser, view: WebView) -> None:
     def brightness() -> float:
         return page.eval(

@@ -1,6 +1,6 @@
 // The page's beginning: load the table, build every section, connect.
 
-import { memory } from "./dom.js";
+import { memory, say } from "./dom.js";
 import { link } from "./link.js";
 import { loadTable, status, followStatus } from "./state.js";
 import { buildConnect } from "./connect.js";
@@ -62,6 +62,8 @@ async function begin() {
   buildKeys();
   link.addEventListener("hello", ({ detail }) => {
     if (detail.schema !== schema) location.reload(); // another version of the bridge came up
+    say(document.getElementById("name"), detail.name);
+    document.title = detail.name;
   });
   link.connect();
   showView(memory.get("view", "play"));

@@ -53,7 +53,8 @@ function draw() {
       el("button.go", { type: "button", disabled: !next, onclick: () => go("next") }, "Go", el("small", {}, next ? next.name : "end of the list")),
     ),
   );
-  list.querySelector(".now")?.scrollIntoView({ block: "nearest" });
+  const now = list.querySelector(".now");
+  if (now) list.scrollTop = now.offsetTop - list.offsetTop - list.clientHeight / 3; // the list, never the page
 }
 
 function line(cue) {
