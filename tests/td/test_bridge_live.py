@@ -116,9 +116,15 @@ def test_no_feedback_loop(desk: Desk, daemon: SmallDaemon) -> None:
     daemon.store.set_many({"strength": 0.1, "delta": 0.7, "seed_walk_speed": 1 / 3}, "someone")
     desk.par.Guidancescale = 1.1
     desk.until(lambda: desk.par.Strength.eval() == 0.1, "the echo is here")
+    desk.frames(5)
     revision = daemon.store.revision
+    desk.ext.link._renew_at = desk.now() + 60  # the subscription's own datagrams must not be counted
+    sent = desk.ext.link.datagrams_sent
+    daemon.store.set_many({"strength": 0.15, "delta": 0.75, "prompt.1.text": "said to it"}, "someone")
+    desk.until(lambda: desk.par.Strength.eval() == 0.15, "another echo")
     desk.frames(100)
-    assert daemon.store.revision == revision
+    assert desk.ext.link.datagrams_sent == sent  # not one of them was said back
+    assert daemon.store.revision == revision + 1
     assert desk.par.Guidancescale.eval() == 1.1
     assert desk.par.Seedwalkspeed.eval() == pytest.approx(1 / 3, rel=1e-6)
 
@@ -132,6 +138,28 @@ def test_an_old_value_that_comes_in_the_frame_of_a_change_does_not_undo_it(
     desk.ext._hear([("/sdbridge/prompt/1/text", ("",)), ("/sdbridge/strength", (0.6,))], desk.now())
     assert desk.par.Prompt0text.eval() == "just typed"
     desk.until(lambda: daemon.store.get("prompt.1.text") == "just typed", "it arrives")
+
+
+def test_an_echo_that_crosses_a_change_is_set_aside_and_asked_for_again(
+    desk: Desk, daemon: SmallDaemon
+) -> None:
+    """The daemon heard us after what it echoes: it will not tell us again, so the echo must not win."""
+    online(desk, daemon.port)
+    desk.par.Strength = 0.2
+    desk.host.step()  # sent
+    desk.ext._hear([("/sdbridge/strength", (0.9,))], desk.now())
+    assert desk.par.Strength.eval() == 0.2
+    assert "strength" in desk.ext._doubted
+    desk.until(lambda: desk.ext._doubted == {}, "asked again")
+    desk.frames(30)
+    assert desk.par.Strength.eval() == 0.2 == pytest.approx(daemon.store.get("strength"))
+    desk.par.Strength = 0.3
+    desk.host.step()
+    desk.until(lambda: daemon.store.get("strength") == pytest.approx(0.3), "ours arrives")
+    daemon.store.set("strength", 0.8, "someone")  # and this time the other one is later
+    desk.until(
+        lambda: desk.par.Strength.eval() == pytest.approx(daemon.store.get("strength")), "the later one"
+    )
 
 
 def test_two_components_and_a_fader_agree_in_the_end(desk: Desk, daemon: SmallDaemon) -> None:
