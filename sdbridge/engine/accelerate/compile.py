@@ -54,6 +54,7 @@ class Compiled:
         why = self._obstacle(call)
         if why:
             self._graph = None
+            self._compiling = False  # never later, between two frames
             if why not in self._said:
                 self._said.add(why)
                 log.info("the UNet runs uncompiled: %s", why)
