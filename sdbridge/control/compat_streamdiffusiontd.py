@@ -12,21 +12,20 @@ Pairs = list[tuple[str, object]]
 _PROMPTS, _SEEDS, _CONTROLNETS = 8, 4, 8
 
 
-def translate(address: str, args: Sequence[Argument]) -> Pairs | None:
-    """The parameters that a foreign address sets; None if it is not one of theirs.
+def is_theirs(address: str) -> bool:
+    """Whether StreamDiffusionTD knows this address."""
+    return any(address in table for table in (_PLAIN, _TRIGGERS, _SPECIAL, _IGNORED))
 
-    Raises SDB-PARAM-TYPE for arguments that do not fit.
-    """
-    address = address.rstrip("/")
-    if address in _IGNORED:
-        return []
+
+def translate(address: str, args: Sequence[Argument]) -> Pairs:
+    """The parameters that one of their addresses sets. Raises SDB-PARAM-TYPE if its arguments do not fit."""
     if address in _PLAIN:
         return [(_PLAIN[address], _first(address, args))]
     if address in _TRIGGERS:
         return [(_TRIGGERS[address], args[0] if args and args[0] is not None else True)]
     if address in _SPECIAL:
         return _SPECIAL[address](address, args)
-    return None
+    return []
 
 
 _PLAIN: Mapping[str, str] = {

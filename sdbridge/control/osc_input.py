@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from sdbridge.control.compat_streamdiffusiontd import translate as translate_streamdiffusiontd
+from sdbridge.control import compat_streamdiffusiontd
 from sdbridge.control.osc_commands import OscCommands, OscUsageError, Released
 from sdbridge.control.osc_decode import (
     Argument,
@@ -16,7 +16,7 @@ from sdbridge.control.osc_decode import (
     decode,
     encode_message,
 )
-from sdbridge.control.osc_log import OscLog
+from sdbridge.control.osc_log import OscLog, Verdict
 from sdbridge.control.osc_patterns import AddressTree, OscPatternError, is_pattern
 from sdbridge.control.osc_schedule import OscSchedule, OscTooFarError
 from sdbridge.control.subscriptions import Address, OscRefusedError, Subscriptions, source_of
@@ -122,8 +122,8 @@ class OscInput:
             self._judge(message, sender, lambda: self._set_by_name(address, args, sender))
         elif address in self._read_only:
             self._judge(message, sender, lambda: self._read(address, args, sender))
-        elif self._compat and (pairs := translate_streamdiffusiontd(address, args)) is not None:
-            self._judge(message, sender, lambda: self._set_pairs(pairs))
+        elif self._compat and compat_streamdiffusiontd.is_theirs(address):
+            self._judge(message, sender, lambda: self._set_theirs(address, args))
         elif is_pattern(address):
             self._judge(message, sender, lambda: self._set_matches(address, args, sender))
         else:
@@ -159,6 +159,7 @@ class OscInput:
             self._pairs.append((row.name, True))
             return ""
         if not args:
+            self.apply()  # the answer counts what came before the question
             value = self._store.get(row.name)
             self._answer(row.address, to_normalized(row, value) if normalized else value, sender)
             return "asked"
@@ -192,10 +193,10 @@ class OscInput:
             f", {len(refused)} refused: {refused[0].what}" if refused else ""
         )
 
-    def _set_pairs(self, pairs: list[tuple[str, object]]) -> str:
+    def _set_theirs(self, address: str, args: tuple[Argument, ...]) -> str:
         """What an address of another program means here. All of it is checked before any of it counts."""
         checked: list[tuple[str, object]] = []
-        for name, raw in pairs:
+        for name, raw in compat_streamdiffusiontd.translate(address, args):
             row = self._table.find(name)
             checked.append((row.name, row.coerce(raw)))
         self._pairs += checked
@@ -223,14 +224,8 @@ class OscInput:
         error = SdbridgeError("SDB-OSC-UNKNOWN", f"there is no address {message.address[:80]!r}{hint}")
         self.log.add(message.address, message.args, f"{sender[0]}:{sender[1]}", "unknown", str(error))
 
-    def _note(self, message: OscMessage, sender: Address, verdict: str, reason: str) -> None:
-        self.log.add(
-            message.address,
-            message.args,
-            f"{sender[0]}:{sender[1]}",
-            "ignored" if verdict == "ignored" else "ok",
-            reason,
-        )
+    def _note(self, message: OscMessage, sender: Address, verdict: Verdict, reason: str) -> None:
+        self.log.add(message.address, message.args, f"{sender[0]}:{sender[1]}", verdict, reason)
 
     def _refuse(self, address: str, args: tuple[Argument, ...], sender: Address, reason: str) -> None:
         self._subscriptions.last_refusal = reason[:300]

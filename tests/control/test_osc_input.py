@@ -213,6 +213,12 @@ def test_an_address_without_argument_is_answered_with_its_value(rig: Rig) -> Non
     assert rig.heard(PAD) == [("/sdbridge/strength", 0.5), ("/sdbridge/status/state", "streaming")]
 
 
+def test_a_question_is_answered_with_what_was_said_just_before(rig: Rig) -> None:
+    messages = [encode_message("/sdbridge/strength", (0.25,)), encode_message("/sdbridge/strength")]
+    rig.packet(encode_bundles(messages, 60_000)[0])
+    assert rig.heard(PAD) == [("/sdbridge/strength", 0.25)]
+
+
 def test_texts_of_several_arguments_are_joined_as_max_and_pd_send_them(rig: Rig) -> None:
     rig.say("/sdbridge/prompt", "a", "red", "fox", 2.0)
     assert rig.store.get("prompt") == "a red fox 2"
@@ -454,7 +460,8 @@ def test_prompt_and_seed_lists_fill_the_slots_and_silence_the_rest(compat: Rig) 
     "address", ["/prompt_list", "/seed_list", "/controlnets", "/t_list", "/cached_attention"]
 )
 def test_bad_json_changes_nothing_at_all(compat: Rig, address: str, text: str) -> None:
-    assert compat.say(address, text).verdict == "invalid"
+    entry = compat.say(address, text)
+    assert entry.verdict == "invalid" and entry.reason.startswith("SDB-PARAM-")
     assert compat.store.revision == 0
 
 
