@@ -116,6 +116,8 @@ class Sender(stub.Sender):
             await self._stream(viewer, last, receive, send)
         except OSError:
             log.debug("a viewer of %s went away while it was written to", self._chosen.path)
+        except asyncio.CancelledError:
+            log.debug("the server ended while %s was watched", self._chosen.path)  # no fault, so no trace
         finally:
             with self._lock:
                 self._viewers.discard(viewer)

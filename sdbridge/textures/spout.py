@@ -75,6 +75,9 @@ class Receiver(stub.Receiver):
         self._colour_order = GL_RGBA
         self._last_frame_ns: int | None = None
         self._last_look_ns: int | None = None
+        # Status is asked for from other threads, and Spout belongs to this one: so its answers are kept.
+        self._linked = False
+        self._way = ""
 
     @classmethod
     def available(cls) -> tuple[bool, str]:
@@ -127,20 +130,20 @@ class Receiver(stub.Receiver):
 
     @property
     def connected(self) -> bool:
-        return (
-            self._last_frame_ns is not None and self.clock.now_ns() - self._last_frame_ns < _SILENCE_S * 1e9
-        ) or (self._native is not None and self._buffer is not None and bool(self._native.isConnected()))
+        last = self._last_frame_ns
+        return self._linked or (last is not None and self.clock.now_ns() - last < _SILENCE_S * 1e9)
 
     def describe(self) -> str:
         target = self._target or self.name or "the active sender"
-        if self.connected and self._buffer is not None:
-            way = "GPU" if self._native.isGLDXReady() else "CPU share"
-            return f"spout {target}, {self._buffer.shape[1]}x{self._buffer.shape[0]} by {way}"
+        buffer = self._buffer
+        if self.connected and buffer is not None:
+            return f"spout {target}, {buffer.shape[1]}x{buffer.shape[0]} by {self._way}"
         return f"spout, waiting for {target}"
 
     def close(self) -> None:
         native, self._native = self._native, None
         self._buffer = None
+        self._linked = False
         self._last_frame_ns = None
         if native is not None:
             native.releaseReceiver()
@@ -167,6 +170,7 @@ class Receiver(stub.Receiver):
         native = self._native
         into = None if self._buffer is None else self._buffer.reshape(-1)
         received = native.receiveImage(into, self._colour_order, self._chosen.bottom_up, 0)
+        self._linked = self._buffer is not None and bool(native.isConnected())
         if native.isUpdated():
             # The sender is new or its size changed; nothing was written this time.
             self._make_room(int(native.getSenderWidth()), int(native.getSenderHeight()))
@@ -189,6 +193,7 @@ class Receiver(stub.Receiver):
         # Read in the sender's own order: the driver then copies and converts nothing.
         self._colour_order = GL_BGRA if int(self._native.getSenderFormat()) in DXGI_BGRA else GL_RGBA
         self._buffer = np.empty((height, width, 4), np.uint8)
+        self._way = _way(self._native)
         log.info("spout: receiving %s, %dx%d", self._target, width, height)
 
 
@@ -208,6 +213,7 @@ class Sender(stub.Sender):
         self._chosen = SpoutSenderOptions()
         self._native: Any = None
         self._size: tuple[int, int] | None = None
+        self._way = ""  # asked once a size: status comes from other threads, Spout belongs to one
         self.refused = 0
 
     @classmethod
@@ -238,7 +244,9 @@ class Sender(stub.Sender):
             pixels.reshape(-1), frame.width, frame.height, GL_RGBA, self._chosen.bottom_up, 0
         )
         if sent:
-            self._size = (frame.width, frame.height)
+            if self._size != (frame.width, frame.height):
+                self._way = _way(self._native)
+                self._size = (frame.width, frame.height)
             return
         self.refused += 1
         if self.refused == 1:
@@ -247,8 +255,7 @@ class Sender(stub.Sender):
     def describe(self) -> str:
         if self._native is None or self._size is None:
             return f"spout {self.name}"
-        way = "GPU" if self._native.isGLDXReady() else "CPU share"
-        return f"spout {self.name}, {self._size[0]}x{self._size[1]} by {way}"
+        return f"spout {self.name}, {self._size[0]}x{self._size[1]} by {self._way}"
 
     def close(self) -> None:
         native, self._native = self._native, None
@@ -256,3 +263,7 @@ class Sender(stub.Sender):
             native.releaseSender()
             native.closeOpenGL()
             _own_names.discard(self.name)
+
+
+def _way(native: Any) -> str:
+    return "GPU" if native.isGLDXReady() else "CPU share"

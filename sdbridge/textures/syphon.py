@@ -201,6 +201,7 @@ class Sender(stub.Sender):
         self._server: Any = None
         self._textures: list[Any] = []
         self._next = 0
+        self._watched = False
         self._size: tuple[int, int] | None = None
 
     @classmethod
@@ -228,11 +229,12 @@ class Sender(stub.Sender):
         _library("syphon.utils.numpy").copy_image_to_mtl_texture(pixels, texture)
         # A row order opposite to Syphon's own is said with the frame; receivers turn it for nothing.
         self._server.publish_frame_texture(texture, is_flipped=self._chosen.bottom_up)
+        self._watched = bool(self._server.has_clients)
 
     @property
     def receivers(self) -> int:
-        """Syphon tells whether there are any, not how many."""
-        return int(self._server is not None and bool(self._server.has_clients))
+        """Syphon tells whether there are any, not how many; as of the last frame."""
+        return int(self._watched)
 
     def rename(self, name: str) -> None:
         """Appear under another name from now on; receivers stay connected."""
@@ -249,6 +251,7 @@ class Sender(stub.Sender):
 
     def close(self) -> None:
         server, self._server = self._server, None
+        self._watched = False
         self._textures = []
         self._size = None
         if server is not None:

@@ -45,6 +45,7 @@ class Sender(stub.Sender):
         super().__init__(name, options)
         self._chosen = VirtualCameraOptions()
         self._camera: Any = None
+        self._device = ""
 
     @classmethod
     def available(cls) -> tuple[bool, str]:
@@ -69,6 +70,7 @@ class Sender(stub.Sender):
         except RuntimeError as error:
             what = " ".join(str(error).split())
             raise SdbridgeError("SDB-TEXTURE-UNAVAILABLE", f"no virtual camera answers: {what}") from error
+        self._device = self._camera.device
 
     def send(self, frame: Frame, about: Mapping[str, str]) -> None:
         if self._camera is None:
@@ -81,7 +83,7 @@ class Sender(stub.Sender):
     def describe(self) -> str:
         if self._camera is None:
             return "virtual camera, closed"
-        return f"virtual camera {self._camera.device}, {self._chosen.width}x{self._chosen.height}"
+        return f"virtual camera {self._device}, {self._chosen.width}x{self._chosen.height}"
 
     def close(self) -> None:
         camera, self._camera = self._camera, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ class Sender(stub.Sender):
         self.public_name = ""
         self._chosen = NdiSenderOptions()
         self._native: object | None = None
+        self._lock = threading.Lock()  # status is asked for from other threads while this one closes
         self._video: Any = None
         self._size: tuple[int, int] | None = None
         self.encoded = 0
@@ -89,19 +91,21 @@ class Sender(stub.Sender):
 
     @property
     def receivers(self) -> int:
-        if self._native is None:
-            return 0
-        return int(library.load().send_get_no_connections(self._native, 0))
+        with self._lock:
+            if self._native is None:
+                return 0
+            return int(library.load().send_get_no_connections(self._native, 0))
 
     @property
     def on_program(self) -> bool:
         """Tally: whether someone has our picture on air."""
-        if self._native is None:
-            return False
-        ndi = library.load()
-        tally = ndi.Tally()
-        ndi.send_get_tally(self._native, tally, 0)
-        return bool(tally.on_program)
+        with self._lock:
+            if self._native is None:
+                return False
+            ndi = library.load()
+            tally = ndi.Tally()
+            ndi.send_get_tally(self._native, tally, 0)
+            return bool(tally.on_program)
 
     def describe(self) -> str:
         size = f", {self._size[0]}x{self._size[1]}" if self._size else ""
@@ -109,10 +113,11 @@ class Sender(stub.Sender):
         return f"ndi {self.public_name or self.name}{size}, {self.receivers} receiving{air}"
 
     def close(self) -> None:
-        native, self._native = self._native, None
-        if native is not None:
-            library.load().send_destroy(native)
-            library.own_names.discard(self.public_name)
+        with self._lock:
+            native, self._native = self._native, None
+            if native is not None:
+                library.load().send_destroy(native)
+                library.own_names.discard(self.public_name)
 
     def _drop_incoming(self, ndi: Any) -> None:
         """Receivers may send metadata to us; unread it would pile up in the library."""
