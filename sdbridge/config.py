@@ -161,7 +161,7 @@ class Config(_Section):
     cues: tuple[CueConfig, ...] = ()
     hold: HoldSection = HoldSection()
     log: LogSection = LogSection()
-    compat: tuple[str, ...] = ()
+    compat: tuple[Literal["streamdiffusiontd"], ...] = ()
     osc: OscSection = OscSection()
     midi: MidiSection = MidiSection()
     dmx: DmxSection = DmxSection()
