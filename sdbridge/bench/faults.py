@@ -32,6 +32,9 @@ def fault_gaps(seconds: float = 10.0, **options: Any) -> Mapping[str, object]:
             time.sleep(0.5)
             figures.update(_figures(rig, name, began, recovered))
             _rest(rig)
+        gaps = rig.gaps_ms(rig.sights[0].at)
+        figures["all_gap_p99_ms"] = percentile(gaps, 99)
+        figures["all_gap_max_ms"] = gaps[-1]
         figures["restarts"] = rig.status()["restarts"]
     return figures
 
