@@ -191,6 +191,7 @@ class Bridge:
         if self._closed:
             return
         self._closed = True
+        self.engine.rest()
         self._unsubscribe()
         self.show.close()
         if self._ticker.is_alive():

@@ -176,6 +176,7 @@ ENDS = {
         rig.engine_process().send_signal(signal.SIGSTOP),
         rig.daemon.terminate(),
     ),
+    "SIGTERM to the whole group": lambda rig: os.killpg(rig.daemon.pid, signal.SIGTERM),
     "SIGKILL": lambda rig: rig.daemon.kill(),
 }
 
@@ -191,6 +192,9 @@ def test_no_end_leaves_an_orphan_or_a_block(end):
         ENDS[end](rig)
         _gone, alive = psutil.wait_procs(members, timeout=60)
         assert not alive, [process.cmdline() for process in alive]
+        if end.startswith("SIGTERM"):
+            assert rig.daemon.wait() == 0
+            assert "SDB-" not in (rig.home / "daemon.out").read_text()  # an end in good order is no fault
         ours = {block for block in shared if "sdbtex_in" not in block}  # the source is another program's
         rig.wait(lambda: not [block for block in ours if Path(block).exists()], "the blocks to go", 30)
 

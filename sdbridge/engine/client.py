@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import logging
 import queue
@@ -107,7 +108,9 @@ class EngineClient:
                 name=f"sdbridge-engine-{self.config.kind}",
                 daemon=True,
             )
-            _start_deaf_to_interrupts(self._runner)
+            _start_deaf_to_signals(self._runner)
+            # multiprocessing would wait for it for ever at exit, since it does not hear SIGTERM.
+            atexit.register(self.kill)
             self._far_end.close()  # or the end of the child would not be seen here
         for work in (self._read, self._write):
             thread = threading.Thread(target=work, name=f"engine-{work.__name__}", daemon=True)
@@ -134,6 +137,7 @@ class EngineClient:
             self._runner.join(timeout_s if self.alive else 0.1)
             self.kill()
         self._close()
+        atexit.unregister(self.kill)
         self._track.move(EngineState.STOPPED)
         self._ended.set()
 
@@ -342,8 +346,8 @@ def _merged(messages: list[Message | None]) -> list[Message | None]:
     return out
 
 
-def _start_deaf_to_interrupts(process: Any) -> None:
-    """Start a child that Ctrl+C cannot reach, not even before its main function runs.
+def _start_deaf_to_signals(process: Any) -> None:
+    """Start a child that Ctrl+C and SIGTERM cannot reach, not even before its main function runs.
 
     The signal mask is this thread's own and is inherited, so blocking it here for the moment of
     the start neither loses nor delays anything for the bridge.
@@ -351,7 +355,7 @@ def _start_deaf_to_interrupts(process: Any) -> None:
     if sys.platform == "win32":
         process.start()
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         process.start()
     finally:

@@ -89,6 +89,10 @@ class RunningEngine:
         self._orders.put(("start", None))
         self._thread.start()
 
+    def rest(self) -> None:
+        """Start no more engines: the end is near."""
+        self._closing.set()
+
     def stop(self) -> None:
         """End every engine and remove what they shared; waits for that."""
         self._closing.set()

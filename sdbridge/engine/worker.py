@@ -50,8 +50,10 @@ class EngineStart:
 
 def run_engine_process(start: EngineStart, connection: Connection, wake: Wake, ready: Wake) -> None:
     """The child's main function."""
-    # Ctrl+C reaches the whole terminal; the bridge decides when the engine ends.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl+C reaches the whole terminal and systemd's SIGTERM the whole group; the bridge decides when
+    # the engine ends, and without a bridge it ends by itself.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     faulthandler.enable()  # a crash in a driver leaves at least a trace
     if start.config.threads:
         os.environ.setdefault("OMP_NUM_THREADS", str(start.config.threads))
