@@ -111,6 +111,8 @@ class Subscriptions:
         if client is None:
             if len(self._clients) >= MOST_CLIENTS:
                 raise OscRefusedError(f"{MOST_CLIENTS} clients are subscribed already")
+            if not self._clients:
+                self._changes.clear()  # left from a client that went; what came since was not noted
             client = self._clients[target] = _Client(target)
         if prefix not in client.prefixes:
             if len(client.prefixes) >= MOST_PREFIXES:

@@ -211,6 +211,17 @@ def test_a_normalised_client_hears_0_to_1(rig: Rig, subscribed_first: bool) -> N
     assert heard["/sdbridge/prompt"] == "text"
 
 
+def test_a_newcomer_is_not_told_what_was_meant_for_one_who_left(rig: Rig) -> None:
+    rig.say("/sdbridge/subscribe", PORT, "/sdbridge", 100)
+    settle(rig)
+    rig.store.set("strength", 0.25)
+    rig.say("/sdbridge/unsubscribe")
+    rig.store.set("strength", 0.75)
+    rig.say("/sdbridge/subscribe", PORT, "/sdbridge", 100)
+    rig.wait(GATHER_S)
+    assert rig.heard_values(HEARS) == {}
+
+
 def test_a_prefix_alone_subscribes_the_port_that_sends(rig: Rig) -> None:
     rig.say("/sdbridge/subscribe", "/sdbridge/strength")
     settle(rig)
