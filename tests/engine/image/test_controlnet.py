@@ -460,3 +460,43 @@ def test_one_network_in_two_slots_survives_outputs_that_are_overwritten(tmp_path
         luggage = nets.enter({"main": picture(1), "control": picture(2)}, latent(1))
         found.append(predict(bench, [nets], [luggage], latent(3), [500], embeds("sd15"))[0])
     assert torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("family", ["sd15", "sd21"])
+def test_a_file_in_the_original_layout_is_the_same_network(tmp_path: Path, family: str) -> None:
+    """``control_model.input_blocks...`` as the ControlNet authors' own files have it."""
+    from diffusers import ControlNetModel
+    from diffusers.loaders.single_file_utils import DIFFUSERS_TO_LDM_MAPPING
+
+    from sdbridge.models import small_ldm
+
+    folder = save_real_hint(tmp_path / "net", family, 1)
+    network = ControlNetModel.from_pretrained(folder)
+    top = DIFFUSERS_TO_LDM_MAPPING["controlnet"]["layers"]
+    state: dict[str, torch.Tensor] = {}
+    for key, tensor in network.state_dict().items():
+        head, _, rest = key.partition(".")
+        if key in top:
+            name = top[key]
+        elif head == "controlnet_cond_embedding":
+            _, number, leaf = rest.split(".")
+            name = f"input_hint_block.{2 * (int(number) + 1)}.{leaf}"
+        elif head == "controlnet_down_blocks":
+            number, leaf = rest.split(".")
+            name = f"zero_convs.{number}.0.{leaf}"
+        elif head == "controlnet_mid_block":
+            name = f"middle_block_out.0.{rest}"
+        else:
+            side, number, kind, layer, leaf = small_ldm._split_block(key)
+            place = small_ldm._unet_place(network, side, number, kind, layer, 2)
+            name = f"{place}.{small_ldm._unet_leaf(kind, leaf)}"
+        state[f"control_model.{name}"] = tensor.clone()
+    save_file(state, tmp_path / "control.safetensors")
+    bench = make_bench(family)
+    found = []
+    for path in (folder, tmp_path / "control.safetensors"):
+        nets = control(bench, slot1_model=str(path))
+        assert not bench.reports, bench.reports
+        luggage = nets.enter({"main": picture(1)}, latent(1))
+        found.append(predict(bench, [nets], [luggage], latent(3), [500], embeds(family))[0])
+    assert torch.equal(found[0], found[1])
