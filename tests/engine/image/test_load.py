@@ -83,6 +83,24 @@ def test_a_pulled_taesd_is_taken_by_family_and_never_for_other_latents(
         load_model(bare, CPU)
 
 
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_half_precision_variants_which_the_catalog_pulls_are_read(checkpoint, tmp_path, family: str) -> None:
+    folder = tmp_path / "half"
+    shutil.copytree(checkpoint(family), folder)
+    for path in list(folder.rglob("*.safetensors")):
+        half = {key: value.half() for key, value in load_file(path).items()}
+        save_file(
+            half, path.with_name(path.name.replace(".safetensors", ".fp16.safetensors")), {"format": "pt"}
+        )
+        path.unlink()
+    model = load_model(folder, CPU)
+    wanted = load_model(checkpoint(family), CPU)
+    for ours, theirs in ((model.unet, wanted.unet), (model.text_encoders[0], wanted.text_encoders[0])):
+        for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
+            assert a.dtype == torch.float32 and torch.allclose(a, b, atol=1e-3)
+    assert model.vae_is_tiny and not load_model(folder, CPU, vae="full").vae_is_tiny
+
+
 def spoil(checkpoint, tmp_path: Path) -> Path:
     folder = tmp_path / "spoilt"
     shutil.copytree(checkpoint(), folder)
