@@ -234,7 +234,8 @@ class MidiSurface:
             self._moved[name] = (value, change.source)
 
     def _show_moved(self) -> None:
-        moved, self._moved = self._moved, {}
+        with self._store.steady():  # changes are noted with it held, so none falls between
+            moved, self._moved = self._moved, {}
         if not moved or not self._open:
             return
         with self._lock:
@@ -280,7 +281,8 @@ class MidiSurface:
                 log.warning("MIDI device %s cannot be opened: %s", name, error)
             else:
                 values, _ = self._store.snapshot()  # a device that comes is brought to where things stand
-                self._moved.update({n: (v, "") for n, v in values.items() if n not in self._moved})
+                with self._store.steady():
+                    self._moved = {**{name: (value, "") for name, value in values.items()}, **self._moved}
 
 
 def _turned(row: Parameter, now: Value, steps: int) -> object | None:
