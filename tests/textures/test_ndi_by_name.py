@@ -33,6 +33,7 @@ class Machine:
 
     def __init__(self, number: int, interface: str, *command: object) -> None:
         self.interface = interface
+        self.space = ""  # its network namespace, once it has left ours
         script = [str(PEERS / "namespace.sh"), f"10.98.0.{number}", f"sdb-test-{number}", interface]
         self.process = subprocess.Popen(
             [
@@ -76,9 +77,8 @@ class Machine:
 
 def end_daemons_of(machine: Machine) -> None:
     """Daemons leave the session but not the network namespace: end those found in it, by their ids."""
-    try:
-        space = os.readlink(f"/proc/{machine.process.pid}/ns/net")
-    except OSError:
+    space = machine.space
+    if not space:
         return
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != machine.process.pid:
@@ -103,6 +103,8 @@ def machines() -> Iterator:
         ):
             assert time.monotonic() < deadline
             time.sleep(0.02)
+        for one in pair:
+            one.space = os.readlink(f"/proc/{one.process.pid}/ns/net")
         done = subprocess.run(
             ["ip", "link", "add", pair[0].interface, "netns", str(pair[0].process.pid), "type", "veth",
              "peer", "name", pair[1].interface, "netns", str(pair[1].process.pid)],
@@ -163,3 +165,19 @@ def test_another_binding_sees_our_output_by_name(machines) -> None:
     numbers = [one["number"] for one in seen]
     assert numbers == sorted(numbers) and seen[-1]["size"] == [512, 384]
     assert numbers[-1] - numbers[0] <= 40, "at most every other frame is missed by a polling viewer"
+
+
+def test_receivers_turn_to_the_failover_source_when_we_die(machines) -> None:
+    pytest.importorskip("cyndilib")
+    both = (
+        f"tail -f /dev/null | {sys.executable} {PEERS / 'ndi_source.py'} backup 256 192 30 >/dev/null & "
+        f"exec {sys.executable} {PEERS / 'cyndilib_viewer.py'} 'sdbridge show'"
+    )
+    sender, viewer = machines(
+        python("our_ndi_sender.py", "sdbridge show", "SDB-TEST-2 (backup)"), ("sh", "-c", both)
+    )
+    assert sender.hear() == "SDB-TEST-1 (sdbridge show)"
+    assert json.loads(viewer.hear())["size"] == [512, 384]
+    os.kill(sender.process.pid, 9)
+    while json.loads(viewer.hear())["size"] != [256, 192]:
+        pass
