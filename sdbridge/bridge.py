@@ -19,6 +19,7 @@ from sdbridge.crash import CrashReports
 from sdbridge.engine.interface import EngineStats
 from sdbridge.engine.pipe import Wake
 from sdbridge.engine.running import Patience, RunningEngine
+from sdbridge.errors import SdbridgeError
 from sdbridge.frame import Frame, Role
 from sdbridge.instance import Instance
 from sdbridge.model_supply import ModelSupply
@@ -138,6 +139,7 @@ class Bridge:
         self.engine.start()
         self.textures.start()
         self.output.start()
+        self._go_to_first_cue()
         self._ticker.start()
 
     def _be_prompt(self) -> None:
@@ -145,6 +147,14 @@ class Bridge:
         before = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_S)
         self._stack.callback(sys.setswitchinterval, before)
+
+    def _go_to_first_cue(self) -> None:
+        if not self.config.first_cue:
+            return
+        try:
+            self.show.go(self.config.first_cue, "start")
+        except SdbridgeError as error:
+            self.note_error(str(error))
 
     def run(self, frames: int | None = None) -> Status:
         """Block until ``stop`` is called or ``frames`` output frames went out; the status at that moment.

@@ -159,6 +159,7 @@ class Config(_Section):
     parameters: dict[str, Any] = Field(default_factory=dict)
     presets_dir: str = ""
     cues: tuple[CueConfig, ...] = ()
+    first_cue: Text = ""
     hold: HoldSection = HoldSection()
     log: LogSection = LogSection()
     compat: tuple[Literal["streamdiffusiontd"], ...] = ()

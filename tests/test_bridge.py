@@ -366,3 +366,14 @@ def test_stop_may_come_from_a_signal_handler_at_any_moment():
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
         assert bridge.stopping
+
+
+def test_a_first_cue_is_gone_to_at_the_start_and_a_wrong_one_is_told():
+    for first, prompt, told in (("Ice", "ice", False), ("Icy", "", True)):
+        _receiver, _sender, textures = parts()
+        given = config(in_process=True).model_dump()
+        given |= {"first_cue": first, "cues": [{"name": "Ice", "values": {"prompt": "ice"}}]}
+        with Bridge(Config.model_validate(given), textures=textures, control=False) as bridge:
+            bridge.start()
+            assert bridge.store.get("prompt") == prompt
+            assert any("SDB-CUE-UNKNOWN" in error for error in bridge.status().errors) == told

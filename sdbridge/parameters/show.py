@@ -244,7 +244,8 @@ class Show:
             due = self._cues.follows(now)
         if due:
             try:
-                self.next("follow")
+                # a follow time on the last cue begins the list again
+                self._cue(self._cues.position % len(self._cues.cues) + 1, "follow")
             except SdbridgeError as error:
                 log.warning("no cue follows: %s", error)
 
@@ -335,12 +336,18 @@ class Show:
         """Called with the store held steady: whoever else touches a value takes it out of its fade."""
         if "panic" in change.triggers:
             self._halt()  # what was put off comes back at the next tick: no writes while being told
+        if not change.source.startswith(SOURCE) and any(map(_is_prompt, change.values)):
+            self._cues.follow_at_ns = None  # whoever types a prompt wants to keep it
         if self._runs and not change.source.startswith(SOURCE):
             self._claim(set(change.values))
 
     def _tell(self, topic: str) -> None:
         for listener in tuple(self._listeners):
             listener(topic)
+
+
+def _is_prompt(name: str) -> bool:
+    return name.startswith("prompt.") and name.endswith(".text")
 
 
 def _pauses_of(transition: Transition) -> dict[str, object]:

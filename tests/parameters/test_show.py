@@ -432,3 +432,27 @@ def test_many_hands_at_once_neither_block_nor_lose_the_last_word(tmp_path: Path)
     store.set("delta", 0.125, "osc:hand")
     run(show, clock, 11.0)
     assert store.get("delta") == 0.125
+
+
+def test_a_follow_time_on_the_last_cue_begins_the_list_again(tmp_path: Path) -> None:
+    cues = tuple(CueConfig(name=n, values={"prompt": n}, follow=1.0) for n in ("fire", "ice"))
+    show, store, clock = a_show(tmp_path, cues)
+    show.go("fire")
+    seen = []
+    for _ in range(4):
+        seen.append(store.get("prompt"))
+        run(show, clock, 1.01)
+    assert seen == ["fire", "ice", "fire", "ice"]
+
+
+def test_whoever_types_a_prompt_keeps_it(tmp_path: Path) -> None:
+    cues = tuple(CueConfig(name=n, values={"prompt": n}, follow=1.0) for n in ("fire", "ice"))
+    show, store, clock = a_show(tmp_path, cues)
+    show.go("fire")
+    run(show, clock, 0.5)
+    store.set("strength", 0.9, "osc:somebody")
+    run(show, clock, 0.6)
+    assert store.get("prompt") == "ice", "other faders do not stop the list"
+    store.set("prompt", "my own words", "page")
+    run(show, clock, 3.0)
+    assert store.get("prompt") == "my own words"
