@@ -144,6 +144,12 @@ class FrameReader:
         except (OSError, ValueError, SdbridgeError):
             self.close()  # gone, or not yet whole
             return
+        if not _lives(found.writer):
+            # A killed writer's last frame is nothing new; and on Windows its name is free for the
+            # next writer only once every reader has let go.
+            found.close()
+            self.close()
+            return
         if self._slot is not None and found.born == self._slot.born:
             found.close()
             return
@@ -275,8 +281,6 @@ class Sender(stub.Sender):
 
 def _writer_lives(block: str) -> bool:
     """Whether the block's creator still runs; if not, the block is removed."""
-    import psutil
-
     try:
         found = SharedSlot.attach(block, counting=False)
     except (OSError, ValueError, SdbridgeError):
@@ -284,10 +288,17 @@ def _writer_lives(block: str) -> bool:
         return False
     writer = found.writer
     found.close()
-    if writer and psutil.pid_exists(writer):
+    if writer and _lives(writer):
         return True
     _remove(block)
     return False
+
+
+def _lives(process: int) -> bool:
+    """Whether a process runs; one that did not say its number is believed to."""
+    import psutil
+
+    return process == 0 or psutil.pid_exists(process)
 
 
 def _remove(block: str) -> None:

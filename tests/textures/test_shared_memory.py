@@ -99,6 +99,15 @@ def test_a_writer_that_starts_again_in_the_same_process_is_met(name: str) -> Non
                 assert (reader.read(3.0).pixels == value).all()
 
 
+def test_the_last_frame_of_a_killed_writer_is_nothing_new(name: str) -> None:
+    writer = start_writer(name, 5)
+    end(writer)
+    with Receiver(name, {}) as receiver:
+        assert receiver.receive(0.6) is None and not receiver.connected
+    with FrameWriter(name):
+        pass  # clears what the kill left
+
+
 def test_two_writers_of_one_name_are_refused(name: str) -> None:
     with FrameWriter(name, 8, 8), pytest.raises(SdbridgeError, match="SDB-TEXTURE-NAME"):
         Sender(name, {}).open()
