@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sdbridge.bridge import Bridge
-from sdbridge.config import Config, OutputConfig
+from sdbridge.config import Config, OutputConfig, TextureConfig
 from sdbridge.errors import SdbridgeError
 from sdbridge.frame import Frame
 from sdbridge.preview import PreviewRelay
@@ -377,3 +377,24 @@ def test_a_first_cue_is_gone_to_at_the_start_and_a_wrong_one_is_told():
             bridge.start()
             assert bridge.store.get("prompt") == prompt
             assert any("SDB-CUE-UNKNOWN" in error for error in bridge.status().errors) == told
+
+
+def test_the_control_input_reaches_the_control_output():
+    main, control = FakeReceiver("main"), FakeReceiver("control", {"fps": 0})
+    picture, map_ = FakeSender("picture"), FakeSender("map")
+    textures = FakeTextures({"main": main, "control": control}, [picture, map_])
+    settings = config(in_process=True)
+    settings = settings.model_copy(
+        update={
+            "input": settings.input.model_copy(update={"control": TextureConfig(name="control")}),
+            "output": (OutputConfig(name="picture"), OutputConfig(name="map", role="control")),
+        }
+    )
+    with Bridge(settings, textures=textures, control=False) as bridge:
+        bridge.start()
+        control.push(numbered_picture(200))
+        assert number_of(map_.wait_for(lambda f, a: True).pixels) == 200
+        picture.wait_for(lambda f, a: new(f, a) and number_of(f.pixels) != 200)
+        wait_until(lambda: bridge.output_frame("control") is not None)
+        assert bridge.input_frame("control") is not None and bridge.input_frame("mask") is None
+        assert [each.role for each in bridge.status().inputs] == ["main", "control"]
