@@ -26,6 +26,7 @@ STAGES = (
     "ip_adapter",
     "classifier",
     "export",
+    "measure",
 )
 
 

@@ -23,7 +23,7 @@ from scripts.demo_model.settings import Settings
 from scripts.demo_model.shards import draw_scene_shard, scene_shard_paths
 from scripts.demo_model.stage_latents import encode, trained_vae
 
-PIXEL_SHARDS = {"cpu": 6, "cuda": 24}
+PIXEL_SHARDS = {"cpu": 3, "cuda": 24}
 
 
 @dataclass(frozen=True)

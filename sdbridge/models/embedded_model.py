@@ -139,17 +139,15 @@ class DemoCue:
 
 DEMO_CUES: tuple[DemoCue, ...] = (
     DemoCue("Fire", "fire"),
-    DemoCue("Ice", "ice"),
-    DemoCue("Neon", "neon grid in magenta"),
-    DemoCue("Leopard", "leopard"),
-    DemoCue("Stained glass", "stained glass in azure"),
-    DemoCue("Lava", "lava"),
     DemoCue("Ocean", "ocean"),
+    DemoCue("Neon", "neon grid in magenta"),
+    DemoCue("Clouds", "clouds"),
+    DemoCue("Lava", "lava"),
     DemoCue("Circuit", "circuit board in emerald"),
     DemoCue("Zebra", "zebra"),
-    DemoCue("Honeycomb", "honeycomb in gold"),
-    DemoCue("Galaxy", "galaxy in violet"),
-    DemoCue("Brick", "brick"),
+    DemoCue("Rain", "rain in azure"),
+    DemoCue("Leopard", "leopard in gold"),
+    DemoCue("Grass", "grass"),
 )
 EXAMPLE_PROMPTS: tuple[str, ...] = tuple(cue.prompt for cue in DEMO_CUES)
 

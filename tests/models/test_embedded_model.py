@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
 
 from sdbridge.models import embedded_model
 from sdbridge.models.embedded_model import DEMO_CUES, EMBEDDED_DIR, SYNONYMS, VOCABULARY, is_present
@@ -31,6 +33,15 @@ def test_the_demo_asks_only_for_words_that_it_knows() -> None:
     known = {part for word in VOCABULARY.words() for part in word.split()} | {"in", "a", "of"}
     for cue in DEMO_CUES:
         assert set(cue.prompt.split()) <= known, cue.prompt
+
+
+def test_the_demo_config_asks_only_for_words_that_it_knows() -> None:
+    config = yaml.safe_load((Path(__file__).parents[2] / "configs" / "demo.yaml").read_text(encoding="utf-8"))
+    prompts = [config["parameters"]["prompt"], *(cue["values"]["prompt"] for cue in config["cues"])]
+    known = {part for word in VOCABULARY.words() for part in word.split()} | {"in", "a", "of"}
+    assert len(prompts) > 4
+    for prompt in prompts:
+        assert set(prompt.split()) <= known, prompt
 
 
 def test_a_folder_without_weights_is_not_present(tmp_path) -> None:

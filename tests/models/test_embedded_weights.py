@@ -24,7 +24,7 @@ if not is_present():
 from scripts.demo_model import measure  # noqa: E402
 from scripts.demo_model.sampling import noise_levels, predict_clean  # noqa: E402
 from scripts.demo_model.stage_vae import photograph_figures  # noqa: E402
-from sdbridge.models.embedded_model import EMBEDDED_DIR, MATERIALS  # noqa: E402
+from sdbridge.models.embedded_model import EMBEDDED_DIR, MATERIALS, lora_path  # noqa: E402
 
 CHANCE = 1 / len(MATERIALS)
 BOX_DOWN = {"astronaut": 19.2, "chelsea": 26.1, "coffee": 21.9, "rocket": 25.9}
@@ -170,6 +170,31 @@ def test_shuffled_weights_score_by_chance(model, part: str) -> None:
     setattr(broken, part, copy.deepcopy(getattr(model, part)))
     measure.shuffle_weights(getattr(broken, part))
     assert measure.material_accuracy(broken, measure.prompts_seen(52), measure.ONE_STEP) <= CHANCE + 0.08
+
+
+@pytest.mark.parametrize(("style", "measured"), [("ink", "chroma"), ("glow", "light")])
+def test_a_style_s_weight_moves_the_picture_towards_it(model, style: str, measured: str) -> None:
+    """Ink takes the colour out, glow the light; through the product's own loader, a file layout each."""
+    from sdbridge.engine.image.lora_files import load_lora
+    from sdbridge.engine.image.lora_names import TensorNames
+    from sdbridge.engine.image.weights import Layer, WeightStore
+
+    if not lora_path(style).is_file():
+        pytest.skip(f"the {style} LoRA is not trained yet")
+    styled = copy.copy(model)
+    styled.unet = copy.deepcopy(model.unet)
+    store = WeightStore({"unet": styled.unet})
+    lora = load_lora(lora_path(style), store, TensorNames(store, styled.unet.config))
+    assert not lora.unapplied
+    embedded, source = model.embed(MATERIALS[:12]), model.encode(measure.drawn_inputs(12))
+    amounts = []
+    for weight in (0.0, 0.5, 1.0):
+        store.write([Layer(lora.products, weight)])
+        pictures = styled.paint(embedded, (679,), 12, source)
+        light = pictures.mean(1)
+        amounts.append(float((pictures.amax(1) - pictures.amin(1) if measured == "chroma" else light).mean()))
+    assert amounts == sorted(amounts, reverse=True), amounts
+    assert amounts[2] < 0.85 * amounts[0], amounts
 
 
 def test_a_stream_batch_of_four_scores_as_its_steps_one_by_one(model) -> None:
