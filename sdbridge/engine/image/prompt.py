@@ -112,6 +112,8 @@ class PromptCache:
         if self._device.type != "cuda":
             return self._encode(text, clip_skip)
         stream = torch.cuda.Stream(self._device)
+        # A LoRA may have written into the text encoder a moment ago, on the frame loop's stream.
+        stream.wait_stream(torch.cuda.default_stream(self._device))
         with torch.cuda.stream(stream):
             embedding = self._encode(text, clip_skip)
         stream.synchronize()  # in this thread, so that the frame loop finds a finished tensor
