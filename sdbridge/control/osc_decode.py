@@ -1,14 +1,17 @@
 """OSC packets: bytes to messages and back, trusting nothing in them.
 
-Written here rather than taken from python-osc because everything on this path is hostile until
-proven otherwise: a wrong length, type or nesting is one narrow error, never a traceback.
+What goes out is built by python-osc. What comes in is read here, because everything on that path is
+hostile until proven otherwise: a wrong length, type or nesting is one narrow error, never a traceback.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from pythonosc.osc_message_builder import OscMessageBuilder
 
 LARGEST_DATAGRAM = 65_507  # bytes that fit in one UDP datagram
 IMMEDIATELY = 1  # the timetag that means now
@@ -17,6 +20,7 @@ _BUNDLE = b"#bundle\x00"
 _INT = struct.Struct(">i")
 _FLOAT = struct.Struct(">f")
 _LONG = struct.Struct(">q")
+_LARGEST_FLOAT = (2 - 2**-23) * 2.0**127
 _DOUBLE = struct.Struct(">d")
 _TIMETAG = struct.Struct(">Q")
 
@@ -95,7 +99,7 @@ def _decode_message(packet: bytes, start: int, end: int) -> OscMessage:
     args: list[Argument] = []
     for tag in tags[1:]:
         if tag == "f":
-            value: Argument = _number(_FLOAT, packet, at, end)
+            value: Argument = _shortest(_number(_FLOAT, packet, at, end))
             at += 4
         elif tag == "i":
             value = _number(_INT, packet, at, end)
@@ -147,6 +151,17 @@ def _number(kind: struct.Struct, packet: bytes, at: int, end: int) -> int | floa
     return value
 
 
+def _shortest(value: float) -> float:
+    """What the sender meant: 0.3 arrives as 0.30000001192, and the shortest text for these 32 bits is 0.3."""
+    if not math.isfinite(value):
+        return value
+    bits = _FLOAT.pack(value)
+    tried = (float(f"{value:.{digits}g}") for digits in (7, 8))
+    return next(
+        (short for short in tried if abs(short) <= _LARGEST_FLOAT and _FLOAT.pack(short) == bits), value
+    )
+
+
 def _text(packet: bytes, at: int, end: int) -> tuple[str, int]:
     """UTF-8 up to the zero byte. Some senders forget the padding of the last string, so it may be short."""
     zero = packet.find(b"\x00", at, end)
@@ -160,31 +175,26 @@ def _text(packet: bytes, at: int, end: int) -> tuple[str, int]:
 
 
 def encode_message(address: str, args: Iterable[Argument] = (), booleans: bool = False) -> bytes:
-    """One message. Without ``booleans`` True and False go out as the integers 1 and 0.
+    """One message, built by python-osc. Without ``booleans`` True and False go out as the integers 1 and 0.
 
     Many receivers (TouchDesigner's OSC In CHOP, older Max) take no T and F, all take integers.
     """
-    tags = [","]
-    body: list[bytes] = []
+    builder = OscMessageBuilder(_sendable(address))
     for value in args:
         if isinstance(value, bool) and booleans:
-            tags.append("T" if value else "F")
+            builder.add_arg(value, "T" if value else "F")
         elif isinstance(value, bool | int):
             wide = not -(2**31) <= value < 2**31
-            tags.append("h" if wide else "i")
-            body.append(_LONG.pack(value) if wide else _INT.pack(value))
-        elif isinstance(value, float):
-            tags.append("f")
-            body.append(_FLOAT.pack(value))
+            builder.add_arg(int(value), "h" if wide else "i")
         elif isinstance(value, str):
-            tags.append("s")
-            body.append(_padded(value.replace("\x00", "").encode("utf-8", "replace")))
+            builder.add_arg(_sendable(value), "s")
+        elif isinstance(value, float):
+            builder.add_arg(value, "f")
         elif value is None:
-            tags.append("N")
+            builder.add_arg(value, "N")
         else:
-            tags.append("b")
-            body.append(_INT.pack(len(value)) + value + b"\x00" * (-len(value) % 4))
-    return _padded(address.encode("utf-8", "replace")) + _padded("".join(tags).encode()) + b"".join(body)
+            builder.add_arg(value, "b")
+    return bytes(builder.build().dgram)
 
 
 def encode_bundles(messages: Sequence[bytes], largest: int) -> list[bytes]:
@@ -209,5 +219,6 @@ def encode_bundles(messages: Sequence[bytes], largest: int) -> list[bytes]:
     return result
 
 
-def _padded(text: bytes) -> bytes:
-    return text + b"\x00" * (4 - len(text) % 4)
+def _sendable(text: str) -> str:
+    """Without what OSC strings cannot carry: zero bytes and halves of surrogate pairs."""
+    return text.replace("\x00", "").encode("utf-8", "replace").decode("utf-8")

@@ -158,8 +158,19 @@ scalars = st.one_of(
 @given(st.lists(scalars, max_size=6))
 def test_what_is_encoded_is_read_back_by_us_and_by_python_osc(args: list[object]) -> None:
     packet = encode_message("/sdbridge/x", args, booleans=True)  # type: ignore[arg-type]
-    assert list(one(packet).args) == args
+    assert [in_32_bits(value) for value in one(packet).args] == [in_32_bits(value) for value in args]
     assert TheirMessage(packet).params == args
+
+
+def in_32_bits(value: object) -> object:
+    return struct.pack(">f", value) if isinstance(value, float) else value
+
+
+@pytest.mark.parametrize("sent", [0.3, 0.1, 1.4, 2.75, 1 / 3, 123456.789, 1e-30, 0.0])
+def test_a_fader_s_number_is_read_as_the_shortest_decimal_of_its_32_bits(sent: float) -> None:
+    (value,) = one(encode_message("/sdbridge/x", (sent,))).args
+    assert len(repr(value)) <= max(len(repr(sent)), 13)
+    assert in_32_bits(value) == in_32_bits(sent)
 
 
 def test_booleans_go_out_as_integers_for_receivers_that_know_no_t_and_f() -> None:
