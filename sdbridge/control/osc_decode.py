@@ -189,9 +189,9 @@ def encode_message(address: str, args: Iterable[Argument] = (), booleans: bool =
         elif isinstance(value, str):
             builder.add_arg(_sendable(value), "s")
         elif isinstance(value, float):
-            builder.add_arg(value, "f")
-        elif value is None:
-            builder.add_arg(value, "N")
+            builder.add_arg(value, "f" if abs(value) <= _LARGEST_FLOAT or not math.isfinite(value) else "d")
+        elif not value:  # nothing, or an empty blob, which python-osc does not build
+            builder.add_arg(None, "N")
         else:
             builder.add_arg(value, "b")
     return bytes(builder.build().dgram)

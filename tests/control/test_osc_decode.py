@@ -151,7 +151,7 @@ scalars = st.one_of(
     st.floats(width=32, allow_nan=False),
     st.text(st.characters(exclude_characters="\x00", exclude_categories=("Cs",)), max_size=50),
     st.booleans(),
-    st.binary(max_size=20),
+    st.binary(min_size=1, max_size=20),
 )
 
 
@@ -171,6 +171,10 @@ def test_a_fader_s_number_is_read_as_the_shortest_decimal_of_its_32_bits(sent: f
     (value,) = one(encode_message("/sdbridge/x", (sent,))).args
     assert len(repr(value)) <= max(len(repr(sent)), 13)
     assert in_32_bits(value) == in_32_bits(sent)
+
+
+def test_an_empty_blob_goes_out_as_nothing_and_a_large_number_as_a_double() -> None:
+    assert one(encode_message("/sdbridge/x", (b"", 1e300))).args == (None, 1e300)
 
 
 def test_booleans_go_out_as_integers_for_receivers_that_know_no_t_and_f() -> None:
