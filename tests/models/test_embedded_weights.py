@@ -29,10 +29,10 @@ from sdbridge.models.embedded_model import EMBEDDED_DIR, MATERIALS, lora_path  #
 CHANCE = 1 / len(MATERIALS)
 BOX_DOWN = {"astronaut": 19.2, "chelsea": 26.1, "coffee": 21.9, "rocket": 25.9}
 STRENGTHS = (159, 319, 479, 639, 799)
-# what the shipped weights were measured at; where the issue wants more, its test is expected to fail
-MEASURED: dict[str, object] = {}
-SHORT_OF_THE_ISSUE = frozenset({"four steps", "one step"})
-FLOOR = {"four steps": 0.0, "one step": 0.0, "palette": 0.0, "held out": 0.0, "strength gain": 0.0}
+# what the shipped weights were measured at where the issue wants more: those tests are expected to fail
+MEASURED = {"four steps": 0.585, "one step": 0.59}
+SHORT_OF_THE_ISSUE = frozenset(MEASURED)
+FLOOR = {"four steps": 0.53, "one step": 0.53, "palette": 0.95, "held out": 0.45, "strength gain": 0.3}
 
 
 def wanted(name: str, threshold: object) -> pytest.MarkDecorator:
