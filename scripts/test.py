@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
             if subprocess.run([python, "-m", module, *rest], cwd=ROOT).returncode:
                 failed.append(name)
     say("Tests ...")
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONFAULTHANDLER": "1"}
+    environment = {**os.environ, "PYTHONFAULTHANDLER": "1"}
     if subprocess.run([python, "-m", "pytest", *arguments], cwd=ROOT, env=environment).returncode:
         failed.append("Tests")
     if failed:
