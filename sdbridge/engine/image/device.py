@@ -18,11 +18,12 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Placement:
-    """Device and dtype, with the sentence for the log."""
+    """Device and dtype, with the sentence for the log. ``tiny_vae_dtype`` None: as the rest."""
 
     device: torch.device
     dtype: torch.dtype
     why: str
+    tiny_vae_dtype: torch.dtype | None = None
 
 
 def choose_placement(device: str = "auto", dtype: str = "auto") -> Placement:
@@ -52,4 +53,13 @@ def choose_placement(device: str = "auto", dtype: str = "auto") -> Placement:
         chosen = torch.float32 if kind == "cpu" else torch.float16
     else:
         chosen = _DTYPES[dtype]
-    return Placement(torch.device(name), chosen, why)
+    # The tiny VAE is most of a small model's work; matrix units run it four times as fast in bfloat16,
+    # half a step of an 8-bit picture away. The UNet stays exact.
+    quick = kind == "cpu" and dtype == "auto" and _has_matrix_units()
+    return Placement(torch.device(name), chosen, why, torch.bfloat16 if quick else None)
+
+
+def _has_matrix_units() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices in hardware (Intel AMX)."""
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(supported()) if supported is not None else False

@@ -124,6 +124,8 @@ def assemble(
         )
     upcast = not tiny and bool(getattr(decoder.config, "force_upcast", False))
     vae_dtype = torch.float32 if upcast and placement.dtype == torch.float16 else placement.dtype
+    if tiny and placement.tiny_vae_dtype is not None:
+        vae_dtype = placement.tiny_vae_dtype
     for module in (unet, decoder, *encoders):
         module.eval().requires_grad_(False)
     unet.to(device=placement.device, dtype=placement.dtype)
@@ -140,7 +142,9 @@ def assemble(
         log.info("no config says what the model predicts; a trial call says %s", prediction)
     why = (
         f"{path.name}: {detected.family}, predicts {prediction}, {why_vae}, on {placement.device} in "
-        f"{str(placement.dtype).removeprefix('torch.')} because {placement.why}"
+        f"{str(placement.dtype).removeprefix('torch.')}"
+        f"{'' if vae_dtype == placement.dtype else f' (VAE {vae_dtype})'.replace('torch.', '')} "
+        f"because {placement.why}"
     )
     log.info(why)
     return LoadedModel(

@@ -225,3 +225,17 @@ def test_a_device_that_is_not_there_and_an_unknown_dtype_are_refused() -> None:
         with pytest.raises(SdbridgeError) as caught:
             choose_placement(*arguments)
         assert caught.value.code == code
+
+
+def test_matrix_units_run_the_tiny_vae_in_bfloat16_and_nothing_else(checkpoint, monkeypatch) -> None:
+    from sdbridge.engine.image import device
+
+    for there, asked, wanted in (
+        (True, "auto", torch.bfloat16),
+        (True, "float32", torch.float32),
+        (False, "auto", torch.float32),
+    ):
+        monkeypatch.setattr(device, "_has_matrix_units", lambda there=there: there)
+        model = load_model(checkpoint(), choose_placement("cpu", asked))
+        assert (model.dtype, model.vae_dtype) == (torch.float32, wanted)
+        assert load_model(checkpoint(), choose_placement("cpu", asked), vae="full").vae_dtype == torch.float32
