@@ -306,6 +306,7 @@ class Painter:
         """The input stands still: first bring out what is inside, then show the last picture again."""
         if not self._stream.empty:
             return self._drain(settings, revision)
+        self._stream.clear()  # what left it must not come again, older than what is repeated here
         if self._last_chunk is None:
             return None
         last = self._last_chunk.frames[-1]
