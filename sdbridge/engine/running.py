@@ -78,6 +78,7 @@ class RunningEngine:
         self._retiring: list[threading.Thread] = []
         self._thread = threading.Thread(target=self._watch_forever, name="engine-watch", daemon=True)
         self._dropped_before = 0  # by engines that are gone
+        self._newest_ns = 0  # when the input of the newest picture that was taken came in
         self.client: EngineClient | None = None
         self.safe_mode = False
 
@@ -196,9 +197,13 @@ class RunningEngine:
             frame = incoming.take(role)
             if frame is not None:
                 self._take_over(incoming)
-                return frame
+                # It may have begun with an input that the old engine had painted: time never goes back.
+                return frame if frame.received_at_ns >= self._newest_ns else None
         client = self.client
-        return client.take(role) if client is not None else None
+        frame = client.take(role) if client is not None else None
+        if frame is not None and role == "generated":
+            self._newest_ns = max(self._newest_ns, frame.received_at_ns)
+        return frame
 
     # --- parameters and commands ---
 
