@@ -254,6 +254,8 @@ class Bridge:
             parts_ms=dict(stats.parts_ms),
             vram_mb=stats.vram_mb,
             vram_total_mb=stats.vram_total_mb,
+            gpu_load=stats.gpu_load,
+            queue=client.waiting if client is not None else 0,
             pipeline_ticks=client.spec.pipeline_ticks if client is not None else 0,
             restarts=self.engine.restarts,
             safe_mode=self._safe_mode or self.engine.safe_mode,

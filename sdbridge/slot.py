@@ -146,6 +146,11 @@ class SharedSlot:
         return drops + max(0, writes - taken - 1)
 
     @property
+    def waiting(self) -> int:
+        """Frames that the counting reader has yet to take: 0 or 1, for only the newest counts."""
+        return int(int(self._longs[_WRITES]) > int(self._longs[_TAKEN]))
+
+    @property
     def writer(self) -> int:
         """Process id of the creator; 0 if it did not say."""
         return int(self._words[_WRITER])

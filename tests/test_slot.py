@@ -52,6 +52,16 @@ def test_what_is_written_is_read_whole():
         assert reader.take() is None
 
 
+def test_waiting_is_one_until_the_counting_reader_took_the_newest():
+    with SharedSlot.create(128) as slot, SharedSlot.attach(slot.name) as reader:
+        assert slot.waiting == 0
+        slot.write(frame(1))
+        slot.write(frame(2))
+        assert slot.waiting == 1
+        assert reader.take() is not None
+        assert slot.waiting == 0
+
+
 def test_drops_are_exact_while_reading_and_while_nobody_reads():
     with SharedSlot.create(128) as slot, SharedSlot.attach(slot.name) as reader:
         for number in range(1, 6):

@@ -214,6 +214,13 @@ class EngineClient:
             slot = self._slots.get("in:main")
             return slot.drops if slot is not None and not self._ending else 0
 
+    @property
+    def waiting(self) -> int:
+        """Input frames that lie before the engine now, 0 or 1."""
+        with self._slots_lock:
+            slot = self._slots.get("in:main")
+            return slot.waiting if slot is not None and not self._ending else 0
+
     # --- telling ---
 
     @property

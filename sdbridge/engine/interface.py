@@ -74,6 +74,7 @@ class EngineStats:
     parts_ms: Mapping[str, float] = field(default_factory=dict)
     vram_mb: float = 0.0
     vram_total_mb: float = 0.0
+    gpu_load: float = 0.0  # 0 to 1, of the whole card
     ticks: int = 0
     skipped: int = 0
     unused: tuple[str, ...] = ()

@@ -63,3 +63,11 @@ def _has_matrix_units() -> bool:
     """Whether this CPU multiplies bfloat16 matrices in hardware (Intel AMX)."""
     supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
     return bool(supported()) if supported is not None else False
+
+
+def gpu_load(device: torch.device) -> float:
+    """How busy the card was lately, 0 to 1, as its driver says (NVML); 0 where that cannot be asked."""
+    try:
+        return torch.cuda.utilization(device) / 100.0
+    except (ModuleNotFoundError, RuntimeError):  # no nvidia-ml-py, or a driver without NVML
+        return 0.0

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from sdbridge.clock import Clock, SystemClock
-from sdbridge.engine.image.device import choose_placement
+from sdbridge.engine.image.device import choose_placement, gpu_load
 from sdbridge.engine.image.extensions import build_extensions
 from sdbridge.engine.image.load import LoadedModel, load_model
 from sdbridge.engine.image.painter import Painter
@@ -197,6 +197,7 @@ class ImageEngine:
             parts_ms=self._painter.parts_ms() if self._painter is not None else {},
             vram_mb=(total - free) / 2**20,
             vram_total_mb=total / 2**20,
+            gpu_load=gpu_load(model.device) if on_cuda and model is not None else 0.0,
             ticks=self._ticks,
             skipped=self._painter.skipped if self._painter is not None else 0,
             unused=(*unused, *(name for extension in self._extensions for name in extension.unused())),
