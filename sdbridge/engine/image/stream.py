@@ -207,12 +207,14 @@ class StreamBatch:
         self._tags = [None if entering is None else entering.tags, *self._tags[:-1]]
         if entering is None or not entering.fills:
             return
+        # all frames of a filled row are the first that enters, so that ids never go back
+        filling, origin = (tensor[:1].expand_as(tensor) for tensor in (first, source))
         for step in range(1, self.steps):
             if self._tags[step] is None:
                 here = slice(step * frames, (step + 1) * frames)
-                self._clean[here], self._predicted[here] = first, self._noise[here]
-                self._source[here], self._virtual[here] = source, first
-                self._tags[step] = entering.tags
+                self._clean[here], self._predicted[here] = filling, self._noise[:frames]
+                self._source[here], self._virtual[here] = origin, filling
+                self._tags[step] = (entering.tags[0],) * frames
 
     def _call(
         self,
@@ -270,10 +272,19 @@ class StreamBatch:
         """More rows get the oldest estimates again; with fewer the oldest frames leave without a picture."""
         self.prepared += 1
         old, frames = self.steps, self._frames
-        # after the next shift row i holds what row i - 1 holds now, so the last row's values are spare
-        take = torch.tensor([min(step, old - 1) for step in range(steps)], device=self._device)
-        rows = (take[:, None] * frames + torch.arange(frames, device=self._device)).reshape(-1)
+        # after the next shift row i holds what row i - 1 holds now, so the last row's values are spare:
+        # there and beyond stands its last frame, the newest that has left
+        rows = torch.tensor(
+            [
+                step * frames + frame if step < old - 1 else old * frames - 1
+                for step in range(steps)
+                for frame in range(frames)
+            ],
+            device=self._device,
+        )
         for name in ("_clean", "_predicted", "_source", "_virtual", "_next_clean", "_next_predicted"):
             setattr(self, name, getattr(self, name)[rows])
         self._noise = self._noise[rows]
-        self._tags = [self._tags[min(step, old - 1)] for step in range(steps)]
+        spare = self._tags[-1]
+        again = None if spare is None else (spare[-1],) * frames
+        self._tags = [self._tags[step] if step < old - 1 else again for step in range(steps)]

@@ -198,7 +198,18 @@ def test_the_frame_batch_changes_live_and_all_frames_come_out(rig: Rig) -> None:
     for k in range(0, 12, 2):
         seen += ids(rig.tick(Chunk(({"main": frame(k).main}, {"main": frame(k + 1).main})))) or []
     seen += [i for chunk in rig.engine.flush() for i in ids(chunk) or []]
-    assert seen == [0, 1, 0, 1, *range(2, 12)]
+    assert seen == [0, 0, *range(12)]
+
+
+def test_ids_of_a_batch_never_go_back_when_steps_are_added(rig: Rig) -> None:
+    rig.set(frame_batch=2)
+    seen: list[int] = []
+    for turn, k in enumerate(range(0, 20, 2)):
+        if turn in (3, 6):
+            rig.set(steps=turn // 3 * 2)
+        seen += ids(rig.tick(Chunk(({"main": frame(k).main}, {"main": frame(k + 1).main})))) or []
+    seen += [i for chunk in rig.engine.flush() for i in ids(chunk) or []]
+    assert seen == sorted(seen) and set(seen) == set(range(20))
 
 
 def test_txt2img_fills_its_pipe_and_goes_on_without_input(rig: Rig) -> None:
