@@ -9,6 +9,7 @@ import pytest
 
 from sdbridge.clock import SystemClock
 from sdbridge.config import EngineSection
+from sdbridge.engine import running
 from sdbridge.engine.interface import EngineState
 from sdbridge.engine.pipe import Wake
 from sdbridge.engine.running import RunningEngine
@@ -259,3 +260,12 @@ def test_ending_in_the_middle_of_anything_leaves_nothing_behind(order):
         clients += [show.engine.incoming]
     for client in clients:
         assert client is None or not client.alive
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 1), (4, 3), (64, 4), (None, 1)])
+def test_an_engine_leaves_a_core_to_the_bridge(monkeypatch, cores, threads):
+    monkeypatch.setattr(running.os, "cpu_count", lambda: cores)
+    values = {}
+    assert running.engine_config(EngineSection(), values).threads == threads
+    assert running.engine_config(EngineSection(threads=7), values).threads == 7
+    assert running.engine_config(EngineSection(in_process=True), values).threads == 0
