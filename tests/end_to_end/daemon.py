@@ -126,9 +126,13 @@ class Daemon:
         wait_for(lambda: self.status()["frames_out"] >= out + 3, why="three more frames")
 
     def streaming(self) -> Self:
-        wait_for(
-            lambda: self.status()["state"] == "streaming" and self.status()["frames_out"] > 3, why="streaming"
-        )
+        """Wait until pictures of the engine leave; before that it is the test card."""
+
+        def makes_pictures() -> bool:
+            status = self.status()
+            return status["state"] == "streaming" and status["frames_out"] - status["held"] > 3
+
+        wait_for(makes_pictures, why="streaming")
         return self
 
     def output(self) -> np.ndarray:
