@@ -35,7 +35,7 @@ from sdbridge.textures.options import NoOptions, option, read_options
 
 _PREFIX = "sdbtex_"
 _LONGEST = 30  # of a shared memory name on macOS
-_POLL_S = 0.0005
+_POLL_S = 0.0002
 _LOOK_EVERY_S = 0.25
 _SILENCE_S = 0.5
 
