@@ -1,0 +1,105 @@
+"""The packed UNet's operations with our kernels: for CUDA with Triton, replayable from a CUDA graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sdbridge.engine.accelerate.kernels import norm as kernels
+from sdbridge.engine.accelerate.unet_ops import Pending, Picture, PlainOps
+
+_ARENA = 1 << 17  # 64-bit sums for all group norms of one pass and batch entry
+
+
+class TritonOps(PlainOps):
+    """Convolutions and matrix products by the libraries; all that lies between them by our kernels."""
+
+    def __init__(self) -> None:
+        self._arena: Tensor | None = None
+        self._used = 0
+
+    def begin(self, batch: int, device: torch.device) -> None:
+        """Before each pass: the sums start at zero."""
+        wanted = batch * _ARENA
+        if self._arena is None or self._arena.numel() < wanted:
+            self._arena = torch.zeros(wanted, dtype=torch.int64, device=device)
+        else:
+            self._arena.zero_()
+        self._used = 0
+
+    def _sums(self, count: int, device: torch.device) -> Tensor:
+        arena = self._arena
+        if arena is None or self._used + count > arena.numel():
+            return torch.zeros(count, dtype=torch.int64, device=device)
+        taken = arena[self._used : self._used + count]
+        self._used += count
+        return taken
+
+    def settle(
+        self,
+        pending: Pending,
+        norm: Any | None,
+        silu: bool = False,
+        skip: Picture | None = None,
+        skip_more: Picture | None = None,
+    ) -> tuple[Picture, Picture]:
+        raw = pending.raw
+        residuals = tuple(residual.rows for residual in pending.residuals)
+        beside = None if skip is None else skip.rows
+        more = None if skip_more is None else skip_more.rows.contiguous()
+        if norm is None:
+            here = raw.like(kernels.join(raw.rows, pending.bias, residuals, beside, more))
+            return here, here
+        channels = raw.rows.shape[1] + (0 if beside is None else beside.shape[1])
+        joined, normed = kernels.join_norm(
+            raw.rows,
+            pending.bias,
+            residuals,
+            beside,
+            more,
+            raw.batch,
+            norm.num_groups,
+            norm.weight,
+            norm.bias,
+            norm.eps,
+            silu,
+            self._sums(raw.batch * channels * 2, raw.rows.device),
+        )
+        return raw.like(joined), raw.like(normed)
+
+    def group_norm_shifted(self, picture: Picture, bias: Tensor | None, shift: Tensor, norm: Any) -> Picture:
+        sums = self._sums(picture.batch * picture.rows.shape[1] * 2, picture.rows.device)
+        _, normed = kernels.join_norm(
+            picture.rows,
+            bias,
+            (),
+            None,
+            None,
+            picture.batch,
+            norm.num_groups,
+            norm.weight,
+            norm.bias,
+            norm.eps,
+            True,
+            sums,
+            shift=shift,
+            write=False,
+        )
+        return picture.like(normed)
+
+    def layer_norm(self, rows: Tensor, norm: Any) -> Tensor:
+        return kernels.layer_norm(rows, norm.weight, norm.bias, norm.eps)
+
+    def residual_norm(
+        self, hidden: Tensor, rows: Tensor, weight: Tensor, bias: Tensor, norm: Any | None
+    ) -> Tensor:
+        hidden.addmm_(rows, weight.t())
+        if norm is None:
+            return kernels.layer_norm(hidden, bias, bias, 0.0, bias, norm=False)
+        return kernels.layer_norm(hidden, norm.weight, norm.bias, norm.eps, bias)
+
+    def geglu(self, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return kernels.gate(functional.linear(rows, weight), bias)

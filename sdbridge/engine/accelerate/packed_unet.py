@@ -1,0 +1,291 @@
+"""The UNet's forward pass over its own modules, arranged for few and large kernels.
+
+Same arithmetic as diffusers' ``UNet2DConditionModel`` (SD 1.5, 2.1, SDXL and their kin), other order of
+work: pictures stay channels-last rows ``[B * h * w, C]`` all the way; the weights of query, key and value
+lie in one tensor, those of all layers that read the text in another, those of all time projections
+in a third, so each is one product; a layer's bias, residual and skip connection are added where the next
+normalisation reads them. The modules' parameters become views of the packed tensors: whoever writes
+them in place (a LoRA fader) has written the packed ones, and nothing is ever refreshed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sdbridge.engine.accelerate.unet_ops import Pending, Picture, UnetOps
+from sdbridge.engine.image.seams import UnetCall
+
+_DOWN = {"CrossAttnDownBlock2D", "DownBlock2D"}
+_UP = {"CrossAttnUpBlock2D", "UpBlock2D"}
+_MID = {"UNetMidBlock2DCrossAttn"}
+
+
+def obstacle(unet: Any) -> str:
+    """Why this UNet cannot run packed, or ''. Looks at structure, never at names of models."""
+    blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
+    for block in blocks:
+        if type(block).__name__ not in _DOWN | _UP | _MID:
+            return f"a {type(block).__name__}"
+    if unet.config.addition_embed_type not in (None, "text_time"):
+        return f"addition_embed_type {unet.config.addition_embed_type}"
+    if unet.class_embedding is not None or unet.encoder_hid_proj is not None:
+        return "a class embedding or a projection of the text"
+    if type(unet.conv_act).__name__ != "SiLU" or unet.time_embed_act is not None:
+        return "another activation than SiLU"
+    for module in unet.modules():
+        kind = type(module).__name__
+        if kind == "ResnetBlock2D" and (
+            module.time_embedding_norm != "default"
+            or module.output_scale_factor != 1.0
+            or module.upsample is not None
+            or module.downsample is not None
+            or type(module.nonlinearity).__name__ != "SiLU"
+            or module.time_emb_proj is None
+        ):
+            return "an unusual ResnetBlock2D"
+        if kind == "BasicTransformerBlock":
+            problem = _unusual_transformer(module)
+            if problem:
+                return problem
+        if kind == "Transformer2DModel" and not module.is_input_continuous:
+            return "a discrete transformer"
+    return ""
+
+
+def _unusual_transformer(block: Any) -> str:
+    if block.norm_type != "layer_norm" or block.pos_embed is not None or block.only_cross_attention:
+        return "an unusual transformer block"
+    if block.attn2 is None or type(block.ff.net[0]).__name__ != "GEGLU":
+        return "a transformer without cross-attention or GEGLU"
+    for attention in (block.attn1, block.attn2):
+        if attention.group_norm is not None or attention.norm_q is not None or attention.norm_cross:
+            return "normalised attention"
+        if attention.to_q.bias is not None or attention.residual_connection:
+            return "attention with biases"
+        if attention.rescale_output_factor != 1.0 or attention.spatial_norm is not None:
+            return "rescaled attention"
+    return ""
+
+
+@dataclass
+class _Heads:
+    """One transformer block's packed weights. ``text`` is where its keys and values lie in the text product."""
+
+    qkv: Tensor
+    text: slice
+
+
+class _Walk:
+    """Where the pass stands: what is pending, and the pictures that the way up will want."""
+
+    def __init__(self, ops: UnetOps, first: Pending, residuals: Iterator[Tensor]) -> None:
+        self._ops = ops
+        self._residuals = residuals
+        self.pending = first
+        self.owed = True  # the pending picture goes to the skips once it is settled
+        self.skips: list[tuple[Picture, Tensor | None]] = []
+
+    def settle(self, norm: Any | None = None, silu: bool = False) -> tuple[Picture, Picture]:
+        """The pending picture complete, and normalised (the same again without a norm)."""
+        here, normed = self._ops.settle(self.pending, norm, silu)
+        if self.owed:
+            self.skips.append((here, next(self._residuals, None)))
+            self.owed = False
+        return here, normed
+
+    def settle_beside_skip(self, norm: Any) -> tuple[Picture, Picture]:
+        skip, more = self.skips.pop()
+        extra = None if more is None else Picture.of(more)
+        return self._ops.settle(self.pending, norm, True, skip, extra)
+
+
+class PackedUnet:
+    """``run`` gives what ``unet(...)`` gives. Packs the modules' parameters in place when made.
+
+    Make it before anything keeps references to the parameters' data (``WeightStore``): their
+    addresses change once here and never again. Plain attention only: no processors of others, no
+    arguments for them, no T2I-Adapter features (``fits`` tells).
+    """
+
+    def __init__(self, unet: Any, ops: UnetOps) -> None:
+        why = obstacle(unet)
+        if why:
+            raise ValueError(f"this UNet has {why}")
+        self._unet = unet
+        self._ops = ops
+        self._heads: dict[Any, _Heads] = {}
+        self._time_of: dict[Any, slice] = {}
+        self._pack()
+
+    @staticmethod
+    def fits(call: UnetCall) -> str:
+        """Why this call cannot run packed, or ''."""
+        if call.cross_attention:
+            return "attention processors take arguments"
+        if call.intrablock_residuals is not None:
+            return "a T2I-Adapter adds inside the blocks"
+        return ""
+
+    # --- packing ---
+
+    @torch.no_grad()
+    def _pack(self) -> None:
+        unet = self._unet
+        for module in unet.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+        blocks = [m for m in unet.modules() if type(m).__name__ == "BasicTransformerBlock"]
+        texts: list[Any] = []
+        at = 0
+        for block in blocks:
+            attention = block.attn1
+            qkv = _pack_rows([attention.to_q, attention.to_k, attention.to_v])
+            width = block.attn2.to_k.weight.shape[0]
+            self._heads[block] = _Heads(qkv, slice(at, at + 2 * width))
+            at += 2 * width
+            texts += [block.attn2.to_k, block.attn2.to_v]
+        self._text_weight = _pack_rows(texts)
+        resnets = [m for m in unet.modules() if type(m).__name__ == "ResnetBlock2D"]
+        at = 0
+        for resnet in resnets:
+            width = resnet.time_emb_proj.weight.shape[0]
+            self._time_of[resnet] = slice(at, at + width)
+            at += width
+        self._time_weight = _pack_rows([resnet.time_emb_proj for resnet in resnets])
+        self._time_bias = _pack_biases([resnet.time_emb_proj for resnet in resnets])
+
+    # --- running ---
+
+    def run(self, call: UnetCall) -> Tensor:
+        """The UNet's answer ``[B, C, h, w]``, in the call's dtype."""
+        unet, ops = self._unet, self._ops
+        ops.begin(call.sample.shape[0], call.sample.device)
+        times = self._times(call)
+        text = ops.linear(call.encoder_hidden_states.flatten(0, 1), self._text_weight)
+        batch = call.sample.shape[0]
+        sample = Picture.of(call.sample)
+        walk = _Walk(ops, self._convolved(sample, unet.conv_in), iter(call.down_residuals or ()))
+        for block in unet.down_blocks:
+            attentions: Sequence[Any] = getattr(block, "attentions", ())
+            for index, resnet in enumerate(block.resnets):
+                walk.pending = self._resnet(*walk.settle(resnet.norm1, True), resnet, times)
+                if attentions:
+                    attention = attentions[index]
+                    here, normed = walk.settle(attention.norm, False)
+                    walk.pending = self._transformer(here, normed, attention, text, batch)
+                walk.owed = True
+            if block.downsamplers:
+                here, _ = walk.settle()
+                walk.pending = self._convolved(here, block.downsamplers[0].conv)
+                walk.owed = True
+
+        mid = unet.mid_block
+        walk.pending = self._resnet(*walk.settle(mid.resnets[0].norm1, True), mid.resnets[0], times)
+        for attention, resnet in zip(mid.attentions, mid.resnets[1:], strict=True):
+            here, normed = walk.settle(attention.norm, False)
+            walk.pending = self._transformer(here, normed, attention, text, batch)
+            walk.pending = self._resnet(*walk.settle(resnet.norm1, True), resnet, times)
+        if call.mid_residual is not None:
+            walk.pending = walk.pending.plus(Picture.of(call.mid_residual))
+
+        for block in unet.up_blocks:
+            attentions = getattr(block, "attentions", ())
+            for index, resnet in enumerate(block.resnets):
+                here, normed = walk.settle_beside_skip(resnet.norm1)
+                walk.pending = self._resnet(here, normed, resnet, times)
+                if attentions:
+                    attention = attentions[index]
+                    here, normed = walk.settle(attention.norm, False)
+                    walk.pending = self._transformer(here, normed, attention, text, batch)
+            if block.upsamplers:
+                here, _ = walk.settle()
+                to = walk.skips[-1][0]
+                larger = ops.upsample(here, to.height, to.width)
+                walk.pending = self._convolved(larger, block.upsamplers[0].conv)
+        _, normed = walk.settle(unet.conv_norm_out, True)
+        done, _ = ops.settle(self._convolved(normed, unet.conv_out), None)
+        return done.tensor()
+
+    def _times(self, call: UnetCall) -> Tensor:
+        """Every ResNet's time projection, side by side: ``[B, sum of widths]``."""
+        unet = self._unet
+        timesteps = call.timesteps.expand(call.sample.shape[0])
+        frequencies = unet.time_proj(timesteps).to(call.sample.dtype)
+        embedding = unet.time_embedding(frequencies, call.timestep_cond)
+        if unet.config.addition_embed_type == "text_time":
+            pooled = call.added_cond["text_embeds"]
+            sizes = unet.add_time_proj(call.added_cond["time_ids"].flatten()).reshape(pooled.shape[0], -1)
+            embedding = embedding + unet.add_embedding(torch.cat([pooled, sizes], -1).to(embedding.dtype))
+        return self._ops.linear(functional.silu(embedding), self._time_weight, self._time_bias)
+
+    def _convolved(self, picture: Picture, conv: Any) -> Pending:
+        return Pending(self._ops.conv(picture, conv), conv.bias)
+
+    def _resnet(self, here: Picture, normed: Picture, resnet: Any, times: Tensor) -> Pending:
+        ops = self._ops
+        hidden = ops.conv(normed, resnet.conv1)
+        shift = times[:, self._time_of[resnet]]
+        hidden = ops.group_norm_shifted(hidden, resnet.conv1.bias, shift, resnet.norm2)
+        hidden = ops.conv(hidden, resnet.conv2)
+        residual = here
+        if resnet.conv_shortcut is not None:
+            shortcut = resnet.conv_shortcut
+            residual = here.like(ops.linear(here.rows, shortcut.weight[:, :, 0, 0], shortcut.bias))
+        return Pending(hidden, resnet.conv2.bias, (residual,))
+
+    def _transformer(self, here: Picture, normed: Picture, model: Any, text: Tensor, batch: int) -> Pending:
+        ops = self._ops
+        hidden = ops.linear(normed.rows, _matrix(model.proj_in.weight), model.proj_in.bias)
+        blocks = list(model.transformer_blocks)
+        even = ops.layer_norm(hidden, blocks[0].norm1)
+        for index, block in enumerate(blocks):
+            packed, heads = self._heads[block], block.attn1.heads
+            query, key, value = ops.linear(even, packed.qkv).chunk(3, dim=-1)
+            seen = ops.attention(query, key, value, batch, heads)
+            out = block.attn1.to_out[0]
+            even = ops.residual_norm(hidden, seen, out.weight, out.bias, block.norm2)
+            query = ops.linear(even, block.attn2.to_q.weight)
+            key, value = text[:, packed.text].chunk(2, dim=-1)
+            seen = ops.attention(query, key, value, batch, block.attn2.heads)
+            out = block.attn2.to_out[0]
+            even = ops.residual_norm(hidden, seen, out.weight, out.bias, block.norm3)
+            wide, narrow = block.ff.net[0].proj, block.ff.net[2]
+            gated = ops.geglu(even, wide.weight, wide.bias)
+            following = blocks[index + 1].norm1 if index + 1 < len(blocks) else None
+            even = ops.residual_norm(hidden, gated, narrow.weight, narrow.bias, following)
+        raw = ops.linear(hidden, _matrix(model.proj_out.weight))
+        return Pending(here.like(raw), model.proj_out.bias, (here,))
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    """A linear layer's weight, or that of a 1x1 convolution, as ``[out, in]``."""
+    return weight if weight.ndim == 2 else weight[:, :, 0, 0]
+
+
+def _pack_rows(layers: Sequence[Any]) -> Tensor:
+    """One tensor of all the layers' rows; their weights become views of it."""
+    packed = torch.cat([layer.weight.data for layer in layers])
+    for layer, view in _views(layers, packed):
+        layer.weight.data = view
+    return packed
+
+
+def _pack_biases(layers: Sequence[Any]) -> Tensor:
+    packed = torch.cat([layer.bias.data for layer in layers])
+    for layer, view in _views(layers, packed):
+        layer.bias.data = view
+    return packed
+
+
+def _views(layers: Sequence[Any], packed: Tensor) -> Iterator[tuple[Any, Tensor]]:
+    at = 0
+    for layer in layers:
+        rows = layer.weight.shape[0]
+        yield layer, packed[at : at + rows]
+        at += rows
