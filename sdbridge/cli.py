@@ -133,7 +133,9 @@ def bench(
         typer.Option(help="Measure this case only; may be given several times. 'list' names them."),
     ] = None,
     weights: Annotated[str, typer.Option(help="'random' measures at true size without a download.")] = "",
-    seconds: Annotated[float, typer.Option(min=1, help="How long each case measures.")] = 10.0,
+    seconds: Annotated[
+        float | None, typer.Option(min=1, help="How long each case measures; 10 for most, 1800 for soak.")
+    ] = None,
     faults: Annotated[
         bool, typer.Option("--faults", help="Break things on purpose and time the gaps.")
     ] = False,

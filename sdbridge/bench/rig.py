@@ -49,9 +49,11 @@ class FaultRig:
         options: Mapping[str, object] | None = None,
         home: Path | None = None,
         more: Mapping[str, object] | None = None,
+        source_fps: float = 60.0,
     ) -> None:
         self._stack = ExitStack()
         self.side = side
+        self.source_fps = source_fps
         self.home = home or Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="sdb-rig-")))
         self.port = free_port(lan=False)
         self.name = f"rig{self.port}"
@@ -77,7 +79,7 @@ class FaultRig:
             self.start_daemon()
             self._stack.callback(self.end_daemon)
             self.start_source()
-            self._stack.callback(self.kill_source)
+            self._stack.callback(self.end_source)
             self._observer.start()
             self._stack.callback(self._stop_observing)
             self.wait_fresh(5)
@@ -115,10 +117,10 @@ class FaultRig:
             self.daemon.kill()
             return self.daemon.wait(10)
 
-    def start_source(self, fps: float = 60.0, width: int = 0, height: int = 0) -> None:
+    def start_source(self, fps: float = 0.0, width: int = 0, height: int = 0) -> None:
         self._source = SPAWN.Process(
             target=run_source,
-            args=(f"in{self.port}", width or self.side, height or self.side, fps),
+            args=(f"in{self.port}", width or self.side, height or self.side, fps or self.source_fps),
             daemon=True,
         )
         self._source.start()
@@ -127,6 +129,13 @@ class FaultRig:
         if self._source is not None:
             self._source.kill()
             self._source.join()
+
+    def end_source(self) -> None:
+        """Have the source close its block, as a program does that is quit."""
+        if self._source is not None:
+            self._source.terminate()
+            self._source.join(5)
+        self.kill_source()
 
     # --- looking ---
 
@@ -194,6 +203,7 @@ class FaultRig:
 
 def run_source(name: str, width: int, height: int, fps: float) -> None:
     """A program that shares numbered pictures; the number starts anew with each run."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with FrameWriter(name, 1920, 1080) as writer:
         number, due = os.getpid() % 100, time.monotonic()
         while True:

@@ -16,7 +16,12 @@ from sdbridge.errors import SdbridgeError
 
 
 def run_bench(
-    config: Path | None, names: tuple[str, ...], weights: str, seconds: float, faults: bool, as_json: bool
+    config: Path | None,
+    names: tuple[str, ...],
+    weights: str,
+    seconds: float | None,
+    faults: bool,
+    as_json: bool,
 ) -> int:
     """Exit 2 for an unknown case, 1 when a case could not be measured."""
     if names == ("list",):
@@ -30,12 +35,13 @@ def run_bench(
         return 2
     group = "faults" if faults else "default"
     cases = [c for c in registry.CASES if (c.name in names if names else c.group == group)]
+    length = {} if seconds is None else {"seconds": seconds}  # each case knows how long it wants
     results: dict[str, Mapping[str, object]] = {}
     failed = False
     for case in cases:
         ERR.print(f"measuring {case.name}: {case.summary} ...")
         try:
-            results[case.name] = case.load()(seconds=seconds, config=config, weights=weights)
+            results[case.name] = case.load()(**length, config=config, weights=weights)
         except SdbridgeError as error:
             results[case.name] = {"error": str(error)}
             failed = True
