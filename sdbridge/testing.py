@@ -7,12 +7,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
 
 from sdbridge.config import OutputConfig, TextureConfig
 from sdbridge.engine.interface import (
+    MOST_PENDING,
     EngineConfig,
     EngineSpec,
     EngineStats,
@@ -225,31 +228,35 @@ class FakeEngine:
         return ()
 
     def tick(self, chunk: Chunk | None) -> Chunk | None:
+        return self._work(chunk, self._values, len(self.triggers))
+
+    def _work(self, chunk: Chunk | None, values: Mapping[str, Value], triggers: int) -> Chunk | None:
         if self._tick_s:
             time.sleep(self._tick_s)
         if chunk is None:
-            size = int(self._values["height"]), int(self._values["width"])
+            size = int(values["height"]), int(values["width"])
             chunk = Chunk.of(Frame(np.zeros((*size, 4), np.uint8), self._made, time.monotonic_ns()))
         self._made += 1
         self._inside.append(chunk.main)
         if len(self._inside) <= self.spec.pipeline_ticks:
             return None
-        return _generated(self._paint(self._inside.popleft()))
+        return _generated(self._paint(self._inside.popleft(), values, triggers))
 
-    def _paint(self, frame: Frame) -> Frame:
+    def _paint(self, frame: Frame, values: Mapping[str, Value], triggers: int) -> Frame:
         pixels = frame.pixels.copy()
         pixels[1:, :, :3] = 255 - pixels[1:, :, :3]
-        strength, seed = float(self._values.get("strength", 0.0)), int(self._values.get("seed.1.value", 0))
-        if self._values.get("post.upscale") == "2x":
+        strength, seed = float(values.get("strength", 0.0)), int(values.get("seed.1.value", 0))
+        if values.get("post.upscale") == "2x":
             pixels = pixels.repeat(2, axis=0).repeat(2, axis=1)
-        pixels[0, 1] = (round(strength * 255), seed % 256, len(self.triggers) % 256, 255)
+        pixels[0, 1] = (round(strength * 255), seed % 256, triggers % 256, 255)
         return Frame(pixels, frame.frame_id, frame.received_at_ns)
 
     def reset(self, how: ResetKind) -> None:
         self._inside.clear()
 
     def flush(self) -> tuple[Chunk, ...]:
-        chunks = tuple(_generated(self._paint(frame)) for frame in self._inside)
+        triggers = len(self.triggers)
+        chunks = tuple(_generated(self._paint(frame, self._values, triggers)) for frame in self._inside)
         self._inside.clear()
         return chunks
 
@@ -276,11 +283,77 @@ class FakeChunkEngine(FakeEngine):
             time.sleep(self._tick_s)
         entries: list[Mapping[Role, Frame]] = []
         for entry in chunk.frames:
-            entries.append(MappingProxyType({"generated": self._paint(entry["main"])}))
+            painted = self._paint(entry["main"], self._values, len(self.triggers))
+            entries.append(MappingProxyType({"generated": painted}))
         return Chunk(tuple(entries))
 
     def flush(self) -> tuple[Chunk, ...]:
         return ()
+
+
+class FakeOverlapEngine(FakeEngine):
+    """The fake engine with a device: a thread that works its queue off while the host goes on.
+
+    It makes every promise of ``interface.OverlappingEngine`` and takes it at its word: frames are read
+    in ``submit`` only, and the picture it gave last is spoilt at its next call. The prompt ``raise``
+    breaks the tick on the device, which shows at ``collect``.
+    """
+
+    keeps_no_frames = True
+    lends_pictures = True
+
+    def __init__(self, config: EngineConfig) -> None:
+        super().__init__(config)
+        self._device = ThreadPoolExecutor(1, thread_name_prefix="fake-device")
+        self._queue: deque[Future[Chunk | None]] = deque()
+        self._given: Chunk | None = None
+
+    @property
+    def pending(self) -> int:
+        return len(self._queue)
+
+    def submit(self, chunk: Chunk | None) -> None:
+        assert self.pending < MOST_PENDING
+        self._spoil()
+        if chunk is not None:  # the host's part: all that is read of the frame is read now
+            chunk = Chunk.of(replace(chunk.main, pixels=chunk.main.pixels.copy()))
+        told = dict(self._values), len(self.triggers)
+        self._queue.append(self._device.submit(self._on_device, chunk, *told))
+
+    def collect(self, wait: bool) -> Chunk | None:
+        self._spoil()
+        if not self._queue or not (wait or self._queue[0].done()):
+            return None
+        self._given = self._queue.popleft().result()
+        return self._given
+
+    def _on_device(self, chunk: Chunk | None, values: Mapping[str, Value], triggers: int) -> Chunk | None:
+        if values.get("prompt.1.text") == "raise":
+            raise ValueError("the device was told to raise")
+        return self._work(chunk, values, triggers)
+
+    def _spoil(self) -> None:
+        given, self._given = self._given, None
+        for entry in given.frames if given is not None else ():
+            entry["generated"].pixels[:] = 0
+
+    def tick(self, chunk: Chunk | None) -> Chunk | None:
+        assert not self.pending
+        self._spoil()
+        return super().tick(chunk)
+
+    def reset(self, how: ResetKind) -> None:
+        assert not self.pending
+        super().reset(how)
+
+    def flush(self) -> tuple[Chunk, ...]:
+        assert not self.pending
+        return super().flush()
+
+    def unload(self) -> None:
+        assert not self.pending
+        self._device.shutdown(wait=True)
+        super().unload()
 
 
 class FaultyEngine(FakeEngine):

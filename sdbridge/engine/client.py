@@ -25,15 +25,10 @@ from sdbridge.engine.interface import (
     ResetKind,
     WarmUpReport,
 )
+from sdbridge.engine.loop import EngineStart, engine_size, merge_changes
 from sdbridge.engine.pipe import SPAWN, Message, Wake
 from sdbridge.engine.states import StateTrack
-from sdbridge.engine.worker import (
-    EngineStart,
-    engine_size,
-    merge_changes,
-    run_engine,
-    run_engine_process,
-)
+from sdbridge.engine.worker import run_engine, run_engine_process
 from sdbridge.errors import SdbridgeError
 from sdbridge.frame import Frame, Role
 from sdbridge.parameters.parameter import Value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 from sdbridge.frame import Chunk
 from sdbridge.parameters.parameter import Value
@@ -111,6 +111,44 @@ class Engine(Protocol):
     def flush(self) -> tuple[Chunk, ...]: ...
     def stats(self) -> EngineStats: ...
     def unload(self) -> None: ...
+
+
+#: Ticks that an overlapping engine may have under way: one at work, one prepared behind it.
+MOST_PENDING = 2
+
+
+class OverlappingEngine(Engine, Protocol):
+    """An engine whose device works on one frame while the host prepares the next. This pair is optional.
+
+    An engine offers it by having a callable ``submit`` once ``warm_up`` is done (so it may decide by
+    the device that it found); ``tick`` stays for everybody else. All calls come from one thread.
+
+    ``submit`` reads the chunk's pixels to their end, queues the tick and returns without waiting for
+    the device. Parameters are those that ``apply`` gave before; an ``apply`` between a ``submit`` and
+    its ``collect`` concerns later ticks only. At most ``MOST_PENDING`` ticks are pending.
+    ``collect`` takes the oldest tick out and gives what it made: a Chunk, or None while the pipe
+    fills. With ``wait`` it waits for the device; without, a tick that is not finished stays where
+    it is (None, and ``pending`` as before). Ticks come out in the order they were submitted.
+    A ``submit`` that raises has queued nothing; a ``collect`` that raises has taken its tick out.
+    ``pending`` counts ticks submitted and not collected. ``tick``, ``reset``, ``flush`` and
+    ``unload`` are called with none pending.
+
+    Two more promises an engine may make, as attributes that are True, whichever way it ticks:
+    ``keeps_no_frames`` (input pixels are read within ``tick`` or ``submit`` only, so the loop lends
+    them from shared memory instead of copying) and ``lends_pictures`` (the pixels of a chunk it gave
+    may change with its next call, so the loop copies what it keeps for longer; then the engine can
+    use the same pinned buffers again, and the one copy is the one into shared memory).
+    """
+
+    @property
+    def pending(self) -> int: ...
+    def submit(self, chunk: Chunk | None) -> None: ...
+    def collect(self, wait: bool) -> Chunk | None: ...
+
+
+def overlapping(engine: Engine) -> OverlappingEngine | None:
+    """``engine`` as one that overlaps, if it does; ask after ``warm_up``."""
+    return cast(OverlappingEngine, engine) if callable(getattr(engine, "submit", None)) else None
 
 
 @dataclass(frozen=True)

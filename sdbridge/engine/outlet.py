@@ -31,6 +31,7 @@ class Outlet:
         self._thread: threading.Thread | None = None
         self._writing = False
         self._closed = False
+        self.lent = False  # whether the engine writes its next pictures over those it gave
 
     def attach(self, names: Mapping[str, str]) -> None:
         """Open the output slots in ``names`` that are new."""
@@ -56,6 +57,11 @@ class Outlet:
         if len(entries) == 1 and not self._busy():
             self._write(entries[0])
             return
+        if self.lent:
+            entries = [
+                {role: replace(frame, pixels=frame.pixels.copy()) for role, frame in entry.items()}
+                for entry in entries
+            ]
         with self._arrival:
             self._queue.extend((entry, spacing_s) for entry in entries)
             self._arrival.notify()

@@ -15,6 +15,7 @@ ENGINES: dict[str, str] = {
     "passthrough": "sdbridge.engine.passthrough:PassthroughEngine",
     "fake": "sdbridge.testing:FakeEngine",
     "fake_chunks": "sdbridge.testing:FakeChunkEngine",
+    "fake_overlap": "sdbridge.testing:FakeOverlapEngine",
     "faulty": "sdbridge.testing:FaultyEngine",
 }
 

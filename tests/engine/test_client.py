@@ -89,9 +89,10 @@ def test_a_frame_comes_back_generated_with_its_id_and_time(in_process):
         assert frame.pixels[5, 5, 0] == 255 - 7
 
 
-def test_a_change_sent_before_a_frame_shows_in_that_frame():
+@pytest.mark.parametrize("kind", ["fake", "fake_overlap"])
+def test_a_change_sent_before_a_frame_shows_in_that_frame(kind):
     """With a new value before every frame and no waiting, through the real process."""
-    with Bench() as bench:
+    with Bench(kind) as bench:
         seen = []
         for step in range(1, 241):
             bench.client.change({"strength": step / 255}, step)
@@ -108,8 +109,9 @@ def test_a_change_sent_before_a_frame_shows_in_that_frame():
         bench.wait(lambda: bench.client.applied_revision == 240)
 
 
-def test_the_values_of_a_bundle_arrive_in_the_same_frame():
-    with Bench() as bench:
+@pytest.mark.parametrize("kind", ["fake", "fake_overlap"])
+def test_the_values_of_a_bundle_arrive_in_the_same_frame(kind):
+    with Bench(kind) as bench:
         for step in range(1, 200):
             bench.client.change({"strength": step / 255, "seed.1.value": step}, step)
             bench.offer(step)
@@ -120,16 +122,18 @@ def test_the_values_of_a_bundle_arrive_in_the_same_frame():
                 assert strength == seed or frame.revision == 0
 
 
-def test_triggers_are_never_merged():
-    with Bench() as bench:
+@pytest.mark.parametrize("kind", ["fake", "fake_overlap"])
+def test_triggers_are_never_merged(kind):
+    with Bench(kind) as bench:
         for revision in range(1, 6):
             bench.client.change({"style.1.grab": True, "strength": 0.1 * revision}, revision)
         bench.offer(1)
         assert painted(bench.frames(lambda f: True)[-1])[2] == 5
 
 
-def test_txt2img_paints_without_input_at_the_outputs_rate():
-    with Bench(values={"mode": "txt2img", "output.fps": 200.0}) as bench:
+@pytest.mark.parametrize("kind", ["fake", "fake_overlap"])
+def test_txt2img_paints_without_input_at_the_outputs_rate(kind):
+    with Bench(kind, values={"mode": "txt2img", "output.fps": 200.0}) as bench:
         frames = bench.frames(lambda f: f.frame_id >= 20)
         assert frames[-1].pixels.shape == (64, 64, 4)
         bench.client.change({"mode": "img2img"}, 1)
@@ -141,8 +145,9 @@ def test_txt2img_paints_without_input_at_the_outputs_rate():
         assert bench.client.frames_made <= made + 1  # it waits for input again
 
 
-def test_what_is_inside_comes_out_when_the_input_stops():
-    with Bench(pipeline=3) as bench:
+@pytest.mark.parametrize("kind", ["fake", "fake_overlap"])
+def test_what_is_inside_comes_out_when_the_input_stops(kind):
+    with Bench(kind, pipeline=3) as bench:
         for number in range(1, 6):
             bench.offer_and_see_taken(number)
         bench.wait(lambda: bench.client.frames_made == 5)
@@ -165,8 +170,9 @@ def test_a_chunk_of_four_goes_the_same_way(frames):
         assert bench.client.spec.chunk_in == 4 and bench.client.spec.size_multiple == 16
 
 
-def test_the_size_changes_live_both_ways():
-    with Bench() as bench:
+@pytest.mark.parametrize("kind", ["fake", "fake_overlap"])
+def test_the_size_changes_live_both_ways(kind):
+    with Bench(kind) as bench:
         for revision, side in enumerate((256, 32, 128), 1):
             bench.client.change({"width": side, "height": side}, revision)
             assert bench.client.size == (side, side)
@@ -174,8 +180,9 @@ def test_the_size_changes_live_both_ways():
             assert frame.pixels.shape == (side, side, 4)
 
 
-def test_a_frame_of_the_former_size_is_left_out():
-    with Bench() as bench:
+@pytest.mark.parametrize("kind", ["fake", "fake_overlap"])
+def test_a_frame_of_the_former_size_is_left_out(kind):
+    with Bench(kind) as bench:
         bench.client.change({"width": 32, "height": 32}, 1)
         bench.offer(1, size=64)
         bench.wait(lambda: bench.client.applied_revision == 1)
@@ -212,6 +219,16 @@ def test_one_bad_frame_is_told_and_survived():
         assert error.code == "SDB-ENGINE-FAULT" and "told to raise" in str(error)
 
 
+def test_a_tick_that_breaks_on_the_device_is_told_and_survived():
+    with Bench("fake_overlap") as bench:
+        bench.client.change({"prompt.1.text": "raise"}, 1)
+        bench.offer(1)
+        bench.wait(lambda: any(event == "error" for event, _ in bench.events))
+        bench.client.change({"prompt.1.text": ""}, 2)
+        bench.frames(lambda f: True, offering=True)
+        assert bench.client.state is EngineState.STREAMING
+
+
 @pytest.mark.parametrize(
     ("fault", "code"),
     [("raise", "SDB-ENGINE-FAULT"), ("oom", "SDB-ENGINE-OOM"), ("exit", "SDB-ENGINE-DIED")],
@@ -235,9 +252,10 @@ def test_a_killed_engine_is_noticed_with_its_signal():
         assert "SIGKILL" in str(bench.client.last_error)
 
 
-def test_nothing_waits_for_an_engine_that_stands_still():
+@pytest.mark.parametrize("kind", ["fake", "fake_overlap"])
+def test_nothing_waits_for_an_engine_that_stands_still(kind):
     """SIGSTOP: every call of the bridge must return at once, thousands of times."""
-    with Bench() as bench:
+    with Bench(kind) as bench:
         os.kill(bench.client.process_id, signal.SIGSTOP)
         for number in range(5000):
             bench.client.change({"strength": (number % 100) / 100, "prompt.1.text": "x" * 100}, number)
@@ -252,8 +270,9 @@ def test_nothing_waits_for_an_engine_that_stands_still():
         assert painted(frame)[0] == round(0.99 * 255)
 
 
-def test_a_stopped_engine_can_still_be_ended():
-    with Bench() as bench:
+@pytest.mark.parametrize("kind", ["fake", "fake_overlap"])
+def test_a_stopped_engine_can_still_be_ended(kind):
+    with Bench(kind) as bench:
         process = bench.client._runner
         os.kill(bench.client.process_id, signal.SIGSTOP)
         bench.client.stop(timeout_s=0.1)
@@ -290,8 +309,9 @@ def test_stop_leaves_no_process_and_no_shared_memory():
     assert before >= {file.name for file in SHM.iterdir() if file.name in made}
 
 
-def test_states_go_along_the_table():
-    with Bench() as bench:
+@pytest.mark.parametrize("kind", ["fake", "fake_overlap"])
+def test_states_go_along_the_table(kind):
+    with Bench(kind) as bench:
         pass
     assert [what for event, what in bench.events if event == "state"] == [
         EngineState.WARMING_UP,
@@ -307,9 +327,10 @@ def test_stats_come_with_what_the_loop_measured():
         assert bench.client.stats.unused == ("clip_skip",)
 
 
-def test_the_same_input_gives_the_same_output_twice():
+@pytest.mark.parametrize("kind", ["fake", "fake_overlap"])
+def test_the_same_input_gives_the_same_output_twice(kind):
     def replay():
-        with Bench() as bench:
+        with Bench(kind) as bench:
             out = []
             for number in (1, 2, 3):
                 bench.client.change({"strength": number / 10}, number)
