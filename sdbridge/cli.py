@@ -136,6 +136,9 @@ def bench(
     seconds: Annotated[
         float | None, typer.Option(min=1, help="How long each case measures; 10 for most, 1800 for soak.")
     ] = None,
+    acceleration: Annotated[
+        str, typer.Option(help="eager, compile or tensorrt, whatever the configuration says.")
+    ] = "",
     faults: Annotated[
         bool, typer.Option("--faults", help="Break things on purpose and time the gaps.")
     ] = False,
@@ -144,7 +147,7 @@ def bench(
     """Measure speed on this machine: bridge, engine, control, start-up."""
     from sdbridge.commands.bench import run_bench
 
-    raise typer.Exit(run_bench(config, tuple(case or ()), weights, seconds, faults, json))
+    raise typer.Exit(run_bench(config, tuple(case or ()), weights, seconds, faults, json, acceleration))
 
 
 @app.command()

@@ -6,128 +6,109 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sdbridge import paths
-from sdbridge.bench.image import WARM_UP_FRAMES, _chunks
-from sdbridge.engine.interface import EngineConfig
-from sdbridge.errors import SdbridgeError
-from sdbridge.parameters.parameter import Value
+from sdbridge.bench.drive import Drive, is_building, is_loading, moves_with_lora, until_loaded
+from sdbridge.bench.image import BUILD_TIMEOUT_S, ONE_STEP, WARM_UP_CHUNKS, small_or_true, true_size
+from sdbridge.bench.networks import random_controlnet, random_lora
+from sdbridge.bench.parts import measure_parts
+from sdbridge.meters import percentile
 
 Figures = Mapping[str, object]
-SIZE = 512
-RANK = 16
+MOST = 300  # chunks of one pass
+LEAST = 5
+LOADING_S = 60.0
 
 
 def lora_fader(seconds: float = 10.0, **options: Any) -> Figures:
     """Milliseconds from a moved weight to changed tensors, and the frames meanwhile. Wanted: under 3 ms."""
-    with _stream(options) as (engine, chunks, folder):
-        engine.apply({"lora.1.file": str(_random_lora(engine, folder))}, 1)
-        _until_loaded(engine, chunks)
+    with _stream(options) as (drive, folder):
+        engine = drive.engine
+        engine.apply({"lora.1.file": str(random_lora(folder))}, 1)
+        until_loaded(drive)
+        drive.run(MOST, seconds / 4, at_least=LEAST)
         moves: list[float] = []
         ticks: list[float] = []
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
+        end = time.perf_counter() + seconds / 2
+        while time.perf_counter() < end or len(moves) < 3:
+            _wait(engine)
             began = time.perf_counter()
-            engine.apply({"lora.1.weight": 0.1 + (len(moves) % 50) / 50}, len(moves) + 2)
+            engine.apply({"lora.1.weight": 0.1 + (len(moves) % 50) / 50}, drive.number + 1)
             engine._settle()
             _wait(engine)
             moves.append((time.perf_counter() - began) * 1e3)
-            ticks.append(_tick_ms(engine, chunks, len(moves)))
-        return {**_times("move", moves), **_times("tick", ticks)}
+            ticks.append(drive.tick())
+        drive.recipe = replace(drive.recipe, moves=moves_with_lora)
+        live = drive.run(MOST, seconds / 2, at_least=LEAST)
+        return {**_times("move", moves), **_times("tick", ticks), **_times("frame_while_moving", live)}
 
 
 def controlnet_cost(seconds: float = 10.0, **options: Any) -> Figures:
     """One canny ControlNet in the stream against none. Wanted: at most 0.55 of the UNet's own time more."""
-    with _stream(options) as (engine, chunks, folder):
-        off = _run(engine, chunks, seconds / 2)
-        denoise_ms = engine.stats().parts_ms.get("denoise", 0.0)
-        network = _random_controlnet(engine, folder)
+    with _stream(options) as (drive, folder):
+        engine = drive.engine
+        off = drive.run(MOST, seconds / 2, at_least=LEAST)
+        unet_ms = measure_parts(drive, 20)["denoise_ms"]
+        network = random_controlnet(folder)
         engine.apply({"controlnet.1.model": str(network), "controlnet.1.preprocessor": "canny"}, 1)
-        _until_loaded(engine, chunks)
-        _run(engine, chunks, seconds / 4)  # past the frames after which it is captured
-        on = _run(engine, chunks, seconds / 2)
+        until_loaded(drive)
+        drive.run(WARM_UP_CHUNKS, seconds / 2, at_least=LEAST)  # past the frames after which it is captured
+        on = drive.run(MOST, seconds / 2, at_least=LEAST)
         more = statistics.median(on) - statistics.median(off)
-        engine.apply({"controlnet.1.model": ""}, 2)
         return {
             **_times("without", off),
             **_times("with", on),
             "more_ms": more,
-            "unet_queued_ms": denoise_ms,
-            "share_of_tick": more / statistics.median(off),
-            "canny_ms": _canny_ms(engine, int(options.get("side", SIZE))),
+            "unet_ms": unet_ms,
+            "share_of_unet": more / unet_ms,
+            "canny_ms": _canny_ms(engine, drive.recipe.width),
         }
 
 
 def controlnet_add(seconds: float = 10.0, **options: Any) -> Figures:
     """The latest frame while a ControlNet is loaded and taken up. Wanted: at most twice the median."""
-    with _stream(options) as (engine, chunks, folder):
-        network = _random_controlnet(engine, folder)
-        before = _run(engine, chunks, seconds / 2)
+    with _stream(options) as (drive, folder):
+        engine = drive.engine
+        network = random_controlnet(folder)
+        before = drive.run(MOST, seconds / 2, at_least=LEAST)
         engine.apply({"controlnet.1.model": str(network), "controlnet.1.preprocessor": "canny"}, 1)
         during: list[float] = []
-        while _loading(engine):
-            during.append(_tick_ms(engine, chunks, len(during)))
-        after = [_tick_ms(engine, chunks, number) for number in range(60)]
-        usual = statistics.median(after)
+        end = time.perf_counter() + LOADING_S
+        while is_loading(engine) and time.perf_counter() < end:
+            during += drive.run(10)
+        taking_up = drive.run(2 * WARM_UP_CHUNKS)
+        after = drive.run(MOST, seconds / 2, at_least=LEAST)
+        usual = max(statistics.median(after), statistics.median(before))
         return {
             **_times("before", before),
-            **_times("during", during or after),
+            **_times("during", during or taking_up),
+            **_times("taking_up", taking_up),
             **_times("after", after),
-            "latest_over_median": max([*during, *after]) / max(usual, statistics.median(before)),
+            "latest_over_median": max([*during, *taking_up, *after]) / usual,
         }
 
 
 @contextmanager
-def _stream(options: Mapping[str, Any]) -> Iterator[tuple[Any, list[Any], Path]]:
-    """An engine that runs, its input, and the folder of its checkpoint: ``model`` or SD-Turbo's true size."""
+def _stream(options: Mapping[str, Any]) -> Iterator[tuple[Drive, Path]]:
+    """An SD-Turbo that streams at full speed, and the folder of its checkpoint."""
     from sdbridge.engine.image.engine import ImageEngine
 
-    folder = options.get("model")
-    side = int(options.get("side", SIZE))
-    if folder is None:
-        if options.get("weights") != "random":
-            raise SdbridgeError("SDB-BENCH-FAULT", "sd-turbo at true size needs --weights random")
-        from sdbridge.models.random_weights import build_random_checkpoint
-
-        folder = build_random_checkpoint(paths.cache_dir() / "random-weights" / "sd-turbo", "sd-turbo")
-    engine = ImageEngine(EngineConfig(model=str(folder)))
-    values: dict[str, Value] = {"prompt.1.text": "fire", "steps": 1, "width": side, "height": side}
-    engine.load(values)
+    config, recipe = true_size("sd-turbo", options), small_or_true(options, ONE_STEP)
+    engine = ImageEngine(config)
+    engine.load(recipe.start_values())
     try:
-        engine.warm_up(side, side)
-        chunks = _chunks(side, side, 1)
-        for number in range(WARM_UP_FRAMES):
-            engine.tick(chunks[number % len(chunks)])
-        yield engine, chunks, Path(folder)
+        engine.warm_up(recipe.width, recipe.height)
+        drive = Drive(engine, recipe)
+        end = time.perf_counter() + BUILD_TIMEOUT_S
+        drive.tick()
+        while is_building(engine) and time.perf_counter() < end:
+            drive.tick()
+        drive.run(WARM_UP_CHUNKS, 2.0, at_least=LEAST)
+        yield drive, Path(config.model)
     finally:
         engine.unload()
-
-
-def _run(engine: Any, chunks: list[Any], seconds: float) -> list[float]:
-    found: list[float] = []
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(found) < 3:
-        found.append(_tick_ms(engine, chunks, len(found)))
-    return found
-
-
-def _tick_ms(engine: Any, chunks: list[Any], number: int) -> float:
-    began = time.perf_counter()
-    engine.tick(chunks[number % len(chunks)])
-    return (time.perf_counter() - began) * 1e3
-
-
-def _until_loaded(engine: Any, chunks: list[Any]) -> None:
-    number = 0
-    while _loading(engine):
-        engine.tick(chunks[number % len(chunks)])
-        number += 1
-
-
-def _loading(engine: Any) -> bool:
-    return any(getattr(extension, "loading", False) for extension in engine._extensions)
 
 
 def _wait(engine: Any) -> None:
@@ -139,7 +120,11 @@ def _wait(engine: Any) -> None:
 
 def _times(name: str, times: list[float]) -> dict[str, float]:
     ordered = sorted(times)
-    return {f"{name}_median_ms": statistics.median(ordered), f"{name}_max_ms": ordered[-1]}
+    return {
+        f"{name}_median_ms": statistics.median(ordered),
+        f"{name}_p99_ms": percentile(ordered, 99),
+        f"{name}_max_ms": ordered[-1],
+    }
 
 
 def _canny_ms(engine: Any, side: int) -> float:
@@ -157,33 +142,3 @@ def _canny_ms(engine: Any, side: int) -> float:
         _wait(engine)
         times.append((time.perf_counter() - began) * 1e3)
     return statistics.median(times)
-
-
-def _random_controlnet(engine: Any, folder: Path) -> Path:
-    """A ControlNet that fits the running model, with random weights, kept beside its checkpoint."""
-    place = folder / "bench-controlnet"
-    if not (place / "config.json").is_file():
-        import torch
-        from diffusers import ControlNetModel
-
-        network = ControlNetModel.from_unet(engine.model.unet, load_weights_from_unet=False)
-        network.to(dtype=torch.float16).save_pretrained(place)
-    return place
-
-
-def _random_lora(engine: Any, folder: Path) -> Path:
-    """A LoRA over every attention and feed-forward layer of the UNet, rank 16, kept beside the checkpoint."""
-    place = folder / "bench-lora.safetensors"
-    if not place.is_file():
-        import torch
-        from safetensors.torch import save_file
-
-        tensors: dict[str, Any] = {}
-        for name, module in engine.model.unet.named_modules():
-            weight = getattr(module, "weight", None)
-            if weight is None or weight.dim() != 2 or "transformer_blocks" not in name:
-                continue
-            tensors[f"unet.{name}.lora_A.weight"] = torch.randn(RANK, weight.shape[1]) * 0.01
-            tensors[f"unet.{name}.lora_B.weight"] = torch.randn(weight.shape[0], RANK) * 0.01
-        save_file(tensors, place)
-    return place

@@ -5,22 +5,35 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import psutil
 
 from sdbridge import paths
+from sdbridge.bench.compare import compare_with_eager, picks
+from sdbridge.bench.drive import Drive, Recipe, is_building, moves_with_lora, until_loaded
+from sdbridge.bench.parts import measure_parts
 from sdbridge.config import load_config
 from sdbridge.engine.interface import EngineConfig
 from sdbridge.errors import SdbridgeError
-from sdbridge.frame import Chunk, Frame
 from sdbridge.meters import percentile
 from sdbridge.models.resolve import resolve_model
 from sdbridge.parameters.parameter import Value
 
-WARM_UP_FRAMES = 20
-INPUTS = 16  # different pictures, so that no cache answers
+FRAMES = 500  # that the steady state is measured over
+LEAST_FRAMES = 30  # also where ``seconds`` are over before
+WARM_UP_CHUNKS = 60  # networks beside the UNet are captured after twenty
+PACED_FRAMES = 120
+PACED_S = 1 / 60
+PART_TICKS = 50
+BUILD_TIMEOUT_S = 400.0
+
+#: t = 359 of 1000: index 32 of 50, where the issue compares pictures with the eager engine's.
+ONE_STEP: Mapping[str, Value] = {"steps": 1, "strength": 0.36}
+FOUR_STEPS: Mapping[str, Value] = {"steps": 4, "scheduler": "lcm", "step_indices": "32,36,40,44"}
+GUIDED: Mapping[str, Value] = {"guidance_scale": 1.4, "guidance_mode": "self"}
 
 Figures = Mapping[str, object]
 
@@ -28,9 +41,8 @@ Figures = Mapping[str, object]
 def config_case(seconds: float = 10.0, config: Path | None = None, **options: Any) -> Figures:
     """The engine of a config file (default: the demo's model), at the config's size and parameters."""
     given = load_config(config)
-    model = str(resolve_model(given.engine.model))
     engine = EngineConfig(
-        model=model,
+        model=str(resolve_model(given.engine.model)),
         device=given.engine.device,
         dtype=given.engine.dtype,
         vae=given.engine.vae,
@@ -38,118 +50,221 @@ def config_case(seconds: float = 10.0, config: Path | None = None, **options: An
         threads=given.engine.threads,
         options=given.engine.options,
     )
-    size = (given.engine.width, given.engine.height) if config else (256, 256)
-    return measure(engine, size, dict(given.parameters), seconds)
+    values = dict(given.parameters)
+    width, height = (given.engine.width, given.engine.height) if config else (256, 256)
+    endless = bool(values.get("feature_bank.enabled")) or float(values.get("latent_feedback", 0.0)) > 0
+    recipe = Recipe(values, width, height, endless=endless)
+    by_chance = values.get("seed_mode", "fixed") != "fixed"
+    return measure(_asked(engine, options), recipe, seconds, check=not by_chance)
 
 
 def sd_turbo(seconds: float = 10.0, **options: Any) -> Figures:
-    """SD-Turbo, one step, batch 1."""
-    return _true_size("sd-turbo", {"steps": 1, "strength": 0.6}, seconds, options)
+    """SD-Turbo, one step, batch 1. Its weights lie on the disk, so that its start is a user's start."""
+    return measure(true_size("sd-turbo", options, on_disk=True), small_or_true(options, ONE_STEP), seconds)
 
 
 def sd_turbo_batch4(seconds: float = 10.0, **options: Any) -> Figures:
     """SD-Turbo, one step, frame batch 4: throughput before latency."""
-    return _true_size("sd-turbo", {"steps": 1, "strength": 0.6, "frame_batch": 4}, seconds, options)
+    return measure(
+        true_size("sd-turbo", options), small_or_true(options, {**ONE_STEP, "frame_batch": 4}), seconds
+    )
 
 
 def sd15_lcm(seconds: float = 10.0, **options: Any) -> Figures:
     """SD 1.5 with LCM steps, stream batch of 4."""
-    return _true_size("sd15", {"steps": 4, "scheduler": "lcm"}, seconds, options)
+    return measure(true_size("sd15", options), small_or_true(options, FOUR_STEPS), seconds)
 
 
 def sd15_lcm_self(seconds: float = 10.0, **options: Any) -> Figures:
     """The same with residual guidance in mode self."""
+    return measure(true_size("sd15", options), small_or_true(options, {**FOUR_STEPS, **GUIDED}), seconds)
+
+
+def sd15_everything(seconds: float = 10.0, **options: Any) -> Figures:
+    """SD 1.5, LCM, 4 steps, guidance self, one canny ControlNet, and a LoRA whose fader moves each frame."""
+    from sdbridge.bench.networks import random_controlnet, random_lora
+
+    engine = true_size("sd15", options)
+    folder = Path(engine.model)
     values: dict[str, Value] = {
-        "steps": 4,
-        "scheduler": "lcm",
-        "guidance_scale": 1.4,
-        "guidance_mode": "self",
+        **FOUR_STEPS,
+        **GUIDED,
+        "controlnet.1.model": str(random_controlnet(folder)),
+        "controlnet.1.preprocessor": "canny",
+        "lora.1.file": str(random_lora(folder)),
     }
-    return _true_size("sd15", values, seconds, options)
+    return measure(engine, small_or_true(options, values, moves=moves_with_lora), seconds)
 
 
 def sdxl_turbo(seconds: float = 10.0, **options: Any) -> Figures:
     """SDXL-Turbo, one step, 512x512."""
-    return _true_size("sdxl-turbo", {"steps": 1, "strength": 0.6}, seconds, options)
+    return measure(true_size("sdxl-turbo", options), small_or_true(options, ONE_STEP), seconds)
 
 
 def feature_bank(seconds: float = 10.0, **options: Any) -> Figures:
     """SD-Turbo with the feature bank on, and its ratio to the bank off."""
-    off = _true_size("sd-turbo", {"steps": 1}, seconds, options)
-    on = _true_size("sd-turbo", {"steps": 1, "feature_bank.enabled": True}, seconds, options)
-    return {**on, "off_median_ms": off["median_ms"], "ratio": on["median_ms"] / off["median_ms"]}  # type: ignore[operator]
+    engine = true_size("sd-turbo", options)
+    off = measure(engine, small_or_true(options, ONE_STEP), seconds / 2, check=False)
+    values = {**ONE_STEP, "feature_bank.enabled": True}
+    on = measure(engine, small_or_true(options, values, endless=True), seconds)
+    return {**on, "off_median_ms": off["median_ms"], "ratio": on["median_ms"] / off["median_ms"]}
 
 
-def _true_size(size: str, values: Mapping[str, Value], seconds: float, options: Mapping[str, Any]) -> Figures:
-    if options.get("weights") != "random":
-        raise SdbridgeError("SDB-BENCH-FAULT", f"{size} at true size needs --weights random")
-    from sdbridge.models.random_weights import build_random_checkpoint
-
-    folder = build_random_checkpoint(paths.cache_dir() / "random-weights" / size, size)
-    return measure(EngineConfig(model=str(folder)), (512, 512), values, seconds)
+def small_or_true(options: Mapping[str, Any], values: Mapping[str, Value], **more: Any) -> Recipe:
+    """The recipe at 512x512; option ``side`` stands in for that in tests."""
+    side = int(options.get("side", 512))
+    return Recipe(values, side, side, **more)
 
 
-def measure(
-    config: EngineConfig, size: tuple[int, int], values: Mapping[str, Value], seconds: float
-) -> dict[str, Any]:
-    """Load, warm up, then time ``tick`` by the host clock for ``seconds``; milliseconds a frame."""
+def true_size(size: str, options: Mapping[str, Any], *, on_disk: bool = False) -> EngineConfig:
+    """The engine of a true architecture; option ``model`` (a folder) stands in for it in tests."""
+    given = options.get("model")
+    if given is None:
+        if options.get("weights") != "random":
+            raise SdbridgeError("SDB-BENCH-FAULT", f"{size} at true size needs --weights random")
+        from sdbridge.models.random_weights import build_random_checkpoint
+
+        name = f"{size}-files" if on_disk else size
+        given = build_random_checkpoint(paths.cache_dir() / "random-weights" / name, size, on_disk=on_disk)
+    return _asked(EngineConfig(model=str(given)), options)
+
+
+def _asked(config: EngineConfig, options: Mapping[str, Any]) -> EngineConfig:
+    """``config`` as the bench needs it: embeddings are waited for, so that two runs blend alike."""
+    acceleration = str(options.get("acceleration") or config.acceleration)
+    waiting = {**config.options, "wait_for_prompts": True}
+    return replace(config, acceleration=acceleration, options=waiting)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What getting ready took, in seconds."""
+
+    load_s: float
+    warm_up_s: float
+    first_frame_s: float
+    first_frame_after_load_s: float
+    full_speed_s: float
+    longest_meanwhile_ms: float
+
+
+def measure(config: EngineConfig, recipe: Recipe, seconds: float, *, check: bool = True) -> dict[str, Any]:
+    """Start, steady state, one frame at a time, parts, and the comparison with eager; ms a frame.
+
+    Steady state is ``FRAMES`` frames, or as many as come in ``seconds``.
+    """
     from sdbridge.engine.image.engine import ImageEngine
 
-    width, height = size
     engine = ImageEngine(config)
     began = time.perf_counter()
-    engine.load(
-        {"prompt.1.text": "fire", "prompt.2.text": "ocean", **values, "width": width, "height": height}
-    )
+    _reset_peak()
+    engine.load(recipe.start_values())
+    loaded = time.perf_counter()
     try:
-        report = engine.warm_up(width, height)
-        first_frame_s = time.perf_counter() - began
-        rows = int(values.get("frame_batch", 1))
-        chunks = _chunks(width, height, rows)
-        for number in range(WARM_UP_FRAMES):
-            _frame(engine, chunks, number)
-        times: list[float] = []
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
-            started = time.perf_counter()
-            _frame(engine, chunks, len(times))
-            times.append((time.perf_counter() - started) * 1e3 / rows)
-        stats = engine.stats()
-        times.sort()
-        return {
-            "median_ms": statistics.median(times),
-            "p95_ms": percentile(times, 95),
-            "p99_ms": percentile(times, 99),
-            "fps": 1e3 / statistics.fmean(times),
-            "frames": len(times) * rows,
-            "load_s": report.load_s,
-            "warm_up_s": report.warm_up_s,
-            "first_frame_s": first_frame_s,
-            "vram_mb": stats.vram_mb,
+        report = engine.warm_up(recipe.width, recipe.height)
+        drive, start = _get_ready(engine, recipe, began, loaded, report.warm_up_s)
+        engine.reset("hard")
+        drive.number = 0
+        warm = drive.run(WARM_UP_CHUNKS, seconds / 4, at_least=4)
+        usual_s = statistics.median(warm) * recipe.rows / 1e3
+        chunks = max(LEAST_FRAMES, min(-(-FRAMES // recipe.rows), int(seconds / usual_s)))
+        drive.wanted = picks(drive.number + 1, int(chunks * 0.9), recipe.endless)
+        before = _allocations()
+        times = drive.run(chunks, 2 * seconds, at_least=LEAST_FRAMES)
+        allocated = (_allocations() - before) / max(1, len(times))
+        figures = {
+            **figures_of(times, recipe.rows),
+            **_paced(drive, statistics.median(times)),
+            "peak_mb": _peak_mb(),
+            "allocations_a_frame": allocated / recipe.rows,
+            **vars(start),
+            **measure_parts(drive, min(PART_TICKS, max(3, len(times) // 4))),
             "device": report.device,
             "dtype": report.dtype,
-            "acceleration": report.acceleration,
-            **{f"{part}_ms": value for part, value in stats.parts_ms.items()},
+            "acceleration": engine.painter.acceleration.name,
+            "ahead": drive.ahead,
+            "why": report.why,
         }
     finally:
         engine.unload()
+    if check and figures["acceleration"] != "eager":
+        try:
+            figures |= compare_with_eager(config, recipe, drive.kept)
+        except SdbridgeError as error:  # the times were measured and stand
+            figures["compare_error"] = str(error)
+    return figures
 
 
-def _frame(engine: Any, chunks: list[Chunk], number: int) -> None:
-    """One tick in which picture, embedding (blend of two prompts) and noise (seed) are new."""
-    share = 0.1 + 0.8 * (number % 97) / 97
-    engine.apply({"prompt.2.weight": share, "seed.1.value": number % 1000}, number + 1)
-    engine.tick(chunks[number % len(chunks)])
+def _get_ready(
+    engine: Any, recipe: Recipe, began: float, loaded: float, warm_up_s: float
+) -> tuple[Drive, _Start]:
+    """First frame, then frames until nothing is loaded or made faster beside the stream any more."""
+    drive = Drive(engine, recipe)
+    drive.tick()
+    first = time.perf_counter()
+    longest = 0.0
+    while is_building(engine) and time.perf_counter() - first < BUILD_TIMEOUT_S:
+        longest = max(longest, drive.tick())
+    full = time.perf_counter()
+    until_loaded(drive)
+    return drive, _Start(
+        load_s=loaded - began,
+        warm_up_s=warm_up_s,
+        first_frame_s=first - began,
+        first_frame_after_load_s=first - loaded,
+        full_speed_s=full - began,
+        longest_meanwhile_ms=longest,
+    )
 
 
-def _chunks(width: int, height: int, frames: int) -> list[Chunk]:
-    generator = np.random.default_rng(0)
-    made = []
-    for number in range(INPUTS):
-        entries = []
-        for offset in range(frames):
-            pixels = generator.integers(0, 256, (height, width, 4), dtype=np.uint8)
-            pixels[..., 3] = 255
-            entries.append({"main": Frame(pixels, number * frames + offset, time.monotonic_ns())})
-        made.append(Chunk(tuple(entries)))  # type: ignore[arg-type]
-    return made
+def figures_of(times: list[float], rows: int) -> dict[str, Any]:
+    ordered = sorted(times)
+    median = statistics.median(ordered)
+    return {
+        "median_ms": median,
+        "p95_ms": percentile(ordered, 95),
+        "p99_ms": percentile(ordered, 99),
+        "p99_over_median": percentile(ordered, 99) / median,
+        "worst_ms": ordered[-1],
+        "fps": 1e3 / statistics.fmean(ordered),
+        "frames": len(ordered) * rows,
+    }
+
+
+def _paced(drive: Drive, usual_ms: float) -> dict[str, float]:
+    """From pixels in memory to pixels in memory, one chunk in flight, at 60 a second or as fast as goes."""
+    usual_s = usual_ms * drive.recipe.rows / 1e3
+    gap_s = max(PACED_S, 1.2 * usual_s)
+    count = max(5, min(PACED_FRAMES, int(3.0 / gap_s)))
+    times = []
+    for _ in range(count):
+        due = time.perf_counter() + gap_s
+        times.append(drive.one())
+        time.sleep(max(0.0, due - time.perf_counter()))
+    times.sort()
+    return {"latency_ms": statistics.median(times), "latency_p99_ms": percentile(times, 99)}
+
+
+def _reset_peak() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _peak_mb() -> float:
+    """Most device memory held at once; without CUDA what this process holds now."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved() / 2**20
+    return psutil.Process().memory_info().rss / 2**20
+
+
+def _allocations() -> int:
+    """Tensors that torch has allocated on the device so far."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return 0
+    return int(torch.cuda.memory_stats().get("allocation.all.allocated", 0))

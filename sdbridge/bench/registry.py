@@ -38,9 +38,11 @@ CASES: tuple[BenchCase, ...] = (
     BenchCase("control-subscribers", "32 OSC subscribers", "sdbridge.bench.control:subscribers_32"),
     # At true size with random weights: these want a GPU.
     BenchCase("sd-turbo", "SD-Turbo, 1 step, 512x512", "sdbridge.bench.image:sd_turbo", "true-size"),
+    BenchCase("sd-turbo-process", "slot to slot", "sdbridge.bench.process:sd_turbo_process", "true-size"),
     BenchCase("sd-turbo-4", "the same, frame batch 4", "sdbridge.bench.image:sd_turbo_batch4", "true-size"),
     BenchCase("sd15-lcm", "SD 1.5, LCM, stream batch 4", "sdbridge.bench.image:sd15_lcm", "true-size"),
     BenchCase("sd15-lcm-self", "with guidance self", "sdbridge.bench.image:sd15_lcm_self", "true-size"),
+    BenchCase("sd15-everything", "with canny and LoRA", "sdbridge.bench.image:sd15_everything", "true-size"),
     BenchCase("sdxl-turbo", "SDXL-Turbo, 1 step, 512x512", "sdbridge.bench.image:sdxl_turbo", "true-size"),
     BenchCase("lora-fader", "a LoRA weight moves", "sdbridge.bench.conditioning:lora_fader", "true-size"),
     BenchCase("controlnet", "one canny", "sdbridge.bench.conditioning:controlnet_cost", "true-size"),

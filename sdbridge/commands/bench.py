@@ -12,6 +12,7 @@ import psutil
 from sdbridge import __version__
 from sdbridge.bench import registry
 from sdbridge.commands.say import ERR, OUT, print_json, print_table
+from sdbridge.doctor.machine import nvidia_driver
 from sdbridge.errors import SdbridgeError
 
 
@@ -22,6 +23,7 @@ def run_bench(
     seconds: float | None,
     faults: bool,
     as_json: bool,
+    acceleration: str = "",
 ) -> int:
     """Exit 2 for an unknown case, 1 when a case could not be measured."""
     if names == ("list",):
@@ -33,7 +35,7 @@ def run_bench(
             f"SDB-BENCH-UNKNOWN: no case {', '.join(unknown)}; 'sdbridge bench --case list' names them."
         )
         return 2
-    group = "faults" if faults else "default"
+    group = "faults" if faults else "true-size" if weights == "random" else "default"
     cases = [c for c in registry.CASES if (c.name in names if names else c.group == group)]
     length = {} if seconds is None else {"seconds": seconds}  # each case knows how long it wants
     results: dict[str, Mapping[str, object]] = {}
@@ -41,7 +43,9 @@ def run_bench(
     for case in cases:
         ERR.print(f"measuring {case.name}: {case.summary} ...")
         try:
-            results[case.name] = case.load()(**length, config=config, weights=weights)
+            results[case.name] = case.load()(
+                **length, config=config, weights=weights, acceleration=acceleration
+            )
         except SdbridgeError as error:
             results[case.name] = {"error": str(error)}
             failed = True
@@ -62,13 +66,22 @@ def run_bench(
 
 def machine_facts() -> dict[str, str]:
     """What a figure means nothing without."""
-    return {
+    facts = {
         "sdbridge": __version__,
         "python": platform.python_version(),
-        "torch": metadata.version("torch"),
+        **{name: _version(name) for name in ("torch", "triton", "diffusers", "tensorrt")},
+        "gpu": nvidia_driver(),
         "system": platform.platform(),
         "cores": str(psutil.cpu_count()),
     }
+    return {name: value for name, value in facts.items() if value}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def _number(value: object) -> str:

@@ -53,7 +53,7 @@ def check_torch() -> Iterator[Finding]:
         yield Finding("torch", "good", text)
         return
     where = "Apple GPU (mps)" if facts["mps"] else f"CPU, {facts['threads']} threads"
-    driver = _nvidia_driver()
+    driver = nvidia_driver()
     if driver and not facts["cuda_build"]:
         yield Finding(
             "torch",
@@ -74,7 +74,8 @@ def check_torch() -> Iterator[Finding]:
         )
 
 
-def _nvidia_driver() -> str:
+def nvidia_driver() -> str:
+    """Name and driver version of the first NVIDIA card, or nothing."""
     program = shutil.which("nvidia-smi")
     if not program:
         return ""

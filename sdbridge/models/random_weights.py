@@ -97,21 +97,29 @@ SIZES: Mapping[str, TrueSize] = {
 }
 
 
-def build_random_checkpoint(folder: Path, size: str, seed: int = 0) -> Path:
-    """Write ``size`` (a key of ``SIZES``) as a diffusers folder in fp16, once; 1.7 to 5.3 GB.
+#: Beside a part's config: its weights are made, not read (``load.read_part``), from the seed written in it.
+MARK = "random-weights.json"
 
-    Made on a CUDA device where there is one, for speed. Returns ``folder``.
+
+def build_random_checkpoint(folder: Path, size: str, seed: int = 0, *, on_disk: bool = False) -> Path:
+    """Write ``size`` (a key of ``SIZES``) as a diffusers folder, once, and return ``folder``.
+
+    Without ``on_disk`` UNet and text encoders are configs and a mark, from which every load makes the same
+    weights on its own device: no gigabytes are written. With it they are files in fp16, 1.7 to 5.3 GB,
+    so that a load is what users have.
     """
     if (folder / "model_index.json").exists():
         return folder
-    import torch
-
     wanted = SIZES[size]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(seed)
     log.info("making %s with random weights in %s", size, folder)
-    for name, module in _parts(wanted, device):
-        module.half().save_pretrained(folder / name)
+    for number, (name, kind, config) in enumerate(_parts(wanted)):
+        place = folder / name
+        if on_disk or name == "vae":
+            _make(kind, config, seed + number).half().save_pretrained(place)
+            continue
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        (place / MARK).write_text(json.dumps({"seed": seed + number}), encoding="utf-8")
     for name in ("tokenizer", "tokenizer_2")[: len(wanted.text)]:
         write_small_tokenizer(folder / name)
     _write_scheduler(folder / "scheduler", wanted.turbo)
@@ -120,19 +128,73 @@ def build_random_checkpoint(folder: Path, size: str, seed: int = 0) -> Path:
     return folder
 
 
-def _parts(wanted: TrueSize, device: str) -> Any:
-    """Name and module of each part, one at a time so that only one is in memory."""
-    import torch
-    from diffusers import AutoencoderTiny, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+def make_marked_part(kind: Any, folder: Path) -> Any:
+    """The part whose mark lies in ``folder``, with the weights that its seed gives."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    seed = int(json.loads((folder / MARK).read_text(encoding="utf-8"))["seed"])
+    return _make(kind, config, seed)
 
-    with torch.device(device):
-        yield "unet", UNet2DConditionModel(**wanted.unet)
-        yield "vae", AutoencoderTiny()
-        for index, text in enumerate(wanted.text):
-            kind = CLIPTextModelWithProjection if "projection_dim" in text else CLIPTextModel
-            name = "text_encoder" if index == 0 else "text_encoder_2"
-            yield name, kind(CLIPTextConfig(vocab_size=49408, max_position_embeddings=77, **text))
+
+def _make(kind: Any, config: Mapping[str, Any], seed: int) -> Any:
+    """Made on a CUDA device where there is one: seconds become tenths. Same seed and device, same weights."""
+    import torch
+    from transformers import CLIPTextConfig
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with torch.random.fork_rng(devices=[0] if device == "cuda" else []), torch.device(device):
+        torch.manual_seed(seed)
+        if kind.__name__.startswith("CLIP"):
+            module = kind(CLIPTextConfig(**config))
+        else:
+            module = kind.from_config(dict(config))
+        with torch.no_grad():
+            _give_contrast(module)
+    return module.eval().requires_grad_(False)
+
+
+def _give_contrast(module: Any) -> None:
+    """Let UNet and tiny VAE answer with numbers of a trained model's size.
+
+    As torch fills them, the UNet's noise has a third of the deviation that trained ones have, and the tiny
+    VAE's picture is one grey: a comparison of two such pictures would find every error small.
+    """
+    import torch
+
+    name = type(module).__name__
+    if name == "UNet2DConditionModel":
+        module.conv_out.weight *= 2.5
+    if name != "AutoencoderTiny":
+        return
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                torch.nn.init.normal_(layer.bias, std=0.05)
+    for block in (*module.encoder.layers, *module.decoder.layers):
+        if hasattr(block, "fuse"):  # what a residual block adds is less than what it is given
+            block.conv[-1].weight *= 0.3
+    picture = torch.rand(2, 3, 128, 128, device=module.device) * 2 - 1
+    module.encoder.layers[-1].weight *= 1.0 / module.encode(picture).latents.std()
+    latent = torch.randn(2, module.config.latent_channels, 16, 16, device=module.device)
+    made = module.decode(latent).sample
+    last = module.decoder.layers[-1]
+    last.weight *= 0.5 / made.std()
+    if last.bias is not None:
+        last.bias.zero_()
+        last.bias -= module.decode(latent).sample.mean((0, 2, 3)) / 2
+
+
+def _parts(wanted: TrueSize) -> Any:
+    """Name, class and config of each part."""
+    from diffusers import AutoencoderTiny, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    yield "unet", UNet2DConditionModel, {"_class_name": "UNet2DConditionModel", **wanted.unet}
+    yield "vae", AutoencoderTiny, {"_class_name": "AutoencoderTiny"}
+    for index, text in enumerate(wanted.text):
+        kind = CLIPTextModelWithProjection if "projection_dim" in text else CLIPTextModel
+        config = {"vocab_size": 49408, "max_position_embeddings": 77, **text}
+        yield "text_encoder" if index == 0 else "text_encoder_2", kind, config
 
 
 def _write_scheduler(folder: Path, turbo: bool) -> None:

@@ -266,6 +266,8 @@ def read_part(kind: Any, folder: Path, dtype: torch.dtype, allow_pickle: bool) -
     """
     from safetensors import SafetensorError
 
+    from sdbridge.models import random_weights
+
     if not (folder / "config.json").is_file():
         raise SdbridgeError("SDB-MODEL-PARTS", f"{folder.parent.name} has no {folder.name}/config.json")
     weights = sorted(path for path in folder.iterdir() if path.suffix == ".safetensors")
@@ -274,6 +276,8 @@ def read_part(kind: Any, folder: Path, dtype: torch.dtype, allow_pickle: bool) -
         raise SdbridgeError(
             "SDB-MODEL-PICKLE", f"{folder} holds its weights as a pickle only ({pickles[0].name})"
         )
+    if not weights and (folder / random_weights.MARK).is_file():
+        return random_weights.make_marked_part(kind, folder).to(dtype)
     if not weights and not pickles:
         raise SdbridgeError("SDB-MODEL-PARTS", f"{folder} holds a config but no weights")
     variant = {"variant": "fp16"} if weights and all(".fp16." in path.name for path in weights) else {}

@@ -1,0 +1,172 @@
+"""A frame's whole way through the engine's process: shared-memory slot in, slot out, changes by the pipe."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from sdbridge.bench.compare import compare_with_eager, picks
+from sdbridge.bench.drive import INPUTS, Recipe, make_pixels
+from sdbridge.bench.image import (
+    BUILD_TIMEOUT_S,
+    FRAMES,
+    LEAST_FRAMES,
+    ONE_STEP,
+    PACED_FRAMES,
+    PACED_S,
+    figures_of,
+    measure,
+    small_or_true,
+    true_size,
+)
+from sdbridge.engine.client import EngineClient, wait_for_state
+from sdbridge.engine.interface import EngineConfig, EngineState
+from sdbridge.engine.pipe import Wake
+from sdbridge.errors import SdbridgeError
+from sdbridge.frame import Frame
+from sdbridge.meters import percentile
+
+Figures = Mapping[str, object]
+WARM_UP_S = 1.0
+
+
+def sd_turbo_process(seconds: float = 10.0, **options: Any) -> Figures:
+    """SD-Turbo through the engine's process, and the milliseconds that it adds to the engine alone."""
+    config, recipe = true_size("sd-turbo", options, on_disk=True), small_or_true(options, ONE_STEP)
+    alone = measure(config, recipe, seconds, check=False)
+    through = measure_process(config, recipe, seconds)
+    return {
+        **through,
+        "alone_median_ms": alone["median_ms"],
+        "alone_latency_ms": alone["latency_ms"],
+        "more_ms": through["median_ms"] - alone["median_ms"],
+        "more_latency_ms": through["latency_ms"] - alone["latency_ms"],
+    }
+
+
+def measure_process(config: EngineConfig, recipe: Recipe, seconds: float) -> dict[str, Any]:
+    """Start the real engine process, keep its input slot full, and time what comes out of its output slot."""
+    began = time.perf_counter()
+    ready = Wake()
+    faults: list[str] = []
+    client = EngineClient(
+        config,
+        recipe.start_values(),
+        0,
+        ready,
+        lambda _client, word, about: faults.append(str(about)) if word == "error" else None,
+    )
+    client.start()
+    try:
+        if not wait_for_state(client, EngineState.STREAMING, BUILD_TIMEOUT_S):
+            raise SdbridgeError("SDB-BENCH-FAULT", f"the engine's process did not stream: {faults[-1:]}")
+        streaming = time.perf_counter()
+        feed = _Feed(client, ready, recipe)
+        feed.run(2, WARM_UP_S)
+        first_frame = time.perf_counter()
+        while client.progress is not None and time.perf_counter() - streaming < BUILD_TIMEOUT_S:
+            feed.run(1_000_000, 0.5)
+        full = time.perf_counter()
+        warm = feed.run(1_000_000, WARM_UP_S)
+        usual_s = statistics.median(warm) / 1e3 if warm else 1.0
+        count = max(LEAST_FRAMES, min(FRAMES, int(seconds / usual_s)))
+        feed.wanted = picks(feed.number + 2, int(count * 0.9), recipe.endless)
+        dropped = client.dropped
+        times = feed.run(count, max(seconds, LEAST_FRAMES * usual_s * 3))
+        if not times:
+            raise SdbridgeError("SDB-BENCH-FAULT", f"no frame came out of the process: {faults[-1:]}")
+        figures: dict[str, Any] = {
+            **figures_of(times, 1),
+            **_paced(feed, statistics.median(times)),
+            "dropped_before_engine": client.dropped - dropped,
+            "streaming_s": streaming - began,
+            "first_frame_s": first_frame - began,
+            "full_speed_s": full - began,
+            "vram_mb": client.stats.vram_mb,
+            "acceleration": client.report.acceleration if client.report else "",
+            "faults": "; ".join(faults[:3]),
+        }
+    finally:
+        client.stop()
+        ready.close()
+    if figures["acceleration"] != "eager":
+        try:
+            figures |= compare_with_eager(config, recipe, feed.kept)
+        except SdbridgeError as error:  # the times were measured and stand
+            figures["compare_error"] = str(error)
+    return figures
+
+
+class _Feed:
+    """Puts frames before the engine as soon as it took the last one, and takes what comes out."""
+
+    def __init__(self, client: EngineClient, ready: Wake, recipe: Recipe) -> None:
+        self._client, self._ready, self._recipe = client, ready, recipe
+        self._pixels = make_pixels(recipe.width, recipe.height)
+        self.number = 0
+        self.wanted: frozenset[int] = frozenset()
+        self.kept: dict[int, np.ndarray] = {}
+
+    def run(self, count: int, seconds: float) -> list[float]:
+        """Milliseconds between ``count`` frames that came out, or as many as come in ``seconds``."""
+        end = time.perf_counter() + seconds
+        times: list[float] = []
+        last = 0.0
+        while len(times) < count and time.perf_counter() < end:
+            if self._client.waiting == 0:
+                self.offer()
+            self._ready.wait(0.0003)
+            if self.take() is None:
+                continue
+            now = time.perf_counter()
+            if last:
+                times.append((now - last) * 1e3)
+            last = now
+        return times
+
+    def offer(self) -> int:
+        """The next frame with its changes; its id."""
+        number = self.number
+        self._client.change(dict(self._recipe.moves(number)), number + 1)
+        self._client.offer("main", Frame(self._pixels[number % INPUTS], number, time.monotonic_ns()))
+        self.number += 1
+        return number
+
+    def take(self) -> Frame | None:
+        frame = self._client.take()
+        if frame is not None and frame.frame_id in self.wanted:
+            self.kept[frame.frame_id] = frame.pixels.copy()
+        return frame
+
+    def rest(self) -> None:
+        """Let everything come out."""
+        quiet = time.perf_counter() + 0.3
+        while time.perf_counter() < quiet:
+            self._ready.wait(0.02)
+            if self.take() is not None:
+                quiet = time.perf_counter() + 0.3
+
+
+def _paced(feed: _Feed, usual_ms: float) -> dict[str, float]:
+    """From a frame put into the input slot to its picture out of the output slot, one at a time."""
+    feed.rest()
+    gap_s = max(PACED_S, 1.2 * usual_ms / 1e3)
+    times = []
+    for _ in range(max(5, min(PACED_FRAMES, int(3.0 / gap_s)))):
+        began = time.perf_counter()
+        number = feed.offer()
+        while time.perf_counter() - began < 2.0:
+            feed._ready.wait(0.002)
+            frame = feed.take()
+            if frame is not None and frame.frame_id == number:
+                times.append((time.perf_counter() - began) * 1e3)
+                break
+        time.sleep(max(0.0, began + gap_s - time.perf_counter()))
+    if not times:
+        return {"latency_ms": float("nan"), "latency_p99_ms": float("nan")}
+    times.sort()
+    return {"latency_ms": statistics.median(times), "latency_p99_ms": percentile(times, 99)}
