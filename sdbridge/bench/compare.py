@@ -1,4 +1,4 @@
-"""Were the measured frames right? The eager engine paints some of them again, and the pictures are compared."""
+"""Were the measured frames right? The eager engine paints some of them again for a comparison."""
 
 from __future__ import annotations
 
