@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import torch
 from diffusers import AutoencoderTiny, ControlNetModel, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from scripts.demo_model.captions import corpus
 from scripts.demo_model.settings import Settings
@@ -69,7 +71,7 @@ def build_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
     return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32, 64, 64))
 
 
-def build_text_encoder(s: Settings, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+def build_text_encoder(s: Settings, tokenizer: WordTokenizer) -> CLIPTextModel:
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -87,8 +89,36 @@ def build_text_encoder(s: Settings, tokenizer: CLIPTokenizer) -> CLIPTextModel:
     )
 
 
-def make_tokenizer(folder: Path) -> CLIPTokenizer:
-    """CLIP's byte-pair tokenizer with merges made from our grammar: a known word is one token.
+@dataclass(frozen=True)
+class TokenizerOutput:
+    """What a tokenizer answers, as far as training needs it."""
+
+    input_ids: list[int]
+
+
+class WordTokenizer:
+    """The tokenizer of training: the same ids as the exported one for the grammar's words, and nothing else.
+
+    It needs no class of transformers, so that training runs with any version of it.
+    """
+
+    def __init__(self, vocabulary: dict[str, int]) -> None:
+        self.vocabulary = vocabulary
+        self.bos_token_id = vocabulary["<|startoftext|>"]
+        self.eos_token_id = self.pad_token_id = vocabulary["<|endoftext|>"]
+
+    def __len__(self) -> int:
+        return len(self.vocabulary)
+
+    def __call__(self, text: str, **options: object) -> TokenizerOutput:
+        words = re.findall(r"[a-z]+|,", text.lower())
+        ids = [self.vocabulary[word + "</w>"] for word in words][: TOKENS - 2]
+        ids = [self.bos_token_id, *ids, self.eos_token_id]
+        return TokenizerOutput(ids + [self.pad_token_id] * (TOKENS - len(ids)))
+
+
+def write_vocabulary(folder: Path) -> WordTokenizer:
+    """CLIP's byte-pair files with merges made from our grammar: a known word is one token.
 
     Unknown words fall apart into letters, as with any CLIP tokenizer.
     """
@@ -103,11 +133,7 @@ def make_tokenizer(folder: Path) -> CLIPTokenizer:
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
     lines = ["#version: 0.2", *(" ".join(m) for m in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    tokenizer = CLIPTokenizer(
-        vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=TOKENS
-    )
-    tokenizer.save_pretrained(folder)
-    return tokenizer
+    return WordTokenizer(vocabulary)
 
 
 def learn_merges(words: set[str]) -> list[tuple[str, str]]:

@@ -12,8 +12,8 @@ from transformers import CLIPTextModel
 from scripts.demo_model.networks import (
     build_text_encoder,
     build_unet,
-    make_tokenizer,
     train_with_plain_attention,
+    write_vocabulary,
 )
 from scripts.demo_model.pairs import Captions
 from scripts.demo_model.progress import autocast, load_averaged
@@ -71,7 +71,7 @@ class PaintedScenes:
 
 
 def load_frozen(s: Settings) -> Frozen:
-    tokenizer = make_tokenizer(s.work / "tokenizer")
+    tokenizer = write_vocabulary(s.work / "tokenizer")
     unet, text = build_unet(s), build_text_encoder(s, tokenizer)
     stage = "distill" if (s.checkpoints / "distill.averaged.pt").exists() else "unet"
     if not (load_averaged(s, stage, "unet", unet) and load_averaged(s, stage, "text", text)):

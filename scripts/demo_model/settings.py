@@ -27,7 +27,8 @@ class Settings:
     batch_large: int  # batch of 32x32 latents
     learning_rate: float
     small_share: float  # of the diffusion stages' steps: on quarter pictures, which cost a quarter
-    compile: bool
+    graph: int  # 1: record a training step as a CUDA graph
+    horizon: float  # seconds of a whole stage over all calls; 0: its steps decide
     vae_shards: int  # shards of photos and of scenes the VAE sees
     vae_steps: int
     unet_steps: int
@@ -37,6 +38,7 @@ class Settings:
     classifier_steps: int
 
     latent_channels: int = 8
+    note_every: int = 50  # steps between two lines of a log
     size: int = 256
 
     @property
@@ -72,7 +74,8 @@ CPU = Settings(
     batch_large=16,
     learning_rate=6e-4,
     small_share=0.85,
-    compile=False,
+    graph=0,
+    horizon=0.0,
     vae_shards=10,
     vae_steps=6000,
     unet_steps=6000,
@@ -84,22 +87,23 @@ CPU = Settings(
 GPU = replace(
     CPU,
     device="cuda",
-    scenes=16384,
+    note_every=250,
+    scenes=32768,
     photos=12288,
-    draw_batch=64,
+    draw_batch=32,
     vae_batch=64,
     vae_crop=128,
     unet_channels=(64, 128),
     batch_small=512,
-    batch_large=256,
-    learning_rate=8e-4,
-    small_share=0.5,
-    compile=True,
+    batch_large=160,
+    learning_rate=7e-4,
+    small_share=0.4,
+    graph=1,
     vae_shards=48,
     vae_steps=10000,
-    unet_steps=9000,
-    distill_steps=8000,
-    distill_average=0.998,
-    side_steps=1500,
+    unet_steps=60000,
+    distill_steps=60000,
+    distill_average=0.999,
+    side_steps=6000,
     classifier_steps=3000,
 )

@@ -36,7 +36,7 @@ def draw_all(s: Settings, deadline: float) -> bool:
             return False
         shard = draw_photo_shard(s, path) if path.name.startswith("photos") else draw_scene_shard(s, path)
         partial = path.with_suffix(".partial")
-        torch.save(shard, partial)
+        torch.save({name: tensor.cpu() for name, tensor in shard.items()}, partial)
         partial.rename(path)
     return True
 
@@ -44,15 +44,18 @@ def draw_all(s: Settings, deadline: float) -> bool:
 def draw_photo_shard(s: Settings, path: Path) -> dict[str, torch.Tensor]:
     generator, _ = _seeded(s, path.stem)
     parts = [draw_photo_like(s.draw_batch, s.size, generator) for _ in range(SHARD // s.draw_batch)]
-    return {"pictures": (torch.cat(parts) * 255).round().to(torch.uint8).cpu()}
+    return {"pictures": (torch.cat(parts) * 255).round().to(torch.uint8)}
 
 
 def draw_scene_shard(s: Settings, path: Path) -> dict[str, torch.Tensor]:
+    """On the drawing device."""
     generator, rng = _seeded(s, path.stem)
     parts = [
         draw_scenes(s.draw_batch, s.styled, s.size, generator, rng) for _ in range(SHARD // s.draw_batch)
     ]
-    return {name: torch.cat([getattr(p, name) for p in parts]).cpu() for name in SceneBatch.__annotations__}
+    return {
+        name: torch.cat([getattr(p, name) for p in parts]).to(s.device) for name in SceneBatch.__annotations__
+    }
 
 
 def _seeded(s: Settings, name: str) -> tuple[torch.Generator, random.Random]:

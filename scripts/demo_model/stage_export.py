@@ -18,7 +18,7 @@ from scripts.demo_model.networks import (
     build_text_encoder,
     build_unet,
     build_vae,
-    make_tokenizer,
+    write_vocabulary,
 )
 from scripts.demo_model.painted import load_frozen
 from scripts.demo_model.progress import load_averaged
@@ -34,7 +34,7 @@ def run(s: Settings, deadline: float, variant: str = "") -> bool:
     """`variant` is the folder to write into; the package's own one if empty."""
     target = Path(variant) if variant else EMBEDDED_DIR
     target.mkdir(parents=True, exist_ok=True)
-    tokenizer = make_tokenizer(s.work / "tokenizer")
+    tokenizer = write_vocabulary(s.work / "tokenizer")
     write_tokenizer(s.work / "tokenizer", target / "tokenizer")
     vae, unet = build_vae(s), build_unet(s)
     text = build_text_encoder(s, tokenizer)

@@ -31,7 +31,7 @@ def run(s: Settings, deadline: float, variant: str = "") -> bool:
         )
         shard["latents"] = encode(vae, shard.pop("pictures"), s)
         partial = latent_path.with_suffix(".partial")
-        torch.save(shard, partial)
+        torch.save({name: tensor.cpu() for name, tensor in shard.items()}, partial)
         partial.rename(latent_path)
     return True
 
@@ -53,12 +53,12 @@ def latent_paths(s: Settings, vae: AutoencoderTiny) -> list[Path]:
 
 @torch.no_grad()
 def encode(vae: AutoencoderTiny, pictures: torch.Tensor, s: Settings) -> torch.Tensor:
-    """uint8 [n, k, 3, h, w] to fp16 latents [n, k, c, h/8, w/8]."""
+    """uint8 [n, k, 3, h, w] to fp16 latents [n, k, c, h/8, w/8] on the training device."""
     flat, parts = pictures.flatten(0, 1), []
-    for chunk in flat.split(16 if s.device == "cpu" else 256):
+    for chunk in flat.split(16 if s.device == "cpu" else 128):
         batch = (chunk.to(s.device).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
         with autocast(s):
-            parts.append(vae.encode(batch).latents.half().cpu())
+            parts.append(vae.encode(batch).latents.half())
     return torch.cat(parts).unflatten(0, pictures.shape[:2])
 
 
@@ -77,5 +77,4 @@ def load_latent_scenes(s: Settings, deadline: float) -> LatentScenes:
     run(s, deadline)
     shards = [torch.load(p, weights_only=True) for p in latent_paths(s, trained_vae(s)) if p.exists()]
     joined = {name: torch.cat([shard[name] for shard in shards]) for name in LatentScenes.__annotations__}
-    joined["latents"] = joined["latents"].to(s.device)
-    return LatentScenes(**joined)
+    return LatentScenes(**{name: tensor.to(s.device) for name, tensor in joined.items()})

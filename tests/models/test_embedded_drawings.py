@@ -13,12 +13,13 @@ from scripts.demo_model.captions import UNCONDITIONAL, caption, corpus, held_out
 from scripts.demo_model.compositions import COMPOSITION_DRAWINGS, UNNAMED_DRAWINGS  # noqa: E402
 from scripts.demo_model.fields import Canvas  # noqa: E402
 from scripts.demo_model.materials import MATERIAL_DRAWINGS  # noqa: E402
-from scripts.demo_model.networks import learn_merges, make_tokenizer  # noqa: E402
-from scripts.demo_model.pairs import restyled_share  # noqa: E402
+from scripts.demo_model.networks import TOKENS, build_text_encoder, learn_merges, write_vocabulary  # noqa: E402
+from scripts.demo_model.pairs import Captions, looked_up, restyled_share, text_states  # noqa: E402
 from scripts.demo_model.palettes import NATURAL_STOPS, PALETTE_STOPS, colour, stops_tensor  # noqa: E402
 from scripts.demo_model.photos import draw_photo_like  # noqa: E402
 from scripts.demo_model.sampling import noise_levels  # noqa: E402
 from scripts.demo_model.scenes import NO_PALETTE, draw_scenes  # noqa: E402
+from scripts.demo_model.settings import CPU  # noqa: E402
 from sdbridge.models.embedded_model import COMPOSITIONS, MATERIALS, PALETTES  # noqa: E402
 
 SIZE = 64
@@ -80,8 +81,38 @@ def test_captions_name_what_they_are_given() -> None:
     assert UNCONDITIONAL == ""
 
 
+def shipped_tokenizer(folder):
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer(
+        vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=TOKENS
+    )
+
+
+def test_training_s_tokenizer_gives_the_exported_one_s_ids(tmp_path) -> None:
+    mine, theirs = write_vocabulary(tmp_path), shipped_tokenizer(tmp_path)
+    assert len(mine) == len(theirs) and mine.pad_token_id == theirs.pad_token_id
+    rng = random.Random(2)
+    for _ in range(40):
+        line = caption(rng.choice(MATERIALS), rng.choice((None, "gold")), rng.choice((None, "face")), rng)
+        options = {"padding": "max_length", "max_length": TOKENS, "truncation": True}
+        assert mine(line).input_ids == theirs(line, **options).input_ids, line
+
+
+def test_the_text_states_worked_out_for_training_are_the_encoder_s(tmp_path) -> None:
+    tokenizer = write_vocabulary(tmp_path)
+    encoder = build_text_encoder(CPU, tokenizer)
+    captions = Captions(tokenizer, "cpu")
+    lines = ["fire", "a gold face made of zebra", ""]
+    mine, theirs = text_states(encoder, captions.ids(lines)), captions.embed(encoder, lines)
+    assert torch.allclose(mine, theirs, atol=1e-5)
+    chosen = torch.tensor([[0, 2]])
+    assert torch.equal(looked_up(torch.eye(3), chosen)[0], torch.eye(3)[[0, 2]])
+
+
 def test_every_word_of_the_captions_is_one_token_and_unknown_ones_are_spelled(tmp_path) -> None:
-    tokenizer = make_tokenizer(tmp_path)
+    write_vocabulary(tmp_path)
+    tokenizer = shipped_tokenizer(tmp_path)
     for word in {word for line in corpus() for word in line.replace(",", " ").split()}:
         assert tokenizer.tokenize(word) == [f"{word}</w>"]
     assert len(tokenizer.tokenize("xylophone")) > 1
