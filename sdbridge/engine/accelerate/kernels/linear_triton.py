@@ -1,0 +1,293 @@
+"""How is a linear layer with everything around it computed in one CUDA kernel? (Triton source, launch.)
+
+Imported only where Triton is installed; ``linear.py`` decides when. Weights are read as nn.Linear keeps
+them, ``[N, K]`` rows, so a LoRA that writes in place needs nothing from here.
+"""
+
+# mypy: ignore-errors
+# ruff: noqa: N803
+# (Triton's language is Python only by its syntax; sizes and compile-time values are written large.)
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from sdbridge.engine.accelerate.kernels.tiles import Tile
+
+#: Where the LayerNorm of the A operand comes from.
+NO_NORM, NORM_INSIDE, NORM_GIVEN = 0, 1, 2
+
+
+@triton.jit
+def _own_moments(x, rows, x_stride, K, eps, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Mean and 1/deviation of the tile's rows, chunk by chunk merged (Chan), so no cancellation."""
+    mean = tl.zeros((BLOCK_M,), tl.float32)
+    spread = tl.zeros((BLOCK_M,), tl.float32)
+    for start in range(0, K, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        here = k[None, :] < K
+        part = tl.load(x + rows[:, None] * x_stride + k[None, :], mask=here, other=0.0).to(tl.float32)
+        count = tl.minimum(K - start, BLOCK_K) + 0.0
+        part_mean = tl.sum(part, 1) / count
+        off = tl.where(here, part - part_mean[:, None], 0.0)
+        before = start + 0.0
+        delta = part_mean - mean
+        share = count / (before + count)
+        spread += tl.sum(off * off, 1) + delta * delta * before * share
+        mean += delta * share
+    return mean, tl.rsqrt(spread / K + eps)
+
+
+@triton.jit
+def _given_moments(moments, rows, M, K, count, width, eps, BLOCK_M: tl.constexpr, COUNT_POW2: tl.constexpr):
+    """The same from (mean, spread) of column groups that a previous epilogue left: ``[2, M, count]``."""
+    group = tl.arange(0, COUNT_POW2)
+    at = rows[:, None] * count + group[None, :]
+    here = (group < count)[None, :]
+    means = tl.load(moments + at, mask=here, other=0.0)
+    spreads = tl.load(moments + M * count + at, mask=here, other=0.0)
+    columns = tl.where(group < count, tl.minimum(K - group * width, width), 0).to(tl.float32)
+    mean = tl.sum(means * columns[None, :], 1) / K
+    off = means - mean[:, None]
+    spread = tl.sum(spreads + columns[None, :] * off * off, 1)
+    return mean, tl.rsqrt(spread / K + eps)
+
+
+@triton.jit
+def _leave_moments(value, moments, rows, cols, group, M, N, groups, WIDTH: tl.constexpr):
+    """Mean and spread of these columns of each row, of the values as stored."""
+    here = (cols < N)[None, :]
+    columns = tl.minimum(N - group * WIDTH, WIDTH).to(tl.float32)
+    mean = tl.sum(tl.where(here, value, 0.0), 1) / columns
+    off = tl.where(here, value - mean[:, None], 0.0)
+    at = rows * groups + group
+    tl.store(moments + at, mean, mask=rows < M)
+    tl.store(moments + M * groups + at, tl.sum(off * off, 1), mask=rows < M)
+
+
+@triton.jit
+def _gelu(gate):
+    return 0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476))
+
+
+@triton.jit
+def _finish(
+    value, gate, bias, residual, out, moments_out, rows, cols, tile_n, M, N, residual_stride, out_stride,
+    moments_groups, GEGLU: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Bias, gate, residual; the store; the moments for a LayerNorm that follows."""
+    column = tl.minimum(cols, N - 1)
+    if bias is not None:
+        value += tl.load(bias + column).to(tl.float32)[None, :]
+    if GEGLU:
+        if bias is not None:
+            gate += tl.load(bias + N + column).to(tl.float32)[None, :]
+        value = value * _gelu(gate)
+    here = (rows < M)[:, None] & (cols < N)[None, :]
+    if residual is not None:
+        at = residual + rows[:, None] * residual_stride + cols[None, :]
+        value += tl.load(at, mask=here, other=0.0).to(tl.float32)
+    stored = value.to(out.dtype.element_ty)
+    tl.store(out + rows[:, None] * out_stride + cols[None, :], stored, mask=here)
+    if moments_out is not None:
+        seen = stored.to(tl.float32)
+        _leave_moments(seen, moments_out, rows, cols, tile_n, M, N, moments_groups, BLOCK_N)
+
+
+@triton.jit
+def gemm(
+    x, weight, bias, residual, out, norm_weight, norm_bias, moments_in, moments_out, partials, arrivals,
+    M, N, K, x_stride, weight_stride, residual_stride, out_stride,
+    moments_count, moments_width, moments_groups, eps,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+    SPLIT: tl.constexpr, GEGLU: tl.constexpr, NORM: tl.constexpr, COUNT_POW2: tl.constexpr,
+    EVEN_K: tl.constexpr, CHAINED: tl.constexpr,
+):  # fmt: skip
+    """One ``[BLOCK_M, BLOCK_N]`` tile of the result; with SPLIT > 1 the last arriving part finishes it."""
+    if CHAINED:
+        gdc_wait()
+        gdc_launch_dependents()
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    program = tl.program_id(0)
+    part = tl.program_id(1)
+    in_group = GROUP * tiles_n
+    first_m = (program // in_group) * GROUP
+    height = tl.minimum(tiles_m - first_m, GROUP)
+    tile_m = first_m + (program % in_group) % height
+    tile_n = (program % in_group) // height
+    rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    row = tl.minimum(rows, M - 1)  # tiles over the edge compute a neighbour twice, and store nothing
+    column = tl.minimum(cols, N - 1)
+
+    if NORM == 1:
+        mean, scale = _own_moments(x, row, x_stride, K, eps, BLOCK_M, BLOCK_K)
+    if NORM == 2:
+        mean, scale = _given_moments(
+            moments_in, row, M, K, moments_count, moments_width, eps, BLOCK_M, COUNT_POW2
+        )
+
+    per_part = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLIT) * BLOCK_K
+    begin = part * per_part
+    end = tl.minimum(begin + per_part, K)
+    offset = tl.arange(0, BLOCK_K)
+    x_at = x + row[:, None] * x_stride + offset[None, :]
+    weight_at = weight + column[None, :] * weight_stride + offset[:, None]
+    value = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    gate = value
+    for start in range(begin, end, BLOCK_K):
+        k = start + offset
+        if EVEN_K:
+            a = tl.load(x_at + start)
+            b = tl.load(weight_at + start)
+        else:
+            a = tl.load(x_at + start, mask=(k < K)[None, :], other=0.0)
+            b = tl.load(weight_at + start, mask=(k < K)[:, None], other=0.0)
+        if NORM > 0:
+            if EVEN_K:
+                g = tl.load(norm_weight + k).to(tl.float32)
+                h = tl.load(norm_bias + k).to(tl.float32)
+            else:
+                g = tl.load(norm_weight + k, mask=k < K, other=0.0).to(tl.float32)
+                h = tl.load(norm_bias + k, mask=k < K, other=0.0).to(tl.float32)
+            normal = (a.to(tl.float32) - mean[:, None]) * scale[:, None]
+            a = (normal * g[None, :] + h[None, :]).to(x.dtype.element_ty)
+        value = tl.dot(a, b, value)
+        if GEGLU:
+            if EVEN_K:
+                c = tl.load(weight_at + start + N * weight_stride)
+            else:
+                c = tl.load(weight_at + start + N * weight_stride, mask=(k < K)[:, None], other=0.0)
+            gate = tl.dot(a, c, gate)
+
+    if SPLIT == 1:
+        _finish(
+            value, gate, bias, residual, out, moments_out, rows, cols, tile_n, M, N, residual_stride,
+            out_stride, moments_groups, GEGLU, BLOCK_N,
+        )  # fmt: skip
+    else:
+        halves: tl.constexpr = 2 if GEGLU else 1
+        size: tl.constexpr = BLOCK_M * BLOCK_N
+        inside = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+        slot = partials + (program * SPLIT).to(tl.int64) * halves * size + inside
+        tl.store(slot + part * halves * size, value)
+        if GEGLU:
+            tl.store(slot + part * halves * size + size, gate)
+        tl.debug_barrier()  # every thread's part lies in memory before the one that counts arrives
+        seen = tl.atomic_add(arrivals + program, 1, sem="acq_rel", scope="gpu")
+        if seen == SPLIT - 1:
+            tl.debug_barrier()
+            total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+            total_gate = total
+            for other in tl.static_range(SPLIT):  # in a fixed order, so that frames repeat bit by bit
+                total += tl.load(slot + other * halves * size, cache_modifier=".cg")
+                if GEGLU:
+                    total_gate += tl.load(slot + other * halves * size + size, cache_modifier=".cg")
+            _finish(
+                total, total_gate, bias, residual, out, moments_out, rows, cols, tile_n, M, N,
+                residual_stride, out_stride, moments_groups, GEGLU, BLOCK_N,
+            )  # fmt: skip
+            tl.store(arrivals + program, 0)  # ready for the next replay
+
+
+@triton.jit
+def finish_rows(
+    product, bias, residual, out, moments_out, M, N, product_stride, residual_stride, out_stride,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, GEGLU: tl.constexpr, CHAINED: tl.constexpr,
+):  # fmt: skip
+    """What a library's matrix product lacks: bias, gate, residual, moments (then COLUMNS covers the row)."""
+    if CHAINED:
+        gdc_wait()
+        gdc_launch_dependents()
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    cols = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    here = (rows < M)[:, None] & (cols < N)[None, :]
+    at = product + rows[:, None] * product_stride + cols[None, :]
+    value = tl.load(at, mask=here, other=0.0).to(tl.float32)
+    gate = value
+    if GEGLU:
+        gate = tl.load(at + N, mask=here, other=0.0).to(tl.float32)
+    _finish(
+        value, gate, bias, residual, out, moments_out, rows, cols, 0, M, N, residual_stride, out_stride, 1,
+        GEGLU, COLUMNS,
+    )  # fmt: skip
+
+
+@triton.jit
+def norm_rows(
+    x, norm_weight, norm_bias, out, M, K, x_stride, out_stride, eps,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHAINED: tl.constexpr,
+):  # fmt: skip
+    """LayerNorm alone, ROWS whole rows a program."""
+    if CHAINED:
+        gdc_wait()
+        gdc_launch_dependents()
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    cols = tl.arange(0, COLUMNS)
+    inside = (cols < K)[None, :]
+    here = (rows < M)[:, None] & inside
+    value = tl.load(x + rows[:, None] * x_stride + cols[None, :], mask=here, other=0.0).to(tl.float32)
+    mean = tl.sum(value, 1) / K
+    off = tl.where(inside, value - mean[:, None], 0.0)
+    scale = tl.rsqrt(tl.sum(off * off, 1) / K + eps)
+    g = tl.load(norm_weight + cols, mask=cols < K, other=0.0).to(tl.float32)
+    h = tl.load(norm_bias + cols, mask=cols < K, other=0.0).to(tl.float32)
+    value = off * scale[:, None] * g[None, :] + h[None, :]
+    tl.store(out + rows[:, None] * out_stride + cols[None, :], value.to(out.dtype.element_ty), mask=here)
+
+
+def launch_gemm(
+    tile: Tile, x, weight, out, *, bias=None, residual=None, geglu=False, norm=None, moments_in=None,
+    moments_out=None, workspace=None, compile_only=False,
+):  # fmt: skip
+    """Launch ``gemm``. ``norm`` is (weight, bias, eps); ``moments_in`` (values, groups, width);
+    ``moments_out`` a float32 ``[2, M, groups of tile.n]``; ``workspace`` (partials, arrivals) for a split."""
+    (m, k), n = x.shape, out.shape[1]
+    values, count, width = moments_in or (None, 1, k)
+    partials, arrivals = workspace or (None, None)
+    norm_weight, norm_bias, eps = norm or (None, None, 0.0)
+    kind = NO_NORM if norm is None else NORM_INSIDE if values is None else NORM_GIVEN
+    tiles = triton.cdiv(m, tile.m) * triton.cdiv(n, tile.n)
+    run = gemm.warmup if compile_only else gemm[(tiles, tile.split)]
+    options = {"grid": (tiles, tile.split)} if compile_only else {}
+    return run(
+        x, weight, bias, residual, out, norm_weight, norm_bias, values, moments_out, partials, arrivals,
+        m, n, k, x.stride(0), weight.stride(0), residual.stride(0) if residual is not None else 0,
+        out.stride(0), count, width, triton.cdiv(n, tile.n), float(eps),
+        BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k, GROUP=tile.group, SPLIT=tile.split, GEGLU=geglu,
+        NORM=kind, COUNT_POW2=triton.next_power_of_2(count), EVEN_K=k % tile.k == 0, CHAINED=tile.chained,
+        num_warps=tile.warps, num_stages=tile.stages, **_chain(tile.chained), **options,
+    )  # fmt: skip
+
+
+def launch_finish(product, out, *, bias=None, residual=None, geglu=False, moments_out=None, chained=False):
+    """Launch ``finish_rows`` on a library's product ``[M, N]`` (``[M, 2N]`` for GEGLU)."""
+    m, n = out.shape
+    whole = triton.next_power_of_2(n)
+    columns = whole if moments_out is not None else min(whole, 1024)
+    rows = max(1, 2048 // columns)
+    finish_rows[(triton.cdiv(m, rows), triton.cdiv(n, columns))](
+        product, bias, residual, out, moments_out, m, n, product.stride(0),
+        residual.stride(0) if residual is not None else 0, out.stride(0),
+        ROWS=rows, COLUMNS=columns, GEGLU=geglu, CHAINED=chained, num_warps=8 if columns > 2048 else 4,
+        **_chain(chained),
+    )  # fmt: skip
+
+
+def launch_norm(x, norm_weight, norm_bias, eps, out, chained=False):
+    """Launch ``norm_rows``."""
+    m, k = x.shape
+    columns = triton.next_power_of_2(k)
+    rows = max(1, 2048 // columns)
+    norm_rows[(triton.cdiv(m, rows),)](
+        x, norm_weight, norm_bias, out, m, k, x.stride(0), out.stride(0), float(eps),
+        ROWS=rows, COLUMNS=columns, CHAINED=chained, num_warps=4, **_chain(chained),
+    )  # fmt: skip
+
+
+def _chain(chained: bool) -> dict[str, bool]:
+    # The interpreter knows no launch options; on CUDA a chained kernel starts while the last one ends.
+    return {"launch_pdl": True} if chained else {}

@@ -1,0 +1,220 @@
+"""Every epilogue of the fused linear layers against float64, by Triton's interpreter where no GPU is."""
+
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
+
+from sdbridge.engine.accelerate.kernels import linear as subject
+from sdbridge.engine.accelerate.kernels.linear import (
+    LinearTuning,
+    Problem,
+    candidate_tiles,
+    default_way,
+    layer_norm_linear,
+    linear,
+    linear_geglu,
+    linear_with_moments,
+    parse_way,
+)
+from sdbridge.engine.accelerate.kernels.tiles import Tile, parse_tile
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+needs_triton = pytest.mark.skipif(not subject.triton_here(), reason="Triton is not installed")
+
+
+@pytest.fixture(autouse=True)
+def interpreter_of_today(monkeypatch):
+    """Triton 3.6's interpreter takes int() of an array of one, which NumPy 2.4 no longer allows."""
+    if not subject.triton_here():
+        return
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor, scope):
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
+
+
+TILES = [
+    "32x32x32.w4.s2.g8.split1",
+    "64x32x64.w4.s3.g2.split1",
+    "32x64x32.w4.s2.g8.split3",
+    "16x16x64.w4.s2.g8.split4",
+]
+SHAPES = [(77, 48, 96), (32, 64, 128), (130, 40, 72)]  # ragged in M; in N and K too
+
+
+def random(*size, seed=0, dtype=torch.float16):
+    made = torch.Generator().manual_seed(seed + sum(size))
+    return torch.randn(*size, generator=made).to(dtype).to(DEVICE)
+
+
+def distance(out, truth):
+    assert out.shape == truth.shape
+    return float((out.double() - truth).norm() / truth.norm())
+
+
+@needs_triton
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("extras", ["", "bias", "residual", "bias residual"])
+def test_linear_is_the_plain_product(tile, shape, extras):
+    m, n, k = shape
+    x, weight = random(m, k), random(n, k, seed=1)
+    bias = random(n, seed=2) if "bias" in extras else None
+    residual = random(m, n, seed=3) if "residual" in extras else None
+    out = linear(x, weight, bias, residual, pick=lambda problem: tile)
+    truth = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    if residual is not None:
+        truth = truth + residual.double()
+    assert distance(out, truth) < 1e-3
+
+
+@needs_triton
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_geglu_is_the_halves_of_the_product(tile, with_bias):
+    m, n, k = 77, 48, 96
+    x, weight = random(m, k), random(2 * n, k, seed=1)
+    bias = random(2 * n, seed=2) if with_bias else None
+    out = linear_geglu(x, weight, bias, pick=lambda problem: tile)
+    hidden, gate = F.linear(x.double(), weight.double(), None if bias is None else bias.double()).chunk(2, -1)
+    assert distance(out, hidden * F.gelu(gate)) < 1e-3
+
+
+@needs_triton
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("way", ["separate", "inside", "given"])
+@pytest.mark.parametrize("kind", ["plain", "geglu", "residual"])
+def test_layer_norm_is_folded_in(tile, way, kind):
+    m, n, k = 50, 48, 96
+    hidden = random(m, 40, seed=9)
+    before = random(k, 40, seed=8)
+    x, moments = linear_with_moments(
+        hidden, before, random(k, seed=7) * 20, pick=lambda problem: "32x32x32.w4.s2.g8.split1"
+    )
+    scale, shift = random(k, seed=4), random(k, seed=5)
+    weight = random(2 * n if kind == "geglu" else n, k, seed=1)
+    bias = random(weight.shape[0], seed=2)
+    residual = random(m, n, seed=3) if kind == "residual" else None
+    out = layer_norm_linear(
+        x,
+        scale,
+        shift,
+        1e-5,
+        weight,
+        bias,
+        kind == "geglu",
+        residual,
+        moments,
+        pick=lambda problem: f"{way}:{tile}",
+    )
+    normal = F.layer_norm(x.double(), (k,), scale.double(), shift.double(), 1e-5)
+    truth = F.linear(normal, weight.double(), bias.double())
+    if kind == "geglu":
+        truth = truth[:, :n] * F.gelu(truth[:, n:])
+    if residual is not None:
+        truth = truth + residual.double()
+    assert distance(out, truth) < 2e-3  # the normalised operand is rounded to half, as PyTorch's is
+
+
+@needs_triton
+@pytest.mark.parametrize("tile", TILES)
+def test_the_moments_left_are_those_of_the_stored_values(tile):
+    m, n, k = 77, 40, 96
+    out, moments = linear_with_moments(
+        random(m, k), random(n, k, seed=1), random(n, seed=2) + 30, random(m, n, seed=3), pick=lambda p: tile
+    )
+    parsed = parse_tile(tile)
+    assert moments.width == parsed.n
+    for group, columns in enumerate(out.double().split(parsed.n, dim=1)):
+        mean = columns.mean(1)
+        assert torch.allclose(moments.values[0, :, group].double(), mean, rtol=1e-4, atol=1e-4)
+        spread = (columns - mean[:, None]).square().sum(1)
+        assert torch.allclose(moments.values[1, :, group].double(), spread, rtol=1e-3)
+
+
+@needs_triton
+def test_a_split_product_is_the_same_on_every_replay():
+    x, weight = random(40, 512), random(48, 512, seed=1)
+    workspace = subject.Workspace(DEVICE)
+    runs = [
+        linear(x, weight, pick=lambda problem: "32x32x32.w4.s2.g8.split4", workspace=workspace)
+        for _ in range(3)
+    ]
+    assert all(torch.equal(run, runs[0]) for run in runs)
+    assert int(workspace.hold(0, 0)[1].abs().sum()) == 0  # ready for the next
+
+
+@needs_triton
+def test_rows_of_a_packed_weight_and_a_wider_out_are_used_where_they_lie():
+    packed = random(3 * 64, 96, seed=1)
+    x = random(40, 96)
+    wide = torch.full((40, 128), 7.0, dtype=torch.float16, device=DEVICE)
+    given = wide[:, :64]
+    out = linear(x, packed[64:128], out=given, pick=lambda problem: TILES[0])
+    assert out.data_ptr() == wide.data_ptr() and bool((wide[:, 64:] == 7).all())
+    assert distance(out, x.double() @ packed[64:128].double().T) < 1e-3
+    packed[64:128] *= 2  # as a LoRA fader does
+    again = linear(x, packed[64:128], pick=lambda problem: TILES[0])
+    assert distance(again, 2 * out.double()) < 1e-3
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    "flags", [{}, {"residual": True, "bias": True}, {"geglu": True, "bias": True}, {"norm": True}]
+)
+@pytest.mark.parametrize("m", [64, 77, 256, 1024, 4096])
+def test_the_default_way_is_a_way(flags, m):
+    for n, k in [(320, 320), (1280, 1280), (1280, 5120), (5120, 1280)]:
+        problem = Problem(m, n, k, **flags)
+        assert parse_way(default_way(problem), problem) is not None
+        for candidate in LinearTuning(problem).candidates():
+            assert parse_way(candidate, problem) is not None
+
+
+def test_without_a_gpu_the_plain_operations_answer(monkeypatch):
+    monkeypatch.setattr(subject, "_fits_triton", lambda *tensors: False)
+    x, weight, bias = random(9, 32), random(24, 32, seed=1), random(24, seed=2)
+    residual = random(9, 24, seed=3)
+    assert torch.equal(linear(x, weight, bias, residual), F.linear(x, weight, bias) + residual)
+    hidden, gate = F.linear(x, weight, bias).chunk(2, -1)
+    assert torch.equal(linear_geglu(x, weight, bias), hidden * F.gelu(gate))
+    out, moments = linear_with_moments(x, weight, bias)
+    norm = (random(24, seed=4), random(24, seed=5), 1e-5)
+    after = layer_norm_linear(out, *norm, random(8, 24), moments=moments)
+    assert torch.equal(after, F.linear(F.layer_norm(out, (24,), norm[0], norm[1], norm[2]), random(8, 24)))
+    given = torch.empty(9, 24, dtype=torch.float16, device=DEVICE)
+    assert linear(x, weight, out=given) is given
+
+
+def test_a_way_is_checked_against_its_problem():
+    plain, normed = Problem(64, 64, 64), Problem(64, 64, 64, norm=True)
+    assert parse_way("library", plain) is not None
+    for wrong in ("", "separate:library", "64x64x64.w4.s3.g8", "rm -rf", "65x64x64.w4.s3.g8.split1"):
+        assert parse_way(wrong, plain) is None
+    assert parse_way("inside:library", normed) is None
+    assert parse_way(f"given:{TILES[0]}", normed) is None
+    assert parse_way(f"given:{TILES[0]}", Problem(64, 64, 64, norm=True, moments_given=True)) is not None
+
+
+@pytest.mark.parametrize("tile", [Tile(64, 128, 32, 8, 4, 1, 2), Tile(16, 16, 16, chained=True)])
+def test_a_tile_spells_itself(tile):
+    assert parse_tile(str(tile)) == tile
+
+
+@pytest.mark.parametrize("text", ["", "64x64x64", "64x64x64.w3.s3.g8.split1", "4096x64x64.w4.s3.g8.split1"])
+def test_a_misspelled_tile_is_none(text):
+    assert parse_tile(text) is None
+
+
+def test_small_problems_get_no_large_tiles():
+    assert all(tile.m <= 64 for tile in candidate_tiles(Problem(64, 1280, 1280)))
+    assert any(tile.split > 1 for tile in candidate_tiles(Problem(64, 1280, 5120)))
