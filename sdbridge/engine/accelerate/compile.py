@@ -1,10 +1,10 @@
-"""The model compiled and replayed from CUDA graphs: no launch cost, fewer kernels. CUDA only.
+"""The model replayed from CUDA graphs, on our own kernels where Triton is: no launch cost, fewer kernels.
 
-The shapes of the warm-up are compiled by Inductor (about a minute, before streaming). A shape that
-appears later, such as another number of steps, is captured from the plain modules instead, which takes
-a fraction of a second and never a compilation. Weights are read where they lie at every replay, so a LoRA
-fader needs nothing from us. What a graph cannot hold (processors of our own on the attention layers)
-runs operation by operation.
+Nothing is compiled before the first frame. A shape that is new is captured at once from PyTorch's
+own operations (a fraction of a second); the kernels for it are compiled and captured beside the running
+graph, and take over at a frame edge. Weights are read where they lie at every replay, so a LoRA fader
+needs nothing from us. What a graph cannot hold (processors of our own on the attention layers) runs
+operation by operation.
 """
 
 from __future__ import annotations
@@ -13,21 +13,25 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from sdbridge.engine.accelerate import kernels
+from sdbridge.engine.accelerate.beside import BesideTheStream
 from sdbridge.engine.accelerate.eager import Eager
-from sdbridge.engine.accelerate.replay import Replayed, TensorCall
+from sdbridge.engine.accelerate.packed_unet import PackedUnet, obstacle
+from sdbridge.engine.accelerate.replay import CudaGraph, Replayed, TensorCall
+from sdbridge.engine.accelerate.unet_ops import PlainOps, UnetOps
 from sdbridge.engine.image.load import LoadedModel
 from sdbridge.engine.image.seams import UnetCall
 
 log = logging.getLogger(__name__)
 
 _KEPT_GRAPHS = 12
-_WARM_RUNS = 3
+_KEPT_SIZES = 3
 Key = tuple[object, ...]
+Capture = Callable[[TensorCall, tuple[Tensor, ...]], CudaGraph]
 
 
 class Compiled:
@@ -35,95 +39,136 @@ class Compiled:
 
     name = "compile"
 
-    def __init__(self, model: LoadedModel) -> None:
+    def __init__(self, model: LoadedModel, capture: Capture = CudaGraph) -> None:
         self._model = model
         self._eager = Eager(model)
-        self._pool: Any = None
-        self._denoise: OrderedDict[Key, _Graph] = OrderedDict()
-        self._pictures: OrderedDict[Key, tuple[_Graph, _Graph]] = OrderedDict()
-        self._graph: _Graph | None = None
-        self._picture: tuple[_Graph, _Graph] | None = None
-        self._picture_shape: tuple[int, ...] = ()
-        self._compiling = True  # until the first shapes are ready
+        self._capture = capture
+        self._said: set[str] = set()
+        self._graphs: OrderedDict[Key, CudaGraph] = OrderedDict()
+        self._denoise: Key | None = None
+        self._encode: Key | None = None
+        self._decode: Key | None = None
         self._attention = [
             (name, module) for name, module in model.unet.named_modules() if hasattr(module, "processor")
         ]
-        self._said: set[str] = set()
+        why = obstacle(model.unet)
+        self._packed = None if why else PackedUnet(model.unet, PlainOps())
+        if why:
+            self._say(f"the UNet runs unpacked: it has {why}")
+        self._fast: UnetOps | None = None
+        self._beside: BesideTheStream | None = None
+        able, why = kernels.available()
+        if able and not (model.unet.dtype == torch.float16 or model.unet.dtype == torch.bfloat16):
+            able, why = False, f"the model is in {model.unet.dtype}"
+        if able and self._packed is not None:
+            from sdbridge.engine.accelerate.kernels.unet import TritonOps
+
+            self._fast = TritonOps()
+            self._beside = BesideTheStream(model.device)
+        else:
+            self._say(f"our own kernels rest: {why or 'the UNet is not packed'}")
+
+    # --- getting ready ---
 
     def prepare_denoise(self, call: UnetCall) -> None:
         why = self._obstacle(call)
         if why:
-            self._graph = None
-            self._compiling = False  # never later, between two frames
-            if why not in self._said:
-                self._said.add(why)
-                log.info("the UNet runs uncompiled: %s", why)
+            self._denoise = None
+            self._say(f"the UNet runs operation by operation: {why}")
             return
         names, tensors = _flat(call)
-        key: Key = (names, *((tuple(tensor.shape), tensor.dtype) for tensor in tensors))
-        if key not in self._denoise:
-            template = call
+        packed = self._packed if self._packed is not None and not PackedUnet.fits(call) else None
+        key: Key = ("unet", names, packed is None, *_shapes(tensors))
+        self._denoise = key
+        if key in self._graphs:
+            self._graphs.move_to_end(key)
+            return
 
-            def run(*given: Tensor) -> Tensor:
-                return self._eager.run_denoise(_unflat(template, names, given))
+        def run(*given: Tensor) -> Tensor:
+            again = _unflat(call, names, given)
+            return self._eager.run_denoise(again) if packed is None else packed.run(again)
 
-            self._denoise[key] = self._capture(run, tensors, "UNet")
-            while len(self._denoise) > _KEPT_GRAPHS:
-                self._denoise.popitem(last=False)
-        self._denoise.move_to_end(key)
-        self._graph = self._denoise[key]
-        self._compiling = False
+        self._add(key, run, tensors)
+        fast = self._fast
+        if packed is not None and fast is not None:
+            self._improve(key, lambda *given: packed.run(_unflat(call, names, given), fast), tensors)
+        self._drop_oldest("unet", _KEPT_GRAPHS)
 
     def prepare_pictures(self, frames: int, height: int, width: int) -> None:
         model, per = self._model, self._model.pixels_per_latent
-        key: Key = (frames, height, width)
-        if key not in self._pictures:
-            image = torch.zeros(frames, 3, height, width, device=model.device, dtype=torch.float32)
-            latent = torch.zeros(
-                frames,
-                model.latent_channels,
-                height // per,
-                width // per,
-                device=model.device,
-                dtype=torch.float32,
-            )
-            self._pictures[key] = (
-                self._capture(self._eager.run_encode, (image,), "encoder"),
-                self._capture(self._eager.run_decode, (latent,), "decoder"),
-            )
-            while len(self._pictures) > 3:
-                self._pictures.popitem(last=False)
-        self._pictures.move_to_end(key)
-        self._picture = self._pictures[key]
-        self._picture_shape = (frames, 3, height, width)
+        self._encode, self._decode = ("encode", frames, height, width), ("decode", frames, height, width)
+        if self._encode in self._graphs:
+            return
+        image = torch.zeros(frames, 3, height, width, device=model.device, dtype=torch.float32)
+        size = (frames, model.latent_channels, height // per, width // per)
+        latent = torch.zeros(size, device=model.device, dtype=torch.float32)
+        self._add(self._encode, self._eager.run_encode, (image,))
+        self._add(self._decode, self._eager.run_decode, (latent,))
+        self._drop_oldest("encode", _KEPT_SIZES)
+        self._drop_oldest("decode", _KEPT_SIZES)
+
+    def _add(self, key: Key, run: TensorCall, tensors: tuple[Tensor, ...]) -> None:
+        """Capture now; where that fails, the call runs operation by operation."""
+        try:
+            self._graphs[key] = self._capture(run, tensors)
+        except RuntimeError as error:
+            self._say(f"{key[0]} cannot be captured: {_first_line(error)}; it runs operation by operation")
+
+    def _improve(self, key: Key, run: TensorCall, tensors: tuple[Tensor, ...]) -> None:
+        """Compile and capture a faster form beside the stream; it replaces the first one when it is done."""
+        assert self._beside is not None
+        given = tuple(tensor.detach().clone() for tensor in tensors)
+
+        def put_in(graph: CudaGraph) -> None:
+            if key in self._graphs:
+                self._graphs[key] = graph  # one assignment: the frame loop sees the old or the new one
+
+        def failed(error: Exception) -> None:
+            self._say(f"our own kernels rest: {_first_line(error)}")
+
+        self._beside.submit(lambda: self._capture(run, given), put_in, failed)
+
+    def _drop_oldest(self, kind: str, kept: int) -> None:
+        keys = [key for key in self._graphs if key[0] == kind]
+        for key in keys[: max(0, len(keys) - kept)]:
+            del self._graphs[key]
+
+    # --- frames ---
 
     def run_denoise(self, call: UnetCall) -> Tensor:
-        if self._graph is None:
-            return self._eager.run_denoise(call)
-        return self._graph.run(_flat(call)[1])
+        graph = self._graphs.get(self._denoise) if self._denoise is not None else None
+        return self._eager.run_denoise(call) if graph is None else graph.run(_flat(call)[1])
 
     def run_encode(self, image: Tensor) -> Tensor:
-        if self._picture is None or tuple(image.shape) != self._picture_shape:
-            return self._eager.run_encode(image)
-        return self._picture[0].run((image,))
+        graph = self._picture(self._encode, image)
+        return self._eager.run_encode(image) if graph is None else graph.run((image,))
 
     def run_decode(self, latent: Tensor) -> Tensor:
-        if self._picture is None or latent.shape[0] != self._picture_shape[0]:
-            return self._eager.run_decode(latent)
-        return self._picture[1].run((latent,))
+        graph = self._picture(self._decode, latent)
+        return self._eager.run_decode(latent) if graph is None else graph.run((latent,))
+
+    def _picture(self, key: Key | None, given: Tensor) -> CudaGraph | None:
+        graph = self._graphs.get(key) if key is not None else None
+        return graph if graph is not None and graph.takes(given) else None
+
+    # --- the rest of the interface ---
 
     def wrap(self, run: TensorCall, name: str) -> TensorCall:
         """``run`` of another network, such as a ControlNet: captured once it has run a while."""
         return Replayed(run, name)
 
     def weights_changed(self) -> None:
-        """Replays read the tensors where they are."""
+        """Replays read the tensors where they are, and the packed ones are the modules' own."""
+
+    def settled(self, timeout_s: float = 300.0) -> bool:
+        """Wait until nothing better is under way; False if it still is. For builds and benchmarks."""
+        return self._beside is None or self._beside.wait(timeout_s)
 
     def close(self) -> None:
-        self._graph = self._picture = None
-        self._denoise.clear()
-        self._pictures.clear()
-        self._pool = None
+        if self._beside is not None:
+            self._beside.close()
+        self._graphs.clear()
+        self._denoise = self._encode = self._decode = None
 
     def _obstacle(self, call: UnetCall) -> str:
         """Why this call cannot be a graph, or ''."""
@@ -137,39 +182,19 @@ class Compiled:
                 return f"{name} has a {type(processor).__name__}"
         return ""
 
-    def _capture(self, run: Callable[..., Tensor], tensors: tuple[Tensor, ...], what: str) -> _Graph:
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        if self._compiling:
-            try:
-                return _Graph(torch.compile(run, dynamic=False), tensors, self._pool)
-            except (RuntimeError, ImportError, OSError) as error:  # Inductor wants Triton and a C compiler
-                text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                log.warning("the %s cannot be compiled (%s); it runs from a plain CUDA graph", what, text)
-                torch.compiler.reset()
-        return _Graph(run, tensors, self._pool)
+    def _say(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            log.info("%s", line)
 
 
-class _Graph:
-    """One captured call with its input and output tensors. A replay overwrites the output."""
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__
 
-    def __init__(self, run: Callable[..., Tensor], tensors: tuple[Tensor, ...], pool: Any) -> None:
-        self._inputs = tuple(tensor.detach().clone() for tensor in tensors)
-        beside = torch.cuda.Stream()
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside), torch.inference_mode():
-            for _ in range(_WARM_RUNS):
-                run(*self._inputs)
-        torch.cuda.current_stream().wait_stream(beside)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.inference_mode(), torch.cuda.graph(self._graph, pool=pool):
-            self._output = run(*self._inputs)
 
-    def run(self, tensors: tuple[Tensor, ...]) -> Tensor:
-        for mine, given in zip(self._inputs, tensors, strict=True):
-            mine.copy_(given, non_blocking=True)
-        self._graph.replay()
-        return self._output
+def _shapes(tensors: tuple[Tensor, ...]) -> Key:
+    return tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors)
 
 
 def _flat(call: UnetCall) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:

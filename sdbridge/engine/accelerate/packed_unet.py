@@ -75,7 +75,7 @@ def _unusual_transformer(block: Any) -> str:
 
 @dataclass
 class _Heads:
-    """One transformer block's packed weights. ``text`` is where its keys and values lie in the text product."""
+    """A transformer block's packed weights; ``text`` is where its keys and values lie in the text product."""
 
     qkv: Tensor
     text: slice
@@ -119,8 +119,8 @@ class PackedUnet:
             raise ValueError(f"this UNet has {why}")
         self._unet = unet
         self._ops = ops
-        self._heads: dict[Any, _Heads] = {}
-        self._time_of: dict[Any, slice] = {}
+        self.heads: dict[Any, _Heads] = {}
+        self.time_of: dict[Any, slice] = {}
         self._pack()
 
     @staticmethod
@@ -147,28 +147,41 @@ class PackedUnet:
             attention = block.attn1
             qkv = _pack_rows([attention.to_q, attention.to_k, attention.to_v])
             width = block.attn2.to_k.weight.shape[0]
-            self._heads[block] = _Heads(qkv, slice(at, at + 2 * width))
+            self.heads[block] = _Heads(qkv, slice(at, at + 2 * width))
             at += 2 * width
             texts += [block.attn2.to_k, block.attn2.to_v]
-        self._text_weight = _pack_rows(texts)
+        self.text_weight = _pack_rows(texts)
         resnets = [m for m in unet.modules() if type(m).__name__ == "ResnetBlock2D"]
         at = 0
         for resnet in resnets:
             width = resnet.time_emb_proj.weight.shape[0]
-            self._time_of[resnet] = slice(at, at + width)
+            self.time_of[resnet] = slice(at, at + width)
             at += width
-        self._time_weight = _pack_rows([resnet.time_emb_proj for resnet in resnets])
-        self._time_bias = _pack_biases([resnet.time_emb_proj for resnet in resnets])
+        self.time_weight = _pack_rows([resnet.time_emb_proj for resnet in resnets])
+        self.time_bias = _pack_biases([resnet.time_emb_proj for resnet in resnets])
 
     # --- running ---
 
-    def run(self, call: UnetCall) -> Tensor:
-        """The UNet's answer ``[B, C, h, w]``, in the call's dtype."""
-        unet, ops = self._unet, self._ops
-        ops.begin(call.sample.shape[0], call.sample.device)
+    def run(self, call: UnetCall, ops: UnetOps | None = None) -> Tensor:
+        """The UNet's answer ``[B, C, h, w]``, in the call's dtype; by other operations if some are given."""
+        return _Pass(self, self._ops if ops is None else ops, call).run()
+
+
+class _Pass:
+    """One forward pass: the packed weights, the operations, and what this call was given."""
+
+    def __init__(self, packed: PackedUnet, ops: UnetOps, call: UnetCall) -> None:
+        self._unet = packed._unet
+        self._packed = packed
+        self._ops = ops
+        self._call = call
+        self._batch = int(call.sample.shape[0])
+
+    def run(self) -> Tensor:
+        unet, ops, call, batch = self._unet, self._ops, self._call, self._batch
+        ops.begin(batch, call.sample.device)
         times = self._times(call)
-        text = ops.linear(call.encoder_hidden_states.flatten(0, 1), self._text_weight)
-        batch = call.sample.shape[0]
+        text = ops.linear(call.encoder_hidden_states.flatten(0, 1), self._packed.text_weight)
         sample = Picture.of(call.sample)
         walk = _Walk(ops, self._convolved(sample, unet.conv_in), iter(call.down_residuals or ()))
         for block in unet.down_blocks:
@@ -222,7 +235,7 @@ class PackedUnet:
             pooled = call.added_cond["text_embeds"]
             sizes = unet.add_time_proj(call.added_cond["time_ids"].flatten()).reshape(pooled.shape[0], -1)
             embedding = embedding + unet.add_embedding(torch.cat([pooled, sizes], -1).to(embedding.dtype))
-        return self._ops.linear(functional.silu(embedding), self._time_weight, self._time_bias)
+        return self._ops.linear(functional.silu(embedding), self._packed.time_weight, self._packed.time_bias)
 
     def _convolved(self, picture: Picture, conv: Any) -> Pending:
         return Pending(self._ops.conv(picture, conv), conv.bias)
@@ -230,7 +243,7 @@ class PackedUnet:
     def _resnet(self, here: Picture, normed: Picture, resnet: Any, times: Tensor) -> Pending:
         ops = self._ops
         hidden = ops.conv(normed, resnet.conv1)
-        shift = times[:, self._time_of[resnet]]
+        shift = times[:, self._packed.time_of[resnet]]
         hidden = ops.group_norm_shifted(hidden, resnet.conv1.bias, shift, resnet.norm2)
         hidden = ops.conv(hidden, resnet.conv2)
         residual = here
@@ -245,7 +258,7 @@ class PackedUnet:
         blocks = list(model.transformer_blocks)
         even = ops.layer_norm(hidden, blocks[0].norm1)
         for index, block in enumerate(blocks):
-            packed, heads = self._heads[block], block.attn1.heads
+            packed, heads = self._packed.heads[block], block.attn1.heads
             query, key, value = ops.linear(even, packed.qkv).chunk(3, dim=-1)
             seen = ops.attention(query, key, value, batch, heads)
             out = block.attn1.to_out[0]

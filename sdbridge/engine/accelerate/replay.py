@@ -65,18 +65,40 @@ class Replayed:
 
 
 class CudaGraph:
-    """One captured call with tensors of its own for input and output."""
+    """One captured call with tensors of its own for input and output. A replay overwrites the output.
 
-    def __init__(self, run: TensorCall, tensors: tuple[Tensor, ...]) -> None:
-        with torch.inference_mode():
+    Made in the calling thread, on a stream and in a memory pool of its own, so that it may be made
+    beside a stream that runs. Raises RuntimeError where the call cannot be captured.
+    """
+
+    def __init__(self, run: TensorCall, tensors: tuple[Tensor, ...], warm_runs: int = 2) -> None:
+        device = tensors[0].device
+        aside = torch.cuda.Stream(device)
+        aside.wait_stream(torch.cuda.current_stream(device))
+        with torch.inference_mode(), torch.cuda.stream(aside):
             self._inputs = tuple(tensor.detach().clone() for tensor in tensors)
+            for _ in range(warm_runs):  # libraries choose algorithms and workspaces outside the capture
+                run(*self._inputs)
+            aside.synchronize()
             self._graph = torch.cuda.CUDAGraph()
-            # The loading thread may allocate meanwhile; that is no fault of this capture.
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            # Not torch.cuda.graph(): that collects garbage and empties caches, which would show in the
+            # frames. Other threads may allocate meanwhile; that is no fault of this capture.
+            self._graph.capture_begin(capture_error_mode="thread_local")
+            try:
                 self._output = run(*self._inputs)
+            finally:
+                self._graph.capture_end()
+            aside.synchronize()
+
+    def takes(self, *tensors: Tensor) -> bool:
+        """Whether a call with these tensors has the captured shapes."""
+        return len(tensors) == len(self._inputs) and all(
+            mine.shape == given.shape for mine, given in zip(self._inputs, tensors, strict=True)
+        )
 
     def run(self, tensors: tuple[Tensor, ...]) -> Any:
         for mine, given in zip(self._inputs, tensors, strict=True):
-            mine.copy_(given, non_blocking=True)
+            if mine is not given:
+                mine.copy_(given, non_blocking=True)
         self._graph.replay()
         return self._output

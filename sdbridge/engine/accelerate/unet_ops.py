@@ -65,7 +65,7 @@ class UnetOps(Protocol):
         skip: Picture | None = None,
         skip_more: Picture | None = None,
     ) -> tuple[Picture, Picture]:
-        """raw + bias + residuals, with ``skip (+ skip_more)`` beside it in the channels; and its group norm."""
+        """raw + bias + residuals, ``skip (+ skip_more)`` beside it in the channels; and its group norm."""
         ...
 
     def group_norm_shifted(self, picture: Picture, bias: Tensor | None, shift: Tensor, norm: Any) -> Picture:

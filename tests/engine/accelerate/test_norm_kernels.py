@@ -38,7 +38,9 @@ def norm(channels: int, groups: int = 4) -> torch.nn.GroupNorm:
 def test_settle_joins_and_normalises(monkeypatch, rows: int, residuals: int, beside: str) -> None:
     torch.manual_seed(residuals)
     monkeypatch.setattr(kernels, "ONE_KERNEL_ROWS", rows)
-    pending = Pending(picture(20), torch.randn(20, device=DEVICE), tuple(picture(20) for _ in range(residuals)))
+    pending = Pending(
+        picture(20), torch.randn(20, device=DEVICE), tuple(picture(20) for _ in range(residuals))
+    )
     skip = picture(12) if beside else None
     more = picture(12) if "more" in beside else None
     module = norm(32 if beside else 20)

@@ -1,4 +1,4 @@
-"""The packed forward pass is the diffusers UNet: same numbers, for every family, with and without residuals."""
+"""The packed forward pass is the diffusers UNet: same numbers for every family, with residuals or not."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ def make_call(kind: str, unet: UNet2DConditionModel, batch: int = 2, size: int =
     torch.manual_seed(5)
     added = {}
     if kind == "sdxl":
-        added = {"text_embeds": torch.randn(batch, 16).double(), "time_ids": torch.rand(batch, 6).double() * 64}
+        added = {
+            "text_embeds": torch.randn(batch, 16).double(),
+            "time_ids": torch.rand(batch, 6).double() * 64,
+        }
     return UnetCall(
         sample=torch.randn(batch, 4, size, size).double(),
         timesteps=torch.tensor([359, 741][:batch]),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import fields
 
 import pytest
 import torch
 
 from sdbridge.engine.accelerate import build_acceleration, choose_acceleration
-from sdbridge.engine.accelerate.compile import _flat, _unflat
+from sdbridge.engine.accelerate.beside import BesideTheStream
+from sdbridge.engine.accelerate.compile import Compiled, _flat, _unflat
+from sdbridge.engine.accelerate.unet_ops import PlainOps
 from sdbridge.engine.image.seams import UnetCall
 from sdbridge.errors import SdbridgeError
 from tests.engine.image.rig import Rig, frame, relative
@@ -85,12 +88,15 @@ class StandInGraph:
 
     made = 0
 
-    def __init__(self, run, tensors, pool) -> None:
+    def __init__(self, run, tensors) -> None:
         StandInGraph.made += 1
         self._run = run
         self._inputs = tuple(tensor.detach().clone() for tensor in tensors)
         with torch.inference_mode():
             self._output = run(*self._inputs).clone()
+
+    def takes(self, *tensors) -> bool:
+        return all(a.shape == b.shape for a, b in zip(self._inputs, tensors, strict=True))
 
     def run(self, tensors):
         for mine, given in zip(self._inputs, tensors, strict=True):
@@ -101,16 +107,21 @@ class StandInGraph:
         return self._output
 
 
+def put_in(rig: Rig, acceleration: Compiled) -> None:
+    """Let a loaded rig run on an acceleration that the device would not have chosen."""
+    painter = rig.engine.painter
+    del painter.acceleration.run_denoise, painter.acceleration.run_decode
+    painter.acceleration = acceleration
+    acceleration.prepare_pictures(1, 64, 64)
+    painter._ready_for = ()
+    rig._watch()
+
+
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
 def test_fixed_buffers_change_nothing_and_a_known_shape_is_never_prepared_twice(
-    checkpoint, monkeypatch, family: str
+    checkpoint, family: str
 ) -> None:
     """The plumbing around graphs, on the CPU: with stand-ins for the graphs themselves."""
-    from sdbridge.engine.accelerate import compile as compiling
-
-    monkeypatch.setattr(compiling, "_Graph", StandInGraph)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    monkeypatch.setattr(torch, "compile", lambda run, **options: run)
     values = {"prompt.1.text": "fox", "scheduler": "lcm", "steps": 2}
     changes = {
         3: {"steps": 3, "guidance_mode": "full", "guidance_scale": 2.0},
@@ -124,11 +135,7 @@ def test_fixed_buffers_change_nothing_and_a_known_shape_is_never_prepared_twice(
     for name in ("eager", "compile"):
         rig = Rig(checkpoint(family), values, dtype="float64")
         if name == "compile":
-            del rig.engine.painter.acceleration.run_denoise, rig.engine.painter.acceleration.run_decode
-            rig.engine.painter.acceleration = compiling.Compiled(rig.model)
-            rig.engine.painter.acceleration.prepare_pictures(1, 64, 64)
-            rig.engine.painter._ready_for = ()
-            rig._watch()
+            put_in(rig, Compiled(rig.model, capture=StandInGraph))
         latents = []
         for k in range(14):
             rig.set(**changes.get(k, {}))
@@ -142,23 +149,63 @@ def test_fixed_buffers_change_nothing_and_a_known_shape_is_never_prepared_twice(
         assert relative(b, a) <= 1e-9, k
 
 
-def test_what_cannot_be_compiled_runs_from_a_plain_graph_and_says_so(checkpoint, monkeypatch, caplog) -> None:
-    from sdbridge.engine.accelerate import compile as compiling
+def test_what_cannot_be_captured_runs_operation_by_operation_and_says_so(checkpoint, caplog) -> None:
+    def fail(run, tensors):
+        raise RuntimeError("operation not permitted when stream is capturing\nand much more")
 
-    def no_compiler(run, **options):
-        def fail(*tensors):
-            raise RuntimeError("Cannot find a working triton installation\nand much more")
-
-        return fail
-
-    monkeypatch.setattr(compiling, "_Graph", StandInGraph)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    monkeypatch.setattr(torch, "compile", no_compiler)
+    caplog.set_level("INFO")
     rig = Rig(checkpoint(), {"scheduler": "lcm"}, dtype="float64")
     wanted = rig.latent_of(frame(0))
-    rig.engine.painter.acceleration = compiling.Compiled(rig.model)
-    rig.engine.painter.acceleration.prepare_pictures(1, 64, 64)
-    rig.engine.painter._ready_for = ()
-    rig._watch()
+    put_in(rig, Compiled(rig.model, capture=fail))
     assert relative(rig.latent_of(frame(0)), wanted) <= 1e-9
-    assert "working triton" in caplog.text and "much more" not in caplog.text
+    assert "operation not permitted" in caplog.text and "much more" not in caplog.text
+
+
+def test_what_gets_better_beside_the_stream_takes_over_at_a_frame_edge(checkpoint) -> None:
+    """The second form is captured in another thread; until it is done the first one answers."""
+    rig = Rig(checkpoint(), {"scheduler": "lcm"}, dtype="float64")
+    wanted = [rig.latent_of(frame(k)).clone() for k in range(3)]
+    rig.engine.reset("hard")
+    begin, threads = threading.Event(), []
+
+    def capture(run, tensors):
+        threads.append(threading.current_thread().name)
+        if threads[-1] == "accelerate":
+            begin.wait(30)
+        return StandInGraph(run, tensors)
+
+    acceleration = Compiled(rig.model, capture=capture)
+    acceleration._fast, acceleration._beside = PlainOps(), BesideTheStream(torch.device("cpu"))
+    put_in(rig, acceleration)
+    found = [rig.latent_of(frame(0)).clone()]
+    first = dict(acceleration._graphs)
+    begin.set()
+    assert acceleration.settled(30)
+    found += [rig.latent_of(frame(k)).clone() for k in (1, 2)]
+    replaced = [key[0] for key, graph in acceleration._graphs.items() if graph is not first[key]]
+    assert replaced == ["unet"] and "accelerate" in threads
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert relative(mine, theirs) <= 1e-9
+    acceleration.close()
+    assert not acceleration._beside._thread.is_alive()
+    rig.engine.unload()
+
+
+def test_when_the_better_form_fails_the_first_one_goes_on(checkpoint, caplog) -> None:
+    caplog.set_level("INFO")
+    rig = Rig(checkpoint(), {"scheduler": "lcm"}, dtype="float64")
+
+    def capture(run, tensors):
+        if threading.current_thread().name == "accelerate":
+            raise RuntimeError("out of memory while compiling")
+        return StandInGraph(run, tensors)
+
+    acceleration = Compiled(rig.model, capture=capture)
+    acceleration._fast, acceleration._beside = PlainOps(), BesideTheStream(torch.device("cpu"))
+    put_in(rig, acceleration)
+    before = rig.latent_of(frame(0)).clone()
+    assert acceleration.settled(30)
+    rig.engine.reset("hard")
+    assert relative(rig.latent_of(frame(0)), before) <= 1e-9
+    assert "our own kernels rest: out of memory" in caplog.text
+    rig.engine.unload()

@@ -182,9 +182,7 @@ def _layer_norm_kernel(
 
 
 @triton.jit
-def _geglu_kernel(
-    wide, bias, y, rows, width, HAS_BIAS: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr
-):
+def _geglu_kernel(wide, bias, y, rows, width, HAS_BIAS: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr):
     row = (tl.program_id(0) * BR + tl.arange(0, BR))[:, None].to(tl.int64)
     lane = (tl.program_id(1) * BC + tl.arange(0, BC))[None, :]
     mask = (row < rows) & (lane < width)
@@ -230,8 +228,8 @@ def join_norm(
     """(joined, normalised): joined is raw + bias + shift + residuals with skip (+ skip_more) beside it.
 
     ``raw`` ``[batch * hw, C1]``, ``skip`` ``[batch * hw, C2]``, ``shift`` ``[batch, C1]`` (rows may be
-    further apart). Up to two residuals. ``sums`` int64, zeroed, ``>= batch * C * 2`` values, used where several
-    programs share a group. Without ``write`` joined is not kept and ``raw`` comes back in its place.
+    further apart). Up to two residuals. ``sums`` int64, zeroed, ``>= batch * C * 2`` values, used where
+    several programs share a group. Without ``write`` joined is not kept and ``raw`` comes back in its place.
     """
     rows, c1 = raw.shape
     hw = rows // batch

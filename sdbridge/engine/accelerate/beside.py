@@ -1,0 +1,64 @@
+"""One thread for what gets better beside the running stream: compiling, capturing, tuning."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+log = logging.getLogger(__name__)
+
+
+class BesideTheStream:
+    """Runs jobs one after another on a CUDA stream of its own; ``put_in`` gets each result, in its thread."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._jobs: queue.SimpleQueue[tuple[Any, Any, Any] | None] = queue.SimpleQueue()
+        self._open = 0  # jobs submitted and not done
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, name="accelerate", daemon=True)
+        self._thread.start()
+
+    def submit(
+        self, job: Callable[[], Any], put_in: Callable[[Any], None], failed: Callable[[Exception], None]
+    ) -> None:
+        with self._changed:
+            self._open += 1
+        self._jobs.put((job, put_in, failed))
+
+    def wait(self, timeout_s: float) -> bool:
+        """Until every job is done; False when that takes longer."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._open == 0, timeout_s)
+
+    @property
+    def busy(self) -> bool:
+        return self._open > 0
+
+    def close(self) -> None:
+        """Drop what has not begun; what has is waited for, since it holds the model's tensors."""
+        self._closing = True
+        self._jobs.put(None)
+        self._thread.join(60.0)
+
+    def _work(self) -> None:
+        stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        while (given := self._jobs.get()) is not None:
+            job, put_in, failed = given
+            try:
+                if not self._closing:
+                    with torch.cuda.stream(stream):  # None: nothing changes
+                        put_in(job())
+            except Exception as error:  # edge: what fails here leaves the stream as it was
+                log.exception("getting faster beside the stream failed")
+                failed(error)
+            finally:
+                with self._changed:
+                    self._open -= 1
+                    self._changed.notify_all()
