@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from sdbridge import paths
@@ -66,9 +66,19 @@ def check_memory(config: Config) -> Iterator[Finding]:
     here = _model_on_disk(config.engine.model)
     if here is None:
         return
-    steps = int(config.parameters.get("steps", 1)) * int(config.parameters.get("frame_batch", 1))
+    values = config.parameters
+    rows = int(values.get("steps", 1)) * int(values.get("frame_batch", 1))
+    if values.get("guidance_mode") == "full":
+        rows *= 2
     try:
-        counted = footprint(here, config.engine.width, config.engine.height, steps)
+        counted = footprint(
+            here,
+            config.engine.width,
+            config.engine.height,
+            rows,
+            loras=_named_files(values, "lora", "file"),
+            controlnets=_named_files(values, "controlnet", "model"),
+        )
     except SdbridgeError as error:
         yield Finding("model files", "wrong", error.what, error.next_step)
         return
@@ -88,6 +98,18 @@ def check_memory(config: Config) -> Iterator[Finding]:
         )
 
 
+def _named_files(values: Mapping[str, object], group: str, field: str) -> list[Path]:
+    """What the configuration loads into the slots of ``group``, as far as it is on the disk."""
+    found = []
+    for name, value in sorted(values.items()):
+        if not (name.startswith(f"{group}.") and name.endswith(f".{field}") and value):
+            continue
+        place = _model_on_disk(str(value))
+        if place is not None:
+            found.append(place)
+    return found
+
+
 def free_vram() -> int | None:
     """Free bytes on the first NVIDIA card, or None."""
     program = shutil.which("nvidia-smi")
@@ -104,6 +126,9 @@ def free_vram() -> int | None:
 def _model_on_disk(model: str) -> Path | None:
     if model in ("", "embedded"):
         return embedded_model.EMBEDDED_DIR if embedded_model.is_present() else None
+    inside = embedded_model.EMBEDDED_DIR / model.removeprefix("embedded/")
+    if model.startswith("embedded/") and inside.exists():
+        return inside
     given = Path(model).expanduser()
     return given if given.exists() else catalog.local_path(model)
 

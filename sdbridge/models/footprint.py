@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -17,24 +18,43 @@ CONTEXT_BYTES = 700 * 2**20
 #: Folders of a diffusers layout that are loaded onto the device.
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "controlnet", "image_encoder")
 
+#: The end of a LoRA's key, as ``engine/image/lora_files.py`` knows them; what stands before names the layer.
+_PIECE = re.compile(
+    r"(?:\.lora_linear_layer|\.lora)?\.(?P<piece>lora_[AB]|lora_down|lora_up|lora_mid|down|up)"
+    r"(?:\.default)?\.weight$|\.(?P<word>diff|hada_[wt][12](?:_[ab])?|lokr_w[12](?:_[ab])?)$"
+)
+_LORA_PREFIX = re.compile(
+    r"^(?:base_model\.model\.)?(?:lora_unet_|unet\.|diffusion_model\.|lycoris_)?|^lora_te1?_|^text_encoder\."
+)
+_DOWN, _UP = ("lora_a", "lora_down", "down"), ("lora_b", "lora_up", "up")
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes by cause, at the engine's dtype. ``total`` is what must be free on the card."""
+    """Bytes by cause, at the engine's dtype. ``total`` is what must be free on the card.
+
+    ``loras`` is what the faders keep: each file's products, and once the base of every tensor they touch.
+    """
 
     weights: Mapping[str, int]
     activations: int
     context: int
+    loras: int = 0
 
     @property
     def total(self) -> int:
-        return sum(self.weights.values()) + self.activations + self.context
+        return sum(self.weights.values()) + self.activations + self.context + self.loras
 
     def describe(self) -> str:
         """``unet 1.61 GB + pictures in flight 0.42 GB + context 0.68 GB = 2.71 GB``."""
-        parts = [*self.weights.items(), ("pictures in flight", self.activations), ("context", self.context)]
+        parts = [
+            *self.weights.items(),
+            ("LoRA products", self.loras),
+            ("pictures in flight", self.activations),
+            ("context", self.context),
+        ]
         return " + ".join(f"{name} {_gb(size)}" for name, size in parts if size) + f" = {_gb(self.total)}"
 
 
@@ -55,10 +75,20 @@ def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
         raise SdbridgeError("SDB-MODEL-CORRUPT", f"{file} cannot be read as safetensors: {error}") from None
 
 
-def footprint(model: Path, width: int, height: int, rows: int = 1, bytes_per_value: int = 2) -> Footprint:
+def footprint(
+    model: Path,
+    width: int,
+    height: int,
+    rows: int = 1,
+    bytes_per_value: int = 2,
+    *,
+    loras: Iterable[Path] = (),
+    controlnets: Iterable[Path] = (),
+) -> Footprint:
     """What ``model`` (a diffusers folder or a single file) takes at this size and stream batch.
 
-    ``rows`` is steps times frame batch, plus guidance rows. ``bytes_per_value`` is 2 for fp16.
+    ``rows`` is steps times frame batch, plus guidance rows. ``bytes_per_value`` is 2 for fp16. Files of LoRAs
+    and files or folders of ControlNets are those that the configuration loads from the start.
     """
     weights: dict[str, int] = {}
     if model.is_dir():
@@ -68,8 +98,59 @@ def footprint(model: Path, width: int, height: int, rows: int = 1, bytes_per_val
     else:
         unet = tensor_shapes(model)
         weights["checkpoint"] = _values(unet) * bytes_per_value
+    for number, network in enumerate(dict.fromkeys(controlnets), start=1):  # one used twice is loaded once
+        shapes = _shapes_of_folder(network) if network.is_dir() else tensor_shapes(network)
+        weights[f"controlnet {number}"] = _values(shapes) * bytes_per_value
     pictures = _activation_values(unet, width, height, rows) * bytes_per_value
-    return Footprint(weights, pictures, CONTEXT_BYTES)
+    return Footprint(weights, pictures, CONTEXT_BYTES, _lora_values(loras) * bytes_per_value)
+
+
+def product_values(shapes: Shapes) -> dict[str, int]:
+    """Layer of a LoRA file -> how many numbers its product has, told from the shapes of its pieces.
+
+    Layers are named so that the spellings of kohya, diffusers and PEFT meet.
+    """
+    layers: dict[str, dict[str, tuple[int, ...]]] = {}
+    for key, shape in shapes.items():
+        found = _PIECE.search(key)
+        if found:
+            stem = _LORA_PREFIX.sub("", key[: found.start()]).replace(".", "_")
+            layers.setdefault(stem, {})[(found["piece"] or found["word"]).lower()] = shape
+    return {stem: values for stem, pieces in layers.items() if (values := _product(pieces))}
+
+
+def _product(pieces: Mapping[str, tuple[int, ...]]) -> int:
+    down = next((shape for name, shape in pieces.items() if name in _DOWN), None)
+    up = next((shape for name, shape in pieces.items() if name in _UP), None)
+    if down is not None and up is not None:
+        kernel = pieces.get("lora_mid", ())[2:]  # the kernel of a convolution in three parts
+        return up[0] * prod(down[1:]) * prod(kernel)
+    if "hada_w1_a" in pieces and "hada_w1_b" in pieces:
+        kernel = pieces.get("hada_t1", ())[2:]
+        rows = pieces["hada_w1_a"][1 if kernel else 0]
+        return rows * prod(pieces["hada_w1_b"][1:]) * prod(kernel)
+    factors = [_kronecker(pieces, number) for number in (1, 2)]
+    if all(factors):
+        return factors[0] * factors[1]
+    return prod(pieces["diff"]) if "diff" in pieces else 0
+
+
+def _kronecker(pieces: Mapping[str, tuple[int, ...]], number: int) -> int:
+    whole = pieces.get(f"lokr_w{number}")
+    if whole is not None:
+        return prod(whole)
+    low, high = pieces.get(f"lokr_w{number}_a"), pieces.get(f"lokr_w{number}_b")
+    return low[0] * prod(high[1:]) if low is not None and high is not None else 0
+
+
+def _lora_values(files: Iterable[Path]) -> int:
+    """Products of every file, and the base of each layer that any of them touches."""
+    products, bases = 0, dict[str, int]()
+    for file in files:
+        found = product_values(_shapes_of_folder(file) if file.is_dir() else tensor_shapes(file))
+        products += sum(found.values())
+        bases |= found
+    return products + sum(bases.values())
 
 
 def _shapes_of_folder(folder: Path) -> dict[str, tuple[int, ...]]:

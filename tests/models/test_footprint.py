@@ -2,11 +2,17 @@
 
 import json
 import struct
+import time
 
 import pytest
 
+from sdbridge.bench.networks import random_lora
+from sdbridge.engine.image.engine import ImageEngine
+from sdbridge.engine.interface import EngineConfig
 from sdbridge.errors import SdbridgeError
-from sdbridge.models.footprint import CONTEXT_BYTES, footprint, tensor_shapes
+from sdbridge.models.footprint import CONTEXT_BYTES, footprint, product_values, tensor_shapes
+
+from sdbridge.models.small import build_small_checkpoint
 
 
 def safetensors(file, shapes):
@@ -49,6 +55,49 @@ def test_more_rows_and_larger_pictures_take_more(tmp_path):
     assert "checkpoint" in small.describe() and small.describe().endswith("GB")
 
 
+def test_loras_take_their_products_and_each_base_once(tmp_path):
+    model = safetensors(tmp_path / "m.safetensors", {"conv_in.weight": (320, 4, 3, 3)})
+    kohya = safetensors(
+        tmp_path / "kohya.safetensors",
+        {
+            "lora_unet_mid_attn1_to_q.lora_down.weight": (4, 64),
+            "lora_unet_mid_attn1_to_q.lora_up.weight": (32, 4),
+            "lora_unet_mid_attn1_to_q.alpha": (),
+        },
+    )
+    peft = safetensors(
+        tmp_path / "peft.safetensors",
+        {"unet.mid.attn1.to_q.lora_A.weight": (8, 64), "unet.mid.attn1.to_q.lora_B.weight": (32, 8)},
+    )
+    counted = footprint(model, 512, 512, loras=[kohya, peft])
+    assert counted.loras == (2 * 32 * 64 + 32 * 64) * 2
+    assert "LoRA products" in counted.describe()
+
+
+@pytest.mark.parametrize(
+    ("pieces", "values"),
+    [
+        ({"lora_down.weight": (4, 16, 3, 3), "lora_up.weight": (32, 4, 1, 1)}, 32 * 16 * 9),
+        (
+            {
+                "lora_down.weight": (4, 16, 1, 1),
+                "lora_mid.weight": (4, 4, 3, 3),
+                "lora_up.weight": (32, 4, 1, 1),
+            },
+            32 * 16 * 9,
+        ),
+        ({"hada_w1_a": (32, 4), "hada_w1_b": (4, 48), "hada_w2_a": (32, 4), "hada_w2_b": (4, 48)}, 32 * 48),
+        ({"lokr_w1": (4, 4), "lokr_w2_a": (8, 2), "lokr_w2_b": (2, 12)}, 4 * 4 * 8 * 12),
+        ({"diff": (32, 16), "diff_b": (32,)}, 32 * 16),
+        ({"alpha": ()}, 0),
+    ],
+    ids=["convolution", "three parts", "loha", "lokr", "diff", "only alpha"],
+)
+def test_a_product_is_counted_from_the_shapes_of_its_pieces(pieces, values):
+    found = product_values({f"lora_unet_x.{name}": shape for name, shape in pieces.items()})
+    assert sum(found.values()) == values
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -66,3 +115,22 @@ def test_a_broken_file_is_named_with_what_is_wrong(tmp_path, content):
     with pytest.raises(SdbridgeError, match="SDB-MODEL-CORRUPT") as caught:
         tensor_shapes(file)
     assert "broken.safetensors" in str(caught.value)
+
+
+def test_the_count_of_a_lora_is_what_the_engine_keeps(tmp_path):
+    folder = build_small_checkpoint(tmp_path / "m")
+    file = random_lora(folder)
+    engine = ImageEngine(EngineConfig(model=str(folder)))
+    engine.load({"width": 64, "height": 64, "lora.1.file": str(file)})
+    try:
+        slots = next(extension for extension in engine._extensions if extension.name == "lora")
+        for _ in range(1000):
+            engine._settle()
+            if slots._slots[1].lora is not None:
+                break
+            time.sleep(0.01)
+        kept = sum(product.nbytes for product in slots._slots[1].lora.products.values())
+        kept += slots._store.bytes_of_bases
+    finally:
+        engine.unload()
+    assert footprint(folder, 64, 64, bytes_per_value=4, loras=[file]).loras == kept
