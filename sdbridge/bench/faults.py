@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from multiprocessing import shared_memory
 from typing import Any
 
 import psutil
@@ -14,51 +18,66 @@ import psutil
 from sdbridge.bench.rig import FaultRig
 from sdbridge.engine.pipe import SPAWN
 from sdbridge.meters import percentile
+from sdbridge.slot import attach_block
+from sdbridge.textures.shared_memory import block_name
 
 #: Engine silence before it is replaced, as in the default config.
 STALL_S = 10.0
 
-
-def fault_gaps(seconds: float = 10.0, **options: Any) -> Mapping[str, object]:
-    """Every fault of the table, one after the other, on one show. Gaps in ms, recovery in seconds."""
-    figures: dict[str, object] = {}
-    with FaultRig(hold={"stall_s": STALL_S}) as rig:
-        began = time.monotonic()
-        time.sleep(2.0)
-        figures.update(_figures(rig, "quiet", began, None))
-        for name, fault in FAULTS.items():
-            began = time.monotonic()
-            recovered = fault(rig)
-            time.sleep(0.5)
-            figures.update(_figures(rig, name, began, recovered))
-            _rest(rig)
-        gaps = rig.gaps_ms(rig.sights[0].at)
-        figures["all_gap_p99_ms"] = percentile(gaps, 99)
-        figures["all_gap_max_ms"] = gaps[-1]
-        figures["restarts"] = rig.status()["restarts"]
-    return figures
+#: Breaks something and mends it again as far as a user would; the time at which the cause was gone.
+Fault = Callable[[FaultRig], float]
 
 
-def _figures(rig: FaultRig, name: str, began: float, recovered: float | None) -> dict[str, object]:
+@dataclass(frozen=True)
+class Outcome:
+    """What an outside program saw of one fault, from its beginning until new pictures flowed."""
+
+    gap_p99_ms: float
+    gap_max_ms: float
+    frames: int
+    recovery_s: float  # from the end of the cause to the first new picture
+    after_load_s: float | None  # from the new engine's "streaming", if one was started
+
+    def figures(self, name: str) -> dict[str, object]:
+        figures: dict[str, object] = {
+            f"{name}_gap_p99_ms": self.gap_p99_ms,
+            f"{name}_gap_max_ms": self.gap_max_ms,
+            f"{name}_recovery_s": self.recovery_s,
+        }
+        if self.after_load_s is not None:
+            figures[f"{name}_after_load_s"] = self.after_load_s
+        return figures
+
+
+def meet(rig: FaultRig, fault: Fault) -> Outcome:
+    """Let ``fault`` happen and wait for new pictures. Raises SDB-BENCH-FAULT if none come."""
+    began = time.monotonic()
+    gone = fault(rig)
+    recovered = rig.wait_fresh(10, since=gone)
+    rig.wait(lambda: rig.status()["state"] == "streaming", "the engine to stream")
     gaps = rig.gaps_ms(began)
-    figures: dict[str, object] = {
-        f"{name}_gap_p99_ms": percentile(gaps, 99),
-        f"{name}_gap_max_ms": gaps[-1],
-    }
-    if recovered is not None:
-        figures[f"{name}_recovery_s"] = max(0.0, recovered - began)
-    return figures
+    loaded = rig.loaded_at(began)
+    return Outcome(
+        gap_p99_ms=percentile(gaps, 99),
+        gap_max_ms=gaps[-1],
+        frames=len(gaps) + 1,
+        recovery_s=max(0.0, recovered - gone),
+        after_load_s=None if loaded is None else max(0.0, recovered - loaded),
+    )
 
 
-def _rest(rig: FaultRig) -> None:
+def rest(rig: FaultRig) -> None:
     """Between two faults: everything as it was, and no restart left to count."""
     rig.set(prompt="", engine__start=True)
     rig.wait_fresh(30)
 
 
+# --- the engine ---
+
+
 def kill_engine(rig: FaultRig) -> float:
     rig.engine_process().send_signal(signal.SIGKILL)
-    return rig.wait_fresh(10)
+    return time.monotonic()
 
 
 def stop_engine_10_s(rig: FaultRig) -> float:
@@ -67,35 +86,36 @@ def stop_engine_10_s(rig: FaultRig) -> float:
     time.sleep(10.0)
     with contextlib.suppress(psutil.NoSuchProcess):  # it may be replaced already
         process.send_signal(signal.SIGCONT)
-    return rig.wait_fresh(10)
+    return time.monotonic()
 
 
 def engine_raises(rig: FaultRig) -> float:
-    rig.set(prompt="raise")
-    rig.wait(lambda: rig.status()["state"] != "streaming", "the engine to be given up")
-    rig.set(prompt="")
-    return rig.wait_fresh(10)
+    return _told(rig, "raise")
 
 
 def out_of_memory(rig: FaultRig) -> float:
-    rig.set(prompt="oom")
-    rig.wait(lambda: rig.status()["state"] != "streaming", "the engine to fail")
-    rig.set(prompt="")
-    return rig.wait_fresh(10)
+    return _told(rig, "oom")
 
 
 def engine_exits(rig: FaultRig) -> float:
-    rig.set(prompt="exit")
-    rig.wait(lambda: rig.status()["state"] != "streaming", "the engine to end")
+    return _told(rig, "exit")
+
+
+def _told(rig: FaultRig, how: str) -> float:
+    rig.set(prompt=how)
+    rig.wait(lambda: rig.status()["state"] != "streaming", "the engine to be given up")
     rig.set(prompt="")
-    return rig.wait_fresh(10)
+    return time.monotonic()
+
+
+# --- the source ---
 
 
 def source_killed(rig: FaultRig) -> float:
     rig.kill_source()
     time.sleep(1.0)
     rig.start_source()
-    return rig.wait_fresh(10)
+    return time.monotonic()
 
 
 def source_changes_size(rig: FaultRig) -> float:
@@ -104,7 +124,28 @@ def source_changes_size(rig: FaultRig) -> float:
     rig.wait_fresh(10)
     rig.kill_source()
     rig.start_source()
-    return rig.wait_fresh(10)
+    return time.monotonic()
+
+
+def source_sends_garbage(rig: FaultRig) -> float:
+    """Noise where the header should be, over and over while the source writes on; then a whole one."""
+    name = block_name(rig.source_name)
+    try:
+        block = attach_block(name)
+        content: Any = block.buf
+        for _ in range(10):
+            content[8:4096] = os.urandom(4088)
+            time.sleep(0.05)
+        del content
+        block.close()
+    finally:
+        rig.kill_source()
+    with contextlib.suppress(FileNotFoundError):
+        left_over = shared_memory.SharedMemory(name)
+        left_over.close()
+        left_over.unlink()
+    rig.start_source()
+    return time.monotonic()
 
 
 def source_at_1_fps(rig: FaultRig) -> float:
@@ -113,7 +154,44 @@ def source_at_1_fps(rig: FaultRig) -> float:
     rig.wait_fresh(3)
     rig.kill_source()
     rig.start_source()
-    return rig.wait_fresh(10)
+    return time.monotonic()
+
+
+def source_changes_format(rig: FaultRig) -> float:
+    """BGRA, 16 bits, floats, bytes again; each is shown before the next comes."""
+    for pixel_format in ("bgra8", "rgba16", "rgba32f"):
+        rig.kill_source()
+        rig.start_source(pixel_format=pixel_format)
+        rig.wait_fresh(10)
+    rig.kill_source()
+    rig.start_source()
+    return time.monotonic()
+
+
+# --- receivers, and the machine ---
+
+_READER = """
+import sys
+from sdbridge.textures.shared_memory import FrameReader
+with FrameReader(sys.argv[1]) as reader:
+    while True:
+        frame = reader.read(1.0)
+        if frame is not None:
+            sys.stdout.write(f"{frame.frame_id}\\n")
+            sys.stdout.flush()
+"""
+
+
+def receiver_killed(rig: FaultRig) -> float:
+    """A program that reads our output is killed while it reads; the next one gets pictures at once."""
+    for _again in range(2):
+        with subprocess.Popen(
+            [sys.executable, "-c", _READER, rig.name], stdout=subprocess.PIPE, text=True
+        ) as reader:
+            assert reader.stdout is not None
+            reader.stdout.readline()
+            reader.kill()
+    return time.monotonic()
 
 
 def cpu_is_busy(rig: FaultRig) -> float:
@@ -123,7 +201,7 @@ def cpu_is_busy(rig: FaultRig) -> float:
         burner.start()
     for burner in burners:
         burner.join()
-    return rig.wait_fresh(10)
+    return time.monotonic()
 
 
 def _burn(seconds: float) -> None:
@@ -132,7 +210,20 @@ def _burn(seconds: float) -> None:
         sum(range(10_000))
 
 
-FAULTS: Mapping[str, Callable[[FaultRig], float]] = {
+def disk_is_full(rig: FaultRig) -> float:
+    """Nothing can be written where logs and presets go, while there is much to log and one to save."""
+    filler = rig.home / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 1024)
+    broken = kill_engine(rig)
+    rig.wait(lambda: not rig.save_preset("while the disk is full"), "the refusal to save")
+    rig.wait_fresh(10, since=broken)
+    filler.unlink(missing_ok=True)
+    return broken
+
+
+FAULTS: Mapping[str, Fault] = {
     "engine_killed": kill_engine,
     "engine_stopped": stop_engine_10_s,
     "engine_raises": engine_raises,
@@ -140,6 +231,8 @@ FAULTS: Mapping[str, Callable[[FaultRig], float]] = {
     "engine_exits": engine_exits,
     "source_killed": source_killed,
     "source_resized": source_changes_size,
+    "source_garbage": source_sends_garbage,
     "source_1_fps": source_at_1_fps,
+    "receiver_killed": receiver_killed,
     "cpu_busy": cpu_is_busy,
 }

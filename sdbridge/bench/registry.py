@@ -31,7 +31,9 @@ CASES: tuple[BenchCase, ...] = (
     BenchCase("bridge-start", "from the command to page and output", "sdbridge.bench.bridge:bridge_start"),
     BenchCase("demo", "page, first frame and rate of a config or the demo", "sdbridge.bench.demo:demo"),
     BenchCase("engine", "the engine alone on a config's model", "sdbridge.bench.image:config_case"),
-    BenchCase("fault-gaps", "gaps and recovery under faults", "sdbridge.bench.faults:fault_gaps", "faults"),
+    BenchCase(
+        "fault-gaps", "gaps and recovery under faults", "sdbridge.bench.fault_shows:fault_gaps", "faults"
+    ),
     BenchCase("soak", "30 minutes of the embedded model at 30 fps", "sdbridge.bench.soak:soak", "soak"),
     BenchCase("control-latency", "OSC to changed frame", "sdbridge.bench.control:fader_to_picture"),
     BenchCase("control-10k", "10,000 OSC messages a second", "sdbridge.bench.control:messages_10k"),

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -22,11 +23,11 @@ from typing import Any, Self
 import psutil
 import yaml
 
+from sdbridge.bench.sources import run_source
 from sdbridge.engine.pipe import SPAWN
 from sdbridge.errors import SdbridgeError
 from sdbridge.surfaces import free_port
-from sdbridge.testing import numbered_picture
-from sdbridge.textures.shared_memory import FrameReader, FrameWriter
+from sdbridge.textures.shared_memory import FrameReader
 
 
 @dataclass(frozen=True)
@@ -48,25 +49,34 @@ class FaultRig:
         hold: Mapping[str, object] | None = None,
         options: Mapping[str, object] | None = None,
         home: Path | None = None,
+        backend: str = "shared_memory",
         more: Mapping[str, object] | None = None,
+        source: Callable[..., None] = run_source,
         source_fps: float = 60.0,
+        environment: Mapping[str, str] | None = None,
+        patience_s: float = 60.0,
     ) -> None:
         self._stack = ExitStack()
         self.side = side
         self.source_fps = source_fps
+        self._run_source = source
+        self._environment = dict(environment or {})
+        self._patience_s = patience_s  # for the first pictures
         self.home = home or Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="sdb-rig-")))
         self.port = free_port(lan=False)
         self.name = f"rig{self.port}"
+        self.source_name = f"in{self.port}"
         self._config: dict[str, object] = {
             "name": self.name,
             "port": self.port,
-            "input": {"main": {"backend": "shared_memory", "name": f"in{self.port}", "fit": "stretch"}},
+            "input": {"main": {"backend": backend, "name": self.source_name, "fit": "stretch"}},
             "output": [{"backend": "shared_memory", "name": self.name}],
             "engine": {"kind": kind, "width": side, "height": side, "options": dict(options or {})},
             "hold": dict(hold or {}),
             **(more or {}),
         }
         self.sights: list[Sight] = []
+        self.states: list[tuple[float, str]] = []
         self.daemon: subprocess.Popen[bytes] | None = None
         self._source: Any = None
         self._over = threading.Event()
@@ -82,7 +92,7 @@ class FaultRig:
             self._stack.callback(self.end_source)
             self._observer.start()
             self._stack.callback(self._stop_observing)
-            self.wait_fresh(5)
+            self.wait_fresh(5, timeout_s=self._patience_s)
             self._stack = self._stack.pop_all()
         return self
 
@@ -95,7 +105,12 @@ class FaultRig:
         self.home.mkdir(parents=True, exist_ok=True)
         file = self.home / "rig.yaml"
         file.write_text(yaml.safe_dump(self._config), encoding="utf-8")
-        environment = {**os.environ, "SDBRIDGE_HOME": str(self.home / "sdb"), "OMP_NUM_THREADS": "1"}
+        environment = {
+            **os.environ,
+            "SDBRIDGE_HOME": str(self.home / "sdb"),
+            "OMP_NUM_THREADS": "1",
+            **self._environment,
+        }
         with (self.home / "daemon.out").open("ab") as out:
             self.daemon = subprocess.Popen(
                 [sys.executable, "-m", "sdbridge", "run", str(file)],
@@ -117,10 +132,11 @@ class FaultRig:
             self.daemon.kill()
             return self.daemon.wait(10)
 
-    def start_source(self, fps: float = 0.0, width: int = 0, height: int = 0) -> None:
+    def start_source(self, fps: float = 0.0, width: int = 0, height: int = 0, **more: object) -> None:
         self._source = SPAWN.Process(
-            target=run_source,
-            args=(f"in{self.port}", width or self.side, height or self.side, fps or self.source_fps),
+            target=self._run_source,
+            args=(self.source_name, width or self.side, height or self.side, fps or self.source_fps),
+            kwargs=more,
             daemon=True,
         )
         self._source.start()
@@ -159,16 +175,42 @@ class FaultRig:
                 raise SdbridgeError("SDB-BENCH-FAULT", f"waited {timeout_s:.0f} s in vain for {what}\n{tail}")
             time.sleep(0.01)
 
-    def wait_fresh(self, count: int = 10, timeout_s: float = 60.0) -> float:
-        """Wait until ``count`` new pictures came out from now on; when the first of them did."""
-        start = len(self.sights)
+    def wait_fresh(self, count: int = 10, timeout_s: float = 60.0, since: float | None = None) -> float:
+        """Wait until ``count`` new pictures came out ``since`` then, or from now on; when the first did."""
+        start = time.monotonic() if since is None else since
 
         def fresh() -> list[Sight]:
-            seen = self.sights[max(0, start - 1) :]
+            seen = self._since(start)
             return [b for a, b in itertools.pairwise(seen) if a.shade != b.shade and b.shade != 0]
 
         self.wait(lambda: len(fresh()) >= count, f"{count} new pictures", timeout_s)
         return fresh()[0].at
+
+    def _since(self, start: float) -> list[Sight]:
+        """What was seen from ``start`` on, and the one before it."""
+        first = len(self.sights)
+        while first > 0 and self.sights[first - 1].at >= start:
+            first -= 1
+        return self.sights[max(0, first - 1) :]
+
+    def watch_state(self) -> None:
+        """Note when the engine's state changes, from now on, as the status tells it."""
+
+        def look() -> None:
+            while not self._over.wait(0.05):
+                try:
+                    state = self.status()["state"]
+                except (OSError, ValueError):
+                    continue  # the daemon is busy or gone; the faults' own waits say so
+                if not self.states or self.states[-1][1] != state:
+                    self.states.append((time.monotonic(), state))
+
+        threading.Thread(target=look, name="states", daemon=True).start()
+
+    def loaded_at(self, since: float) -> float | None:
+        """When an engine that was loading first streamed again after ``since``; None if none loaded."""
+        changes = [(at, state) for at, state in self.states if at >= since]
+        return next((at for at, state in changes if state == "streaming"), None)
 
     def gaps_ms(self, since: float) -> list[float]:
         """Times between frames of the output from ``since`` on, sorted."""
@@ -192,6 +234,19 @@ class FaultRig:
         )
         urllib.request.urlopen(request, timeout=10).close()
 
+    def save_preset(self, name: str) -> bool:
+        """Whether the look of now could be saved."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/api/presets/save",
+            json.dumps({"name": name}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        try:
+            urllib.request.urlopen(request, timeout=10).close()
+        except urllib.error.HTTPError:
+            return False
+        return True
+
     def engine_process(self) -> psutil.Process:
         """The engine's process. Raises SDB-BENCH-FAULT if there is none at this moment."""
         assert self.daemon is not None
@@ -199,15 +254,3 @@ class FaultRig:
             if "resource_tracker" not in " ".join(child.cmdline()):
                 return child
         raise SdbridgeError("SDB-BENCH-FAULT", "the daemon has no engine process")
-
-
-def run_source(name: str, width: int, height: int, fps: float) -> None:
-    """A program that shares numbered pictures; the number starts anew with each run."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with FrameWriter(name, 1920, 1080) as writer:
-        number, due = os.getpid() % 100, time.monotonic()
-        while True:
-            number += 1
-            writer.write(numbered_picture(number, width, height))
-            due = max(due + 1 / fps, time.monotonic() - 1 / fps)
-            time.sleep(max(0.0, due - time.monotonic()))

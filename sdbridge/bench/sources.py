@@ -1,0 +1,82 @@
+"""Programs outside of the bridge that send numbered pictures to it, each run in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing import shared_memory
+from typing import Any
+
+import numpy as np
+
+from sdbridge.frame import Frame
+from sdbridge.testing import numbered_picture
+from sdbridge.textures import touchdesigner_layout as layout
+from sdbridge.textures.ndi.sender import Sender as NdiSender
+from sdbridge.textures.shared_memory import FrameWriter
+from sdbridge.textures.touchdesigner_memory import block_name
+
+#: Pixel formats of TouchDesigner that the source knows: bytes as RGBA and BGRA, 16 bits, floats.
+FORMATS = {"rgba8": layout.RGBA8, "bgra8": layout.BGRA8, "rgba16": 91, "rgba32f": 109}
+
+
+def run_source(name: str, width: int, height: int, fps: float) -> None:
+    """Over sdbridge's own shared memory."""
+    with FrameWriter(name, 1920, 1080) as writer:
+        _forever(width, height, fps, writer.write)
+
+
+def run_touchdesigner_source(
+    name: str, width: int, height: int, fps: float, pixel_format: str = "rgba8"
+) -> None:
+    """As a Shared Mem Out TOP of that pixel format does."""
+    number = FORMATS[pixel_format]
+    size = layout.HEADER_BYTES[1] + width * height * 16
+    try:
+        block = shared_memory.SharedMemory(block_name(name), create=True, size=size)
+    except FileExistsError:  # of a source that was killed
+        block = shared_memory.SharedMemory(block_name(name))
+    header = layout.pack_header(width, height, 1, number)
+
+    def write(pixels: np.ndarray) -> None:
+        rows = _in_format(pixels[::-1], pixel_format)
+        content = bytearray(header)
+        content[32:40] = len(rows).to_bytes(8, "little")
+        memory: Any = block.buf
+        memory[: len(content) + len(rows)] = bytes(content) + rows
+
+    try:
+        _forever(width, height, fps, write)
+    finally:
+        block.close()
+        block.unlink()
+
+
+def run_ndi_source(name: str, width: int, height: int, fps: float) -> None:
+    """Over NDI, on the next free port."""
+    with NdiSender(name, {}) as sender:
+        _forever(width, height, fps, lambda pixels: sender.send(Frame(pixels, 0, 0), {}))
+
+
+def _in_format(rows: np.ndarray, pixel_format: str) -> bytes:
+    if pixel_format == "bgra8":
+        return rows[..., [2, 1, 0, 3]].tobytes()
+    if pixel_format == "rgba16":
+        return (rows.astype(np.uint16) * 257).tobytes()
+    if pixel_format == "rgba32f":
+        return (rows.astype(np.float32) / 255).tobytes()
+    return rows.tobytes()
+
+
+def _forever(width: int, height: int, fps: float, write: Callable[[np.ndarray], None]) -> None:
+    """Pictures whose number starts anew with each run, until the process is ended."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    number, due = os.getpid() % 100, time.monotonic()
+    while True:
+        number += 1
+        write(numbered_picture(number, width, height))
+        due = max(due + 1 / fps, time.monotonic() - 1 / fps)
+        time.sleep(max(0.0, due - time.monotonic()))
