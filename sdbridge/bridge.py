@@ -17,8 +17,9 @@ from sdbridge.clock import Clock, SystemClock
 from sdbridge.config import Config
 from sdbridge.crash import CrashReports
 from sdbridge.engine.interface import EngineStats
+from sdbridge.engine.patience import Patience
 from sdbridge.engine.pipe import Wake
-from sdbridge.engine.running import Patience, RunningEngine
+from sdbridge.engine.running import RunningEngine
 from sdbridge.errors import SdbridgeError
 from sdbridge.frame import Frame, Role
 from sdbridge.instance import Instance

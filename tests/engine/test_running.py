@@ -9,7 +9,7 @@ import pytest
 
 from sdbridge.clock import SystemClock
 from sdbridge.config import EngineSection
-from sdbridge.engine import running
+from sdbridge.engine import making
 from sdbridge.engine.interface import EngineState
 from sdbridge.engine.pipe import Wake
 from sdbridge.engine.running import RunningEngine
@@ -136,7 +136,7 @@ def test_the_last_good_values_come_before_the_defaults(monkeypatch):
     monkeypatch.setattr("sdbridge.engine.supervisor.SETTLED_S", 0.2)
     with Show(budget=1) as show:
         show.store.set_many({"prompt": "a good one", "strength": 0.5})
-        show.wait(lambda: (show.engine._last_good or {}).get("prompt.1.text") == "a good one")
+        show.wait(lambda: (show.engine._watcher.last_good or {}).get("prompt.1.text") == "a good one")
         show.store.set("prompt", "oom")
         show.wait(lambda: show.noted("SDB-ENGINE-LASTGOOD"))
         show.wait_frames(3)
@@ -146,7 +146,8 @@ def test_the_last_good_values_come_before_the_defaults(monkeypatch):
 
 def test_when_nothing_helps_it_gives_up_says_so_and_can_be_started_again():
     with Show("faulty", budget=1) as show:
-        show.engine._section = show.engine._section.model_copy(update={"kind": "gone:Engine"})
+        maker = show.engine._watcher.maker
+        maker.section = maker.section.model_copy(update={"kind": "gone:Engine"})
         os.kill(show.process, signal.SIGKILL)
         show.wait(lambda: show.noted("SDB-ENGINE-GIVENUP"))
         show.wait(lambda: show.engine.state is EngineState.FAILED)
@@ -222,7 +223,7 @@ def test_stop_and_start_by_hand():
 
 
 def test_a_reload_without_input_takes_over_all_the_same(monkeypatch):
-    monkeypatch.setattr("sdbridge.engine.running.TAKE_OVER_NS", 100_000_000)
+    monkeypatch.setattr("sdbridge.engine.watcher.TAKE_OVER_NS", 100_000_000)
     with Show() as show:
         show.feeding = False
         first = show.process
@@ -238,7 +239,7 @@ def test_restart_after_restart_leaks_nothing():
             first = show.process
             show.store.set("engine.restart", True)
             show.wait(lambda: show.process not in (None, first))
-            show.wait(lambda: not any(thread.is_alive() for thread in show.engine._retiring))
+            show.wait(lambda: not show.engine._succession.retiring)
             show.wait_frames(2)
 
         def held():
@@ -264,8 +265,8 @@ def test_ending_in_the_middle_of_anything_leaves_nothing_behind(order):
 
 @pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 1), (4, 3), (64, 4), (None, 1)])
 def test_an_engine_leaves_a_core_to_the_bridge(monkeypatch, cores, threads):
-    monkeypatch.setattr(running.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(making.os, "cpu_count", lambda: cores)
     values = {}
-    assert running.engine_config(EngineSection(), values).threads == threads
-    assert running.engine_config(EngineSection(threads=7), values).threads == 7
-    assert running.engine_config(EngineSection(in_process=True), values).threads == 0
+    assert making.engine_config(EngineSection(), values).threads == threads
+    assert making.engine_config(EngineSection(threads=7), values).threads == 7
+    assert making.engine_config(EngineSection(in_process=True), values).threads == 0
