@@ -12,7 +12,7 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from sdbridge.engine.accelerate.kernels import norm as kernels
-from sdbridge.engine.accelerate.kernels.unet import TritonOps
+from sdbridge.engine.accelerate.kernels.unet import FusedOps, TritonOps
 from sdbridge.engine.accelerate.packed_unet import PackedUnet
 from sdbridge.engine.accelerate.unet_ops import Pending, Picture, PlainOps
 from tests.engine.accelerate.test_packed_unet import KINDS, build, error, make_call, plainly
@@ -94,8 +94,9 @@ def test_geglu_is_that_of_diffusers() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ops", [TritonOps, FusedOps])
 @torch.no_grad()
-def test_the_packed_pass_on_kernels_is_the_module(kind: str) -> None:
+def test_the_packed_pass_on_kernels_is_the_module(kind: str, ops: type[TritonOps]) -> None:
     unet = build(kind).float().to(DEVICE)
     call = make_call(kind, unet, size=8)
     call = type(call)(
@@ -106,4 +107,4 @@ def test_the_packed_pass_on_kernels_is_the_module(kind: str) -> None:
         timestep_cond=None if call.timestep_cond is None else call.timestep_cond.float().to(DEVICE),
     )
     wanted = plainly(unet, call)
-    assert error(PackedUnet(unet, TritonOps()).run(call), wanted) < 1e-5
+    assert error(PackedUnet(unet, ops()).run(call), wanted) < 1e-5

@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sdbridge.engine.accelerate.kernels import linear as products
 from sdbridge.engine.accelerate.kernels import norm as kernels
+from sdbridge.engine.accelerate.kernels.linear import Pick
 from sdbridge.engine.accelerate.unet_ops import Pending, Picture, PlainOps
 
+_FEW_ROWS = 16  # a product of so few rows is a matter of reading the weights once, which cuBLAS does well
 _ARENA = 1 << 17  # 64-bit sums for all group norms of one pass and batch entry
 
 
@@ -103,3 +106,25 @@ class TritonOps(PlainOps):
 
     def geglu(self, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return kernels.gate(functional.linear(rows, weight), bias)
+
+
+class FusedOps(TritonOps):
+    """Matrix products by our own kernels too, with bias, GEGLU and residual inside; ``pick`` names the way."""
+
+    def __init__(self, pick: Pick | None = None) -> None:
+        super().__init__()
+        self._pick = pick
+
+    def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if rows.shape[0] < _FEW_ROWS:
+            return functional.linear(rows, weight, bias)
+        return products.linear(rows, weight, bias, pick=self._pick)
+
+    def residual_norm(
+        self, hidden: Tensor, rows: Tensor, weight: Tensor, bias: Tensor, norm: Any | None
+    ) -> Tensor:
+        products.linear(rows, weight, bias, residual=hidden, out=hidden, pick=self._pick)
+        return hidden if norm is None else self.layer_norm(hidden, norm)
+
+    def geglu(self, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return products.linear_geglu(rows, weight, bias, pick=self._pick)
