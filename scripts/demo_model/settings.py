@@ -87,7 +87,7 @@ CPU = Settings(
 GPU = replace(
     CPU,
     device="cuda",
-    note_every=250,
+    note_every=100,
     scenes=32768,
     photos=12288,
     draw_batch=32,
