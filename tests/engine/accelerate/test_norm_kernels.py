@@ -94,7 +94,7 @@ def test_geglu_is_that_of_diffusers() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("ops", [TritonOps, FusedOps])
+@pytest.mark.parametrize("ops", [TritonOps, pytest.param(FusedOps, marks=pytest.mark.gpu)])
 @torch.no_grad()
 def test_the_packed_pass_on_kernels_is_the_module(kind: str, ops: type[TritonOps]) -> None:
     unet = build(kind).float().to(DEVICE)

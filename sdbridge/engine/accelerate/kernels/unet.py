@@ -109,7 +109,7 @@ class TritonOps(PlainOps):
 
 
 class FusedOps(TritonOps):
-    """Matrix products by our own kernels too, with bias, GEGLU and residual inside; ``pick`` names the way."""
+    """Matrix products by our own kernels too, bias, GEGLU and residual inside; ``pick`` names the way."""
 
     def __init__(self, pick: Pick | None = None) -> None:
         super().__init__()
