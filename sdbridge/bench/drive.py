@@ -184,4 +184,5 @@ def is_loading(engine: Any) -> bool:
 
 def is_building(engine: Any) -> bool:
     """Whether the acceleration still makes something faster beside the stream."""
-    return bool(getattr(engine.painter.acceleration, "building", False))
+    settled = getattr(engine.painter.acceleration, "settled", None)
+    return settled is not None and not settled(0.0)

@@ -11,7 +11,6 @@ from sdbridge.engine.image.engine import ImageEngine
 from sdbridge.engine.interface import EngineConfig
 from sdbridge.errors import SdbridgeError
 from sdbridge.models.footprint import CONTEXT_BYTES, footprint, product_values, tensor_shapes
-
 from sdbridge.models.small import build_small_checkpoint
 
 
