@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sdbridge.bench.drive import Drive, is_building, is_loading, moves_with_lora, until_loaded
+from sdbridge.bench.drive import Drive, is_loading, moves_with_lora, until_settled
 from sdbridge.bench.image import BUILD_TIMEOUT_S, ONE_STEP, WARM_UP_CHUNKS, small_or_true, true_size
 from sdbridge.bench.networks import random_controlnet, random_lora
 from sdbridge.bench.parts import measure_parts
@@ -27,7 +27,7 @@ def lora_fader(seconds: float = 10.0, **options: Any) -> Figures:
     with _stream(options) as (drive, folder):
         engine = drive.engine
         engine.apply({"lora.1.file": str(random_lora(folder))}, 1)
-        until_loaded(drive)
+        until_settled(drive, BUILD_TIMEOUT_S)
         drive.run(MOST, seconds / 4, at_least=LEAST)
         moves: list[float] = []
         ticks: list[float] = []
@@ -53,7 +53,7 @@ def controlnet_cost(seconds: float = 10.0, **options: Any) -> Figures:
         unet_ms = measure_parts(drive, 20)["denoise_ms"]
         network = random_controlnet(folder)
         engine.apply({"controlnet.1.model": str(network), "controlnet.1.preprocessor": "canny"}, 1)
-        until_loaded(drive)
+        until_settled(drive, BUILD_TIMEOUT_S)
         drive.run(WARM_UP_CHUNKS, seconds / 2, at_least=LEAST)  # past the frames after which it is captured
         on = drive.run(MOST, seconds / 2, at_least=LEAST)
         more = statistics.median(on) - statistics.median(off)
@@ -79,6 +79,7 @@ def controlnet_add(seconds: float = 10.0, **options: Any) -> Figures:
         while is_loading(engine) and time.perf_counter() < end:
             during += drive.run(10)
         taking_up = drive.run(2 * WARM_UP_CHUNKS)
+        taking_up.append(until_settled(drive, BUILD_TIMEOUT_S))
         after = drive.run(MOST, seconds / 2, at_least=LEAST)
         usual = max(statistics.median(after), statistics.median(before))
         return {
@@ -101,10 +102,7 @@ def _stream(options: Mapping[str, Any]) -> Iterator[tuple[Drive, Path]]:
     try:
         engine.warm_up(recipe.width, recipe.height)
         drive = Drive(engine, recipe)
-        end = time.perf_counter() + BUILD_TIMEOUT_S
-        drive.tick()
-        while is_building(engine) and time.perf_counter() < end:
-            drive.tick()
+        until_settled(drive, BUILD_TIMEOUT_S)
         drive.run(WARM_UP_CHUNKS, 2.0, at_least=LEAST)
         yield drive, Path(config.model)
     finally:

@@ -178,6 +178,17 @@ def until_loaded(drive: Drive, timeout_s: float = 300.0) -> None:
         drive.tick()
 
 
+def until_settled(drive: Drive, timeout_s: float = 400.0) -> float:
+    """Frames until nothing is loaded or made faster any more; the longest frame meanwhile, in ms."""
+    end = time.perf_counter() + timeout_s
+    longest = drive.tick()
+    while (is_loading(drive.engine) or is_building(drive.engine)) and time.perf_counter() < end:
+        longest = max(longest, drive.tick())
+        if not is_loading(drive.engine) and not is_building(drive.engine):
+            longest = max(longest, drive.tick())  # what just came may be a new shape to make faster
+    return longest
+
+
 def is_loading(engine: Any) -> bool:
     return any(getattr(extension, "loading", False) for extension in engine._extensions)
 

@@ -13,7 +13,7 @@ import psutil
 
 from sdbridge import paths
 from sdbridge.bench.compare import compare_with_eager, picks
-from sdbridge.bench.drive import Drive, Recipe, is_building, moves_with_lora, until_loaded
+from sdbridge.bench.drive import Drive, Recipe, moves_with_lora, until_settled
 from sdbridge.bench.parts import measure_parts
 from sdbridge.config import load_config
 from sdbridge.engine.interface import EngineConfig
@@ -202,11 +202,8 @@ def _get_ready(
     drive = Drive(engine, recipe)
     drive.tick()
     first = time.perf_counter()
-    longest = 0.0
-    while is_building(engine) and time.perf_counter() - first < BUILD_TIMEOUT_S:
-        longest = max(longest, drive.tick())
+    longest = until_settled(drive, BUILD_TIMEOUT_S)
     full = time.perf_counter()
-    until_loaded(drive)
     return drive, _Start(
         load_s=loaded - began,
         warm_up_s=warm_up_s,
