@@ -142,6 +142,26 @@ def test_the_moments_left_are_those_of_the_stored_values(tile):
 
 
 @needs_triton
+@pytest.mark.parametrize("geglu", [False, True])
+def test_the_library_with_what_it_lacks_behind_it(geglu):
+    m, n, k = 50, 48, 96
+    x, norm = random(m, k), (random(k, seed=4), random(k, seed=5), 1e-5)
+    weight, bias, residual = random(n * (1 + geglu), k, seed=1), random(n * (1 + geglu), seed=2), random(m, n)
+    out = layer_norm_linear(x, *norm, weight, bias, geglu, residual, pick=lambda problem: "separate:library")
+    truth = F.linear(
+        F.layer_norm(x.double(), (k,), norm[0].double(), norm[1].double()), weight.double(), bias.double()
+    )
+    if geglu:
+        truth = truth[:, :n] * F.gelu(truth[:, n:])
+    assert distance(out, truth + residual.double()) < 2e-3
+    if not geglu:
+        out, moments = linear_with_moments(x, weight, bias, residual, pick=lambda problem: "library")
+        assert distance(out, F.linear(x.double(), weight.double(), bias.double()) + residual.double()) < 1e-3
+        assert moments.width == n
+        assert torch.allclose(moments.values[0, :, 0].double(), out.double().mean(1), rtol=1e-4, atol=1e-4)
+
+
+@needs_triton
 def test_a_split_product_is_the_same_on_every_replay():
     x, weight = random(40, 512), random(48, 512, seed=1)
     workspace = subject.Workspace(DEVICE)

@@ -97,6 +97,23 @@ def _finish(
 
 
 @triton.jit
+def _fetch_ahead(weight, column, weight_stride, begin, end):
+    """Ask for the tile's weights into the L2 cache while the kernel before this one still runs."""
+    line: tl.constexpr = 64  # float16 values of 128 bytes
+    for start in range(begin, end, 8 * line):
+        at = start + tl.arange(0, 8) * line
+        address = weight + column[:, None] * weight_stride + tl.minimum(at, end - 1)[None, :]
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+            "=r,l",
+            [address.to(tl.int64)],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+
+
+@triton.jit
 def gemm(
     x, weight, bias, residual, out, norm_weight, norm_bias, moments_in, moments_out, partials, arrivals,
     M, N, K, x_stride, weight_stride, residual_stride, out_stride,
@@ -106,9 +123,6 @@ def gemm(
     EVEN_K: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """One ``[BLOCK_M, BLOCK_N]`` tile of the result; with SPLIT > 1 the last arriving part finishes it."""
-    if CHAINED:
-        gdc_wait()
-        gdc_launch_dependents()
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(N, BLOCK_N)
     program = tl.program_id(0)
@@ -123,6 +137,17 @@ def gemm(
     row = tl.minimum(rows, M - 1)  # tiles over the edge compute a neighbour twice, and store nothing
     column = tl.minimum(cols, N - 1)
 
+    per_part = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLIT) * BLOCK_K
+    begin = part * per_part
+    end = tl.minimum(begin + per_part, K)
+    if CHAINED:
+        gdc_launch_dependents()
+        if tile_m == 0:
+            _fetch_ahead(weight, column, weight_stride, begin, end)
+            if GEGLU:
+                _fetch_ahead(weight + N * weight_stride, column, weight_stride, begin, end)
+        gdc_wait()  # from here on what other kernels wrote is read
+
     if NORM == 1:
         mean, scale = _own_moments(x, row, x_stride, K, eps, BLOCK_M, BLOCK_K)
     if NORM == 2:
@@ -130,9 +155,6 @@ def gemm(
             moments_in, row, M, K, moments_count, moments_width, eps, BLOCK_M, COUNT_POW2
         )
 
-    per_part = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLIT) * BLOCK_K
-    begin = part * per_part
-    end = tl.minimum(begin + per_part, K)
     offset = tl.arange(0, BLOCK_K)
     x_at = x + row[:, None] * x_stride + offset[None, :]
     weight_at = weight + column[None, :] * weight_stride + offset[:, None]
@@ -200,8 +222,8 @@ def finish_rows(
 ):  # fmt: skip
     """What a library's matrix product lacks: bias, gate, residual, moments (then COLUMNS covers the row)."""
     if CHAINED:
-        gdc_wait()
         gdc_launch_dependents()
+        gdc_wait()
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     cols = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     here = (rows < M)[:, None] & (cols < N)[None, :]
@@ -223,8 +245,8 @@ def norm_rows(
 ):  # fmt: skip
     """LayerNorm alone, ROWS whole rows a program."""
     if CHAINED:
-        gdc_wait()
         gdc_launch_dependents()
+        gdc_wait()
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     cols = tl.arange(0, COLUMNS)
     inside = (cols < K)[None, :]
