@@ -1,0 +1,332 @@
+"""3x3 convolutions of channels-last fp16 pictures, with what follows them, each one Triton kernel.
+
+``taps``: an implicit matrix product over a patch of output pixels, one kernel position ("tap") at a
+time: 3x3 with stride 1 or 2; a 3x3 after a nearest 2x upsampling, which is four 2x2 convolutions of
+the small picture, one for each parity of the output pixel (4/9 of the arithmetic, and the large
+picture is never written); a last layer of few channels, four by four output pixels at once, which is
+a 6x6 convolution of stride 4 (each input pixel is read 2.25 times instead of 9).
+``entry``: the first layer, straight from RGBA bytes, a float picture or a latent.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sdbridge.engine.accelerate.kernels.choice import Config
+
+#: What an entry layer reads.
+RGBA, IMAGE, LATENT = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+#: What a layer writes: channels-last fp16, planes, 4x4 groups of pixels as planes or as RGBA bytes.
+FEATURES, PLANES, GROUP_PLANES, GROUP_RGBA = (tl.constexpr(value) for value in range(4))
+
+
+@triton.jit
+def _turn(given, factor, acc, SWAP: tl.constexpr):
+    """``acc`` with one tap more; transposed in and out where the weights are the left factor."""
+    if SWAP:
+        acc = tl.dot(tl.trans(factor), tl.trans(given), acc)
+    else:
+        acc = tl.dot(given, factor, acc)
+    return acc
+
+
+@triton.jit
+def _emit_features(acc, out, skip, inside, offset, N: tl.constexpr, SKIP: tl.constexpr, RELU: tl.constexpr):
+    """Write ``[pixels, N]`` at ``offset`` (one per pixel), with the block's skip and ReLU."""
+    column = tl.arange(0, N)
+    where = offset[:, None] + column[None, :]
+    if SKIP:
+        acc += tl.load(skip + where, mask=inside[:, None], other=0.0).to(tl.float32)
+    if RELU:
+        acc = tl.maximum(acc, 0.0)
+    tl.store(out + where, acc.to(tl.float16), mask=inside[:, None])
+
+
+@triton.jit
+def _emit_picture(acc, out, inside, batch, y, x, height, width, scale, shift, real,
+                  N: tl.constexpr, OUT: tl.constexpr, M: tl.constexpr):  # fmt: skip
+    """Write the last layer: planes of ``(value - shift) * scale``, or 4x4 groups of picture pixels."""
+    column = tl.arange(0, N)
+    if OUT == PLANES:
+        value = (acc - shift) * scale
+        where = ((batch * real + column[None, :]) * height + y[:, None]) * width + x[:, None]
+        keep = inside[:, None] & (column[None, :] < real)
+        tl.store(out + where, value.to(out.dtype.element_ty), mask=keep)
+    if OUT == GROUP_PLANES:
+        channel = column % 4
+        row = y[:, None] * 4 + (column // 16)[None, :]
+        place = x[:, None] * 4 + ((column // 4) % 4)[None, :]
+        where = ((batch * 3 + channel[None, :]) * height + row) * width + place
+        keep = inside[:, None] & (channel[None, :] < 3)
+        value = acc * 2.0 - 1.0
+        tl.store(out + where, value.to(out.dtype.element_ty), mask=keep)
+    if OUT == GROUP_RGBA:
+        level = tl.minimum(tl.maximum(acc * 255.0 + 0.5, 0.0), 255.0).to(tl.int32)
+        channel = column % 4
+        level = tl.where(channel[None, :] == 3, 255, level) << (8 * channel)[None, :]
+        word = tl.sum(tl.reshape(level, [M, N // 4, 4]), 2)
+        pixel = tl.arange(0, N // 4)
+        row = y[:, None] * 4 + (pixel // 4)[None, :]
+        place = x[:, None] * 4 + (pixel % 4)[None, :]
+        tl.store(out + (batch * height + row) * width + place, word, mask=inside[:, None])
+
+
+@triton.jit
+def taps_kernel(source, weight, bias, skip, out,
+                in_height, in_width, rows, columns, out_height, out_width, scale, shift, real,
+                C: tl.constexpr, N: tl.constexpr, SIDE: tl.constexpr, STRIDE: tl.constexpr,
+                UP: tl.constexpr, BIAS: tl.constexpr, SKIP: tl.constexpr, RELU: tl.constexpr,
+                OUT: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr, SWAP: tl.constexpr,
+                STAGES: tl.constexpr):  # fmt: skip
+    """``rows`` x ``columns`` is the grid of places computed; a program does BH x BW of them."""
+    tiles = tl.cdiv(columns, BW)
+    tile = tl.program_id(0)
+    batch = tl.program_id(1)
+    down = 0  # the parity of the output pixel, for UP
+    right = 0
+    if UP:
+        down = batch % 4 // 2
+        right = batch % 2
+        weight += (batch % 4) * (SIDE * SIDE * C * N)
+        batch = batch // 4
+    pixel = tl.arange(0, BH * BW)
+    y = tile // tiles * BH + pixel // BW
+    x = tile % tiles * BW + pixel % BW
+    inside = (y < rows) & (x < columns)
+    top = y * STRIDE - 1 + down
+    left = x * STRIDE - 1 + right
+    channel = tl.arange(0, C)
+    column = tl.arange(0, N)
+    corner = ((batch * in_height + top) * in_width + left) * C
+    weights = weight + channel[:, None] * N + column[None, :]
+    if SWAP:
+        acc = tl.zeros([N, BH * BW], dtype=tl.float32)
+    else:
+        acc = tl.zeros([BH * BW, N], dtype=tl.float32)
+    for tap in tl.range(0, SIDE * SIDE, num_stages=STAGES):
+        ky = tap // SIDE
+        kx = tap % SIDE
+        iy = top + ky
+        ix = left + kx
+        there = (iy >= 0) & (iy < in_height) & (ix >= 0) & (ix < in_width) & inside
+        where = corner + (ky * in_width + kx) * C
+        given = tl.load(source + where[:, None] + channel[None, :], mask=there[:, None], other=0.0)
+        factor = tl.load(weights + tap * (C * N))
+        acc = _turn(given, factor, acc, SWAP)
+    if SWAP:
+        acc = tl.trans(acc)
+    if BIAS:
+        acc += tl.load(bias + column)[None, :]
+    if OUT == FEATURES:
+        if UP:
+            y = y * 2 + down
+            x = x * 2 + right
+        offset = ((batch * out_height + y) * out_width + x) * N
+        _emit_features(acc, out, skip, inside, offset, N, SKIP, RELU)
+    else:
+        _emit_picture(acc, out, inside, batch, y, x, out_height, out_width, scale, shift, real,
+                      N, OUT, BH * BW)  # fmt: skip
+
+
+@triton.jit
+def walk_kernel(source, weight, bias, skip, out, height, width,
+                C: tl.constexpr, N: tl.constexpr, SKIP: tl.constexpr, RELU: tl.constexpr,
+                ROWS: tl.constexpr, BW: tl.constexpr, SWAP: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
+    """BW columns of ROWS rows: three sums, of the rows above, at and below the input row, move along.
+
+    Every input pixel is loaded three times (once for each kernel column) instead of nine, and the
+    weights once for each program.
+    """
+    strips = tl.cdiv(width, BW)
+    strip = tl.program_id(0) % strips
+    first = tl.program_id(0) // strips * ROWS
+    batch = tl.program_id(1)
+    x = strip * BW + tl.arange(0, BW)
+    channel = tl.arange(0, C)
+    column = tl.arange(0, N)
+    weights = weight + channel[:, None] * N + column[None, :]
+    w0 = tl.load(weights)
+    w1 = tl.load(weights + 1 * C * N)
+    w2 = tl.load(weights + 2 * C * N)
+    w3 = tl.load(weights + 3 * C * N)
+    w4 = tl.load(weights + 4 * C * N)
+    w5 = tl.load(weights + 5 * C * N)
+    w6 = tl.load(weights + 6 * C * N)
+    w7 = tl.load(weights + 7 * C * N)
+    w8 = tl.load(weights + 8 * C * N)
+    offset = tl.load(bias + column)
+    if SWAP:
+        nothing = tl.zeros([N, BW], dtype=tl.float32)
+    else:
+        nothing = tl.zeros([BW, N], dtype=tl.float32)
+    above = nothing
+    here = nothing
+    middle = (x < width)[:, None]
+    left = (x >= 1)[:, None] & (x <= width)[:, None]
+    right = (x < width - 1)[:, None]
+    for step in tl.range(0, ROWS + 2, num_stages=STAGES):
+        y = first + step - 1
+        row = (y >= 0) & (y < height)
+        where = source + ((batch * height + y) * width + x)[:, None] * C + channel[None, :]
+        a = tl.load(where - C, mask=left & row, other=0.0)
+        b = tl.load(where, mask=middle & row, other=0.0)
+        c = tl.load(where + C, mask=right & row, other=0.0)
+        below = _turn(c, w2, _turn(b, w1, _turn(a, w0, nothing, SWAP), SWAP), SWAP)
+        here = _turn(c, w5, _turn(b, w4, _turn(a, w3, here, SWAP), SWAP), SWAP)
+        above = _turn(c, w8, _turn(b, w7, _turn(a, w6, above, SWAP), SWAP), SWAP)
+        done = above
+        if SWAP:
+            done = tl.trans(above)
+        inside = (x < width) & (y - 1 < height) & (step >= 2)
+        place = ((batch * height + y - 1) * width + x) * N
+        _emit_features(done + offset[None, :], out, skip, inside, place, N, SKIP, RELU)
+        above = here
+        here = below
+
+
+@triton.jit
+def entry_kernel(source, weight, bias, out, total, height, width, scale, shift,
+                 REAL: tl.constexpr, CP: tl.constexpr, N: tl.constexpr, SOURCE: tl.constexpr,
+                 RELU: tl.constexpr, BM: tl.constexpr):  # fmt: skip
+    """BM neighbouring pixels: their nine neighbours of CP channels as one row of 16 * CP numbers."""
+    pixel = tl.program_id(0) * BM + tl.arange(0, BM)
+    area = height * width
+    batch = pixel // area
+    y = pixel % area // width
+    x = pixel % width
+    tap = tl.arange(0, 16)
+    iy = y[:, None] + (tap // 3 - 1)[None, :]
+    ix = x[:, None] + (tap % 3 - 1)[None, :]
+    there = (iy >= 0) & (iy < height) & (ix >= 0) & (ix < width) & (tap < 9)[None, :]
+    there = there & (pixel < total)[:, None]
+    channel = tl.arange(0, CP)
+    if SOURCE == RGBA:  # weights hold no alpha; a byte is exact in fp16, so 1/255 waits for the sum
+        word = tl.load(source + batch[:, None] * area + iy * width + ix, mask=there, other=0)
+        rows = ((word[:, :, None] >> (8 * channel)[None, None, :]) & 255).to(tl.float16)
+        gain = 1.0 / 255.0
+    else:
+        place = batch[:, None] * (REAL * area) + iy * width + ix
+        where = place[:, :, None] + (channel * area)[None, None, :]
+        keep = there[:, :, None] & (channel < REAL)[None, None, :]
+        value = tl.load(source + where, mask=keep, other=0.0).to(tl.float32)
+        if SOURCE == IMAGE:
+            value = value * 0.5 + 0.5
+        else:
+            value = value / scale + shift
+            value = 3.0 - 6.0 / (tl.exp(value * (2.0 / 3.0)) + 1.0)  # 3 * tanh(value / 3)
+        rows = tl.where(keep, value, 0.0).to(tl.float16)
+        gain = 1.0
+    inner = tl.arange(0, 16 * CP)
+    column = tl.arange(0, N)
+    factor = tl.load(weight + inner[:, None] * N + column[None, :])
+    acc = tl.dot(tl.reshape(rows, [BM, 16 * CP]), factor) * gain
+    acc += tl.load(bias + column)[None, :]
+    _emit_features(acc, out, out, pixel < total, pixel * N, N, False, RELU)
+
+
+def pack_taps(weight: Tensor) -> Tensor:
+    """``[out, in, 3, 3]`` -> ``[9, in, out]``."""
+    count, channels, high, wide = weight.shape
+    return weight.permute(2, 3, 1, 0).reshape(high * wide, channels, count).contiguous()
+
+
+def pack_upsampled(weight: Tensor) -> Tensor:
+    """``[out, in, 3, 3]`` after a nearest 2x -> ``[4 parities * 4 taps, in, out]`` on the small picture.
+
+    An even output row sees the small rows above (the first kernel row) and its own (the other two);
+    an odd one its own (the first two) and the one below.
+    """
+    sums = torch.zeros(2, 2, 3, dtype=weight.dtype, device=weight.device)  # parity, small row, kernel row
+    sums[0, 0, 0] = sums[0, 1, 1] = sums[0, 1, 2] = 1
+    sums[1, 0, 0] = sums[1, 0, 1] = sums[1, 1, 2] = 1
+    folded = torch.einsum("oikl,pak,qbl->pqabio", weight, sums, sums)
+    return folded.reshape(16, weight.shape[1], weight.shape[0]).contiguous()
+
+
+def pack_grouped(weight: Tensor) -> Tensor:
+    """``[3, in, 3, 3]`` -> ``[36, in, 64]``: 4x4 output pixels of 4 channels (the last is empty) at once."""
+    count, channels = weight.shape[:2]
+    packed = weight.new_zeros(6, 6, channels, 4, 4, 4)
+    for row in range(4):
+        for column in range(4):
+            packed[row : row + 3, column : column + 3, :, row, column, :count] = weight.permute(2, 3, 1, 0)
+    return packed.reshape(36, channels, 64)
+
+
+def pack_entry(weight: Tensor) -> Tensor:
+    """``[out, in, 3, 3]`` -> ``[16 * 4 (or 16), out]``: one row for each tap and channel, padded."""
+    count, channels = weight.shape[:2]
+    packed = weight.new_zeros(16, entry_channels(channels), count)
+    packed[:9, :channels] = weight.permute(2, 3, 1, 0).reshape(9, channels, count)
+    return packed.reshape(-1, count)
+
+
+def entry_channels(channels: int) -> int:
+    """How many channels an entry layer pads its input to."""
+    return 4 if channels <= 4 else 16
+
+
+def pack_grouped_bias(bias: Tensor) -> Tensor:
+    """``[3]`` -> ``[64]``, as the grouped weights are."""
+    return pad_outputs(bias, 4).repeat(16)
+
+
+def pad_outputs(tensor: Tensor, count: int) -> Tensor:
+    """Zeros behind the last dimension up to ``count``."""
+    return torch.nn.functional.pad(tensor, (0, count - tensor.shape[-1]))
+
+
+def run_taps(
+    source: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, config: Config, *,
+    stride: int = 1, up: bool = False, relu: bool = False, skip: Tensor | None = None,
+    to: tl.constexpr = FEATURES, scale: float = 1.0, shift: float = 0.0,
+) -> None:  # fmt: skip
+    """One convolution of ``[F, H, W, C]`` into ``out``, whose shape says what is wanted."""
+    frames, in_height, in_width, channels = source.shape
+    if to.value == PLANES.value:
+        real, height, width = out.shape[1:]
+    elif to.value == GROUP_PLANES.value:
+        real, (height, width) = 3, out.shape[2:]
+    else:
+        real, (height, width) = out.shape[3] if out.dim() == 4 else 4, out.shape[1:3]
+    side = {True: 2, False: 3}[up]
+    grouped = to.value in (GROUP_PLANES.value, GROUP_RGBA.value)
+    if grouped:
+        side, stride = 6, 4
+    if config.walk and to.value == FEATURES.value and stride == 1 and not up and bias is not None:
+        strips = triton.cdiv(width, config.columns) * triton.cdiv(height, config.rows)
+        walk_kernel[(strips, frames)](
+            source, weight, bias, source if skip is None else skip, out, height, width, C=channels,
+            N=weight.shape[-1], SKIP=skip is not None, RELU=relu, ROWS=config.rows, BW=config.columns,
+            SWAP=config.swap, STAGES=config.stages, num_warps=config.warps,
+        )  # fmt: skip
+        return
+    per = 2 if up else 4 if grouped else 1
+    rows, columns = height // per, width // per
+    tiles = triton.cdiv(rows, config.rows) * triton.cdiv(columns, config.columns)
+    taps_kernel[(tiles, frames * (4 if up else 1))](
+        source, weight, weight if bias is None else bias, source if skip is None else skip, out,
+        in_height, in_width, rows, columns, height, width, scale, shift, real,
+        C=channels, N=weight.shape[-1], SIDE=side, STRIDE=stride, UP=up, BIAS=bias is not None,
+        SKIP=skip is not None, RELU=relu, OUT=to.value, BH=config.rows, BW=config.columns,
+        SWAP=config.swap, STAGES=config.stages,
+        num_warps=config.warps,
+    )  # fmt: skip
+
+
+def run_entry(
+    source: Tensor, weight: Tensor, bias: Tensor, out: Tensor, config: Config, *,
+    relu: bool = False, kind: tl.constexpr = IMAGE, scale: float = 1.0, shift: float = 0.0,
+) -> None:  # fmt: skip
+    """The first layer into ``out`` ``[F, H, W, N]``; RGBA comes as int32 ``[F, H, W]``."""
+    frames, height, width, count = out.shape
+    total = frames * height * width
+    real = 4 if kind.value == RGBA.value else source.shape[1]
+    block = config.rows * config.columns
+    entry_kernel[(triton.cdiv(total, block),)](
+        source, weight, bias, out, total, height, width, scale, shift, REAL=real, CP=weight.shape[0] // 16,
+        N=count, SOURCE=kind.value, RELU=relu, BM=block, num_warps=config.warps,
+    )  # fmt: skip
