@@ -16,6 +16,7 @@ from sdbridge.engine.image.device import choose_placement, gpu_load
 from sdbridge.engine.image.extensions import build_extensions
 from sdbridge.engine.image.load import LoadedModel, load_model
 from sdbridge.engine.image.painter import Painter
+from sdbridge.engine.image.painting import Painting
 from sdbridge.engine.image.schedule import parse_step_indices
 from sdbridge.engine.image.seams import ExtensionContext, StreamExtension
 from sdbridge.engine.image.settings import (
@@ -67,6 +68,8 @@ class ImageEngine:
         self._load_s = 0.0
         self._tick_ms: deque[float] = deque(maxlen=_TIMED_TICKS)
         self._ticks = 0
+        self._pending: deque[tuple[Painting | None, float]] = deque()
+        self._collected_at = 0.0
 
     def report_progress(self, tell: Callable[[Progress], None]) -> None:
         """Who is told how far loading is; set before ``load``."""
@@ -167,12 +170,37 @@ class ImageEngine:
         return tuple(rejected)
 
     def tick(self, chunk: Chunk | None) -> Chunk | None:
-        """One frame's work: F pictures in, F out, the oldest first. See ``painter.Painter.paint``."""
-        began = time.perf_counter()
-        made = self.painter.paint(chunk, self._settle(), self._revision)
-        self._tick_ms.append((time.perf_counter() - began) * 1e3)
+        """One frame's work: F pictures in, F out, the oldest first. See ``painter.Painter.begin``."""
+        self._queue(chunk)
+        return self.collect(True)
+
+    @property
+    def pending(self) -> int:
+        """Ticks submitted and not collected (``interface.OverlappingEngine``)."""
+        return len(self._pending)
+
+    @property
+    def submit(self) -> Callable[[Chunk | None], None] | None:
+        """Queue a tick without waiting for the device; None where the device is the host itself."""
+        overlaps = self._model is not None and self._model.device.type == "cuda"
+        return self._queue if overlaps else None
+
+    def collect(self, wait: bool) -> Chunk | None:
+        """The oldest submitted tick's chunk (``interface.OverlappingEngine``)."""
+        if not self._pending or not (wait or self._pending[0][0] is None or self._pending[0][0].ready):
+            return None
+        painting, began = self._pending.popleft()
+        made = None if painting is None else painting.finish()
+        now = time.perf_counter()
+        # What a frame took: from the end of the one before it where they overlap.
+        self._tick_ms.append((now - max(began, self._collected_at)) * 1e3)
+        self._collected_at = now
         self._ticks += 1
         return made
+
+    def _queue(self, chunk: Chunk | None) -> None:
+        began = time.perf_counter()
+        self._pending.append((self.painter.begin(chunk, self._settle(), self._revision), began))
 
     def reset(self, how: ResetKind) -> None:
         """soft: forget the frames inside. recache: and everything remembered. hard: and all chance."""
@@ -205,6 +233,7 @@ class ImageEngine:
 
     def unload(self) -> None:
         """Free everything. May be called at any time, also twice."""
+        self._pending.clear()
         for extension in self._extensions:
             extension.unload()
         self._extensions = ()

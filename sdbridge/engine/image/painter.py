@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -18,7 +17,8 @@ from sdbridge.engine.image.feature_bank import FeatureBank
 from sdbridge.engine.image.feedback import feed_back
 from sdbridge.engine.image.guidance import Guidance
 from sdbridge.engine.image.load import LoadedModel
-from sdbridge.engine.image.pictures import to_pixels, to_roles
+from sdbridge.engine.image.painting import Painting, as_generated, painting_of, same_again
+from sdbridge.engine.image.pictures import Handout, to_roles
 from sdbridge.engine.image.prompt import Conditioning, PromptCache, PromptMixer
 from sdbridge.engine.image.seams import RoleImages, StreamExtension, UnetCall
 from sdbridge.engine.image.seed import NoiseSource
@@ -56,7 +56,7 @@ class Painter:
         self._changed = True
         self._waiting: deque[Entry] = deque()
         self._last_latent: Tensor | None = None
-        self._last_chunk: Chunk | None = None
+        self._last: Painting | None = None
         self._last_id = -1
         self._ready_for: tuple[object, ...] = ()
         self._size = (0, 0, 0)
@@ -112,7 +112,7 @@ class Painter:
         if how == "hard":
             self._noise.reset()
             self._similarity.reset()
-            self._last_chunk = None
+            self._last = None
 
     def close(self) -> None:
         self.prompts.close()
@@ -121,15 +121,22 @@ class Painter:
 
     # --- frames ---
 
-    @torch.inference_mode()
     def paint(self, chunk: Chunk | None, settings: StreamSettings, revision: int) -> Chunk | None:
-        """Take a chunk (None: no input) and give the oldest finished one, or None while the pipe fills.
+        """``begin``, finished: the oldest chunk, or None while the pipe fills."""
+        painting = self.begin(chunk, settings, revision)
+        return None if painting is None else painting.finish()
+
+    @torch.inference_mode()
+    def begin(self, chunk: Chunk | None, settings: StreamSettings, revision: int) -> Painting | None:
+        """Take a chunk (None: no input) and begin the oldest one's picture; None while the pipe fills.
+
+        On a GPU everything is queued and nothing waited for: the painting's ``finish`` does that.
 
         img2img without an input drains the pipe; txt2img goes on painting; bypass gives the input back.
         """
         if settings.mode == "bypass":
             self._changed = False
-            return None if chunk is None else self._give(_as_generated(chunk, revision))
+            return None if chunk is None else self._give(as_generated(chunk, revision))
         entries = self._gather(chunk, settings)
         if entries is None and chunk is not None:
             return None  # the frame batch is not complete
@@ -154,7 +161,7 @@ class Painter:
         while settings.mode != "bypass" and not self._stream.empty:
             made = self._drain(settings, revision)
             if made is not None:
-                chunks.append(made)
+                chunks.append(made.finish())
         return tuple(chunks)
 
     @torch.inference_mode()
@@ -182,7 +189,7 @@ class Painter:
 
     def _process(
         self, entries: Sequence[Entry] | None, settings: StreamSettings, revision: int
-    ) -> Chunk | None:
+    ) -> Painting | None:
         now_ns = self._clock.now_ns()
         self._refresh_noise(settings, now_ns)
         conditioning = self._mixer.at_frame_edge(now_ns * 1e-9, wait=self._wait)
@@ -264,27 +271,19 @@ class Painter:
         self._bank.begin_frame()
         return self.acceleration.run_denoise(call)
 
-    def _decode(self, leaving: Leaving, revision: int) -> Chunk:
+    def _decode(self, leaving: Leaving, revision: int) -> Painting:
         began = time.perf_counter()
         self._last_latent = leaving.latent
         image = self.acceleration.run_decode(leaving.latent).float().add(1).mul(0.5)
-        entries: list[dict[Role, Frame]] = []
         further: dict[Role, Tensor] = {}
         for index, extension in enumerate(self.extensions):
             luggage = tuple(tag.luggage[index] for tag in leaving.tags)
             image = extension.after_decode(image, luggage)
             further.update(extension.outputs(luggage))
-        pictures: dict[Role, np.ndarray] = {"generated": to_pixels(image)}
-        pictures.update({role: to_pixels(tensor) for role, tensor in further.items()})
-        for index, tag in enumerate(leaving.tags):
-            entries.append(
-                {
-                    role: Frame(pixels[index], tag.frame_id, tag.received_at_ns, revision)
-                    for role, pixels in pictures.items()
-                }
-            )
+        handouts: dict[Role, Handout] = {"generated": Handout(image)}
+        handouts.update({role: Handout(tensor) for role, tensor in further.items()})
         self._took("decode", began)
-        return self._give(Chunk(tuple(MappingProxyType(entry) for entry in entries)))
+        return self._give(painting_of(handouts, leaving.tags, revision))
 
     # --- frames that are not processed ---
 
@@ -302,25 +301,14 @@ class Painter:
             return None
         return [self._waiting.popleft() for _ in range(settings.frames)]
 
-    def _skip(self, entries: Sequence[Entry], settings: StreamSettings, revision: int) -> Chunk | None:
+    def _skip(self, entries: Sequence[Entry], settings: StreamSettings, revision: int) -> Painting | None:
         """The input stands still: first bring out what is inside, then show the last picture again."""
         if not self._stream.empty:
             return self._drain(settings, revision)
         self._stream.clear()  # what left it must not come again, older than what is repeated here
-        if self._last_chunk is None:
-            return None
-        last = self._last_chunk.frames[-1]
-        again: list[Entry] = []
-        for entry in entries:
-            main = entry["main"]
-            repeated: dict[Role, Frame] = {
-                role: Frame(frame.pixels, main.frame_id, main.received_at_ns, revision)
-                for role, frame in last.items()
-            }
-            again.append(MappingProxyType(repeated))
-        return self._give(Chunk(tuple(again)))
+        return None if self._last is None else self._give(same_again(self._last, entries, revision))
 
-    def _drain(self, settings: StreamSettings, revision: int) -> Chunk | None:
+    def _drain(self, settings: StreamSettings, revision: int) -> Painting | None:
         """One step without a new frame; None when nothing is inside any more."""
         if self._stream.empty:
             return None
@@ -330,10 +318,10 @@ class Painter:
         leaving = self._step(None, settings, conditioning)
         return None if leaving is None else self._decode(leaving, revision)
 
-    def _give(self, chunk: Chunk) -> Chunk:
-        self._last_chunk = chunk
-        self._last_id = max(self._last_id, chunk.frames[-1]["generated"].frame_id)
-        return chunk
+    def _give(self, painting: Painting) -> Painting:
+        self._last = painting
+        self._last_id = max(self._last_id, painting.last_id)
+        return painting
 
     def _forget_frames(self) -> None:
         self._stream.clear()
@@ -359,15 +347,3 @@ class Painter:
     def _took(self, part: str, began: float) -> None:
         took = (time.perf_counter() - began) * 1e3
         self._parts[part] = took if part not in self._parts else 0.9 * self._parts[part] + 0.1 * took
-
-
-def _as_generated(chunk: Chunk, revision: int) -> Chunk:
-    """Bypass: the main pictures as they came."""
-    entries = []
-    for entry in chunk.frames:
-        frame = entry["main"]
-        made: dict[Role, Frame] = {
-            "generated": Frame(frame.pixels, frame.frame_id, frame.received_at_ns, revision)
-        }
-        entries.append(MappingProxyType(made))
-    return Chunk(tuple(entries))

@@ -43,15 +43,42 @@ def to_tensor(pixels: np.ndarray, device: torch.device, width: int, height: int)
     return picture
 
 
-def to_pixels(image: Tensor) -> np.ndarray:
-    """float ``[F, 3 or 4, H, W]`` in 0..1 -> uint8 ``[F, H, W, 4]`` on the host. The frame's one wait."""
+class Handout:
+    """A picture on its way to the host: queued behind the work that makes it, waited for by ``pixels``."""
+
+    def __init__(self, image: Tensor) -> None:
+        """``image`` float ``[F, 3 or 4, H, W]`` in 0..1; uint8 ``[F, H, W, 4]`` is taken as it is."""
+        rgba = image if image.dtype == torch.uint8 else to_rgba(image)
+        self._event: torch.cuda.Event | None = None
+        if rgba.device.type != "cuda":
+            self._host = rgba.cpu()
+            return
+        self._host = torch.empty(rgba.shape, dtype=torch.uint8, pin_memory=True)
+        self._host.copy_(rgba, non_blocking=True)
+        self._event = torch.cuda.Event()
+        self._event.record(torch.cuda.current_stream(rgba.device))
+
+    @property
+    def ready(self) -> bool:
+        """Whether ``pixels`` would not wait."""
+        return self._event is None or self._event.query()
+
+    def pixels(self) -> np.ndarray:
+        """uint8 ``[F, H, W, 4]``, pinned where it came from a GPU. The frame's one wait."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._host.numpy()
+
+
+def to_rgba(image: Tensor) -> Tensor:
+    """float ``[F, 3 or 4, H, W]`` in 0..1 -> uint8 ``[F, H, W, 4]``, on the image's device."""
     scaled = image.float().mul(255.0).add_(0.5).clamp_(0.0, 255.0)
     count, channels, height, width = scaled.shape
     rgba = torch.full((count, height, width, 4), 255, dtype=torch.uint8, device=image.device)
     rgba[..., :channels] = scaled.permute(0, 2, 3, 1).to(torch.uint8)
-    if image.device.type == "cuda":
-        host = torch.empty(rgba.shape, dtype=torch.uint8, pin_memory=True)
-        host.copy_(rgba, non_blocking=True)
-        torch.cuda.current_stream(image.device).synchronize()
-        return host.numpy()
-    return rgba.cpu().numpy()
+    return rgba
+
+
+def to_pixels(image: Tensor) -> np.ndarray:
+    """float ``[F, 3 or 4, H, W]`` in 0..1 -> uint8 ``[F, H, W, 4]`` on the host."""
+    return Handout(image).pixels()

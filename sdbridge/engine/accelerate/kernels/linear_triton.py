@@ -5,7 +5,6 @@ them, ``[N, K]`` rows, so a LoRA that writes in place needs nothing from here.
 """
 
 # mypy: ignore-errors
-# ruff: noqa: N803
 # (Triton's language is Python only by its syntax; sizes and compile-time values are written large.)
 
 from __future__ import annotations
