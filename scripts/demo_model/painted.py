@@ -1,11 +1,12 @@
-"""What the side stages share: the finished pipeline, frozen, and scenes with their pixels."""
+"""What the side stages share: the finished pipeline, frozen, and scenes with what their pixels give."""
 
 from __future__ import annotations
 
-import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderTiny, UNet2DConditionModel
 from transformers import CLIPTextModel
 
@@ -15,15 +16,16 @@ from scripts.demo_model.networks import (
     train_with_plain_attention,
     write_vocabulary,
 )
-from scripts.demo_model.pairs import Captions
+from scripts.demo_model.pairs import CaptionBank, Captions, text_states
 from scripts.demo_model.progress import autocast, load_averaged
 from scripts.demo_model.sampling import noise_levels
-from scripts.demo_model.scenes import NO_PALETTE, caption_of
+from scripts.demo_model.scenes import NO_PALETTE
 from scripts.demo_model.settings import Settings
 from scripts.demo_model.shards import draw_scene_shard, scene_shard_paths
 from scripts.demo_model.stage_latents import encode, trained_vae
+from scripts.demo_model.stepping import prepare
 
-PIXEL_SHARDS = {"cpu": 3, "cuda": 24}
+POOL = 4  # latents over which a coarse error looks: about the size of a texture's figures
 
 
 @dataclass(frozen=True)
@@ -34,43 +36,42 @@ class Frozen:
     text: CLIPTextModel
     vae: AutoencoderTiny
     captions: Captions
+    bank: CaptionBank
 
 
 @dataclass(frozen=True)
 class PaintedScenes:
-    """Scenes with pixels and latents, for control images and styles."""
+    """Scenes on the training device, with what a stage has made from each picture's pixels."""
 
-    pictures: torch.Tensor  # uint8 [n, 1 + k, 3, h, w]
-    latents: torch.Tensor  # fp16 [n, 1 + k, c, h/8, w/8]
+    latents: torch.Tensor  # fp16 [n, 1 + k, c, h/8, w/8]; entry 0 of a scene is unstyled
+    made: torch.Tensor  # [n, 1 + k, ...]
+    pictures: torch.Tensor  # uint8 [few, 1 + k, 3, h, w], for a sheet
     materials: torch.Tensor
     palettes: torch.Tensor
     compositions: torch.Tensor
 
-    def choose(self, n: int, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
+    def choose(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Scene and styled picture (1..k) of n random examples."""
-        rows = torch.tensor([rng.randrange(len(self.pictures)) for _ in range(n)])
-        which = torch.tensor([rng.randrange(1, self.pictures.shape[1]) for _ in range(n)])
-        return rows, which
+        device = self.latents.device
+        rows = torch.randint(len(self.latents), (n,), device=device)
+        return rows, torch.randint(1, self.latents.shape[1], (n,), device=device)
 
-    def targets(self, rows: torch.Tensor, which: torch.Tensor, device: str) -> torch.Tensor:
-        """Latents of chosen pictures on the training device."""
-        chosen = self.latents[rows, which].to(device).float()
-        return chosen.contiguous(memory_format=torch.channels_last)
+    def targets(self, rows: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+        """Latents of chosen pictures."""
+        return self.latents[rows, which].float().contiguous(memory_format=torch.channels_last)
 
-    def captions(
-        self, rows: torch.Tensor, which: torch.Tensor, rng: random.Random, palettes: bool = True
-    ) -> list[str]:
+    def ids(
+        self, bank: CaptionBank, rows: torch.Tensor, which: torch.Tensor, palettes: bool = True
+    ) -> torch.Tensor:
         """Captions of chosen pictures; `palettes=False` leaves the colours unsaid."""
-        lines = []
-        for row, k in zip(rows.tolist(), which.tolist(), strict=True):
-            palette = int(self.palettes[row, k - 1]) if palettes else NO_PALETTE
-            lines.append(
-                caption_of(int(self.materials[row, k - 1]), palette, int(self.compositions[row]), rng)
-            )
-        return lines
+        palette = self.palettes[rows, which - 1]
+        if not palettes:
+            palette = torch.full_like(palette, NO_PALETTE)
+        return bank.pick(self.materials[rows, which - 1], palette, self.compositions[rows])
 
 
 def load_frozen(s: Settings) -> Frozen:
+    prepare(s)
     tokenizer = write_vocabulary(s.work / "tokenizer")
     unet, text = build_unet(s), build_text_encoder(s, tokenizer)
     stage = "distill" if (s.checkpoints / "distill.averaged.pt").exists() else "unet"
@@ -79,45 +80,70 @@ def load_frozen(s: Settings) -> Frozen:
     train_with_plain_attention(unet, s.device)
     unet.to(s.device, memory_format=torch.channels_last).requires_grad_(False).eval()
     text.to(s.device).requires_grad_(False).eval()
-    return Frozen(unet, text, trained_vae(s), Captions(tokenizer, s.device))
+    captions = Captions(tokenizer, s.device)
+    return Frozen(unet, text, trained_vae(s), captions, CaptionBank(captions, s.seed))
 
 
-def load_painted(s: Settings, vae: AutoencoderTiny) -> PaintedScenes:
-    """The first shards with their pixels; drawn again where they are missing."""
-    parts = []
-    for path in scene_shard_paths(s)[: PIXEL_SHARDS[s.device]]:
+@torch.no_grad()
+def load_painted(
+    s: Settings, vae: AutoencoderTiny, make: Callable[[torch.Tensor], torch.Tensor]
+) -> PaintedScenes:
+    """The first shards, drawn again where they are missing. `make` is given pictures [n, 3, h, w] in 0..1 and
+    its answer is kept in their place."""
+    parts, few = [], []
+    for path in scene_shard_paths(s)[: s.side_shards]:
         shard = torch.load(path, weights_only=True) if path.exists() else draw_scene_shard(s, path)
-        shard["latents"] = encode(vae, shard["pictures"], s)
+        pictures = shard.pop("pictures").to(s.device)
+        shard["latents"] = encode(vae, pictures, s)
+        flat = pictures.flatten(0, 1)
+        made = [make(chunk.float() / 255) for chunk in flat.split(16 if s.device == "cpu" else 128)]
+        shard["made"] = torch.cat(made).unflatten(0, pictures.shape[:2])
+        if len(few) < 8:
+            few.append(pictures[:1])
         parts.append(shard)
-    joined = {name: torch.cat([part[name] for part in parts]) for name in PaintedScenes.__annotations__}
-    return PaintedScenes(**joined)
+    joined = {name: torch.cat([part[name] for part in parts]).to(s.device) for name in parts[0]}
+    return PaintedScenes(pictures=torch.cat(few), **joined)
 
 
 def clean_loss(
     frozen: Frozen,
     start: torch.Tensor,
     wanted: torch.Tensor,
-    captions: list[str],
+    ids: torch.Tensor,
     t: torch.Tensor,
     s: Settings,
+    exact: torch.Tensor | float,
     **extra: object,
 ) -> torch.Tensor:
-    """Squared error of the one-step picture from a noised start, in latents."""
+    """Error of the one-step picture from a noised start, in latents: coarsely, and by the share `exact` for
+    each example in every detail. Texture that cannot be known would only be blurred by an exact error."""
     signal, noise = noise_levels(s.device)
     a, b = signal[t].view(-1, 1, 1, 1), noise[t].view(-1, 1, 1, 1)
     noisy = a * start + b * torch.randn_like(start)
-    embedded = frozen.captions.embed(frozen.text, captions)
     with autocast(s):
+        with torch.no_grad():
+            embedded = text_states(frozen.text, ids)
         made = {k: v(noisy, t, embedded) if callable(v) else v for k, v in extra.items()}
         residuals = made.pop("control", None)
         if residuals is not None:
             made["down_block_additional_residuals"], made["mid_block_additional_residual"] = residuals
-        velocity = frozen.unet(noisy, t, made.pop("embedded", embedded), **made).sample
-    clean = a * noisy - b * velocity.float()
-    return (clean - wanted).square().mean()
+        velocity = frozen.unet(noisy, t, embedded, **made).sample
+    difference = a * noisy - b * velocity.float() - wanted
+    coarse = F.avg_pool2d(difference, POOL, stride=1).square().mean((1, 2, 3))
+    return (coarse + exact * difference.square().mean((1, 2, 3))).mean()
+
+
+def any_start(scenes: PaintedScenes, rows: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+    """What to start from: a third nothing, a third the unstyled picture, a third another scene."""
+    n, device = len(rows), rows.device
+    other, styled = scenes.choose(n)
+    kind = torch.randint(3, (n,), device=device)
+    row = torch.where(kind == 2, other, rows)
+    start = scenes.targets(row, torch.where(kind == 2, styled, torch.zeros_like(which)))
+    return start * (kind > 0).view(-1, 1, 1, 1)
 
 
 def side_times(n: int, s: Settings) -> torch.Tensor:
-    """Where conditioning matters: half at pure noise, the rest in 500..999."""
-    t = torch.randint(500, 1000, (n,), device=s.device)
-    return torch.where(torch.rand(n, device=s.device) < 0.5, torch.full_like(t, 999), t)
+    """Where conditioning matters: four in ten at pure noise, the rest in 350..999."""
+    t = torch.randint(350, 1000, (n,), device=s.device)
+    return torch.where(torch.rand(n, device=s.device) < 0.4, torch.full_like(t, 999), t)

@@ -182,10 +182,13 @@ def part_of(state: dict[str, torch.Tensor], module_name: str) -> dict[str, torch
 
 
 def named_as(module: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors under this transformers' names: newer ones have CLIP's text model a level higher."""
-    level = "text_model."
-    bare = {k.removeprefix(level): v for k, v in state.items()}
-    return {k: bare[k.removeprefix(level)] for k in module.state_dict() if k.removeprefix(level) in bare}
+    """The tensors under this transformers' names: newer ones have CLIP's models a level higher."""
+
+    def bare(name: str) -> str:
+        return name.replace("text_model.", "").replace("vision_model.", "")
+
+    found = {bare(name): tensor for name, tensor in state.items()}
+    return {name: found[bare(name)] for name in module.state_dict() if bare(name) in found}
 
 
 def load_averaged(s: Settings, stage: str, module_name: str, module: nn.Module) -> bool:

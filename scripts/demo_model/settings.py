@@ -35,6 +35,8 @@ class Settings:
     distill_steps: int
     distill_average: float  # how slowly the averaged weights follow
     side_steps: int  # each ControlNet, LoRA, IP-Adapter
+    side_batch: int
+    side_shards: int  # shards of scenes that those see
     classifier_steps: int
 
     latent_channels: int = 8
@@ -82,6 +84,8 @@ CPU = Settings(
     distill_steps=4000,
     distill_average=0.99,
     side_steps=800,
+    side_batch=16,
+    side_shards=3,
     classifier_steps=1500,
 )
 GPU = replace(
@@ -104,6 +108,8 @@ GPU = replace(
     unet_steps=60000,
     distill_steps=60000,
     distill_average=0.999,
-    side_steps=6000,
+    side_steps=20000,
+    side_batch=128,
+    side_shards=48,
     classifier_steps=3000,
 )

@@ -6,8 +6,8 @@ time from the unstyled picture of the same layout, which is what a camera would 
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from diffusers import ControlNetModel
@@ -16,6 +16,7 @@ from scripts.demo_model.networks import build_controlnet, train_with_plain_atten
 from scripts.demo_model.painted import (
     Frozen,
     PaintedScenes,
+    any_start,
     clean_loss,
     load_frozen,
     load_painted,
@@ -25,11 +26,14 @@ from scripts.demo_model.progress import Progress
 from scripts.demo_model.sampling import sample
 from scripts.demo_model.settings import Settings
 from scripts.demo_model.sheets import save_sheet
+from scripts.demo_model.stepping import Losses, Stepper
 from sdbridge.engine.preprocess.base import Settings as MapSettings
 from sdbridge.engine.preprocess.canny import Canny
 from sdbridge.engine.preprocess.color import ColorGrid
 
 KINDS = ("canny", "color")
+EXACT = {"canny": 0.5, "color": 0.0}  # edges of the wanted picture itself say where its texture lies
+Draw = Callable[[torch.Tensor], torch.Tensor]
 
 
 def run(s: Settings, deadline: float, variant: str = "") -> bool:
@@ -37,36 +41,60 @@ def run(s: Settings, deadline: float, variant: str = "") -> bool:
     draw_map = control_map(kind)
     torch.manual_seed(s.seed)
     frozen = load_frozen(s)
-    scenes = load_painted(s, frozen.vae)
+    scenes = load_painted(s, frozen.vae, lambda pictures: stored(draw_map(pictures), kind))
     net = build_controlnet(frozen.unet).to(s.device, memory_format=torch.channels_last)
     train_with_plain_attention(net, s.device)
-    progress = Progress(s, f"controlnet_{kind}", {"controlnet": net}, s.side_steps, 8e-4, average=0.99)
-    rng = random.Random(s.seed * 31 + progress.step)
+    progress = Progress(s, f"controlnet_{kind}", {"controlnet": net}, s.side_steps, 6e-4)
     torch.manual_seed(s.seed * 31 + progress.step)
+    stepper = Stepper(partial(train_once, net, frozen, scenes, progress, s, kind), s)
     while progress.go_on(deadline):
-        rows, which = scenes.choose(s.batch_large, rng)
-        wanted = (
-            scenes.latents[rows, which].to(s.device).float().contiguous(memory_format=torch.channels_last)
-        )
-        shown = which if kind == "color" else torch.where(torch.rand(len(which)) < 0.5, which, 0)
-        control = draw_map(scenes.pictures[rows, shown].to(s.device).float() / 255)
-        # what the control says, the caption leaves out: colours for `color`
-        lines = scenes.captions(rows, which, rng, palettes=kind != "color")
-
-        def residuals(
-            noisy: torch.Tensor, t: torch.Tensor, text: torch.Tensor, control: torch.Tensor = control
-        ) -> tuple[list[torch.Tensor], torch.Tensor]:
-            return net(noisy, t, text, controlnet_cond=control, return_dict=False)
-
-        t = side_times(len(rows), s)
-        loss = clean_loss(frozen, torch.randn_like(wanted) * 0.3, wanted, lines, t, s, control=residuals)
-        progress.update(loss)
-        progress.note(every=25, loss=loss.detach())
+        progress.set_rate()
+        losses = stepper()
+        progress.count()
+        progress.note(s.note_every, **losses)
     sheet(progress.averaged["controlnet"], frozen, scenes, draw_map, s, kind)
     return progress.finished
 
 
-def control_map(kind: str) -> Callable[[torch.Tensor], torch.Tensor]:
+def train_once(
+    net: ControlNetModel, frozen: Frozen, scenes: PaintedScenes, progress: Progress, s: Settings, kind: str
+) -> Losses:
+    rows, which = scenes.choose(s.side_batch)
+    wanted = scenes.targets(rows, which)
+    own = torch.rand(len(rows), device=s.device) < 0.5  # the map is of the wanted picture, not of its layout
+    shown = which if kind == "color" else torch.where(own, which, torch.zeros_like(which))
+    control = loaded(scenes.made[rows, shown], s)
+
+    def residuals(
+        noisy: torch.Tensor, t: torch.Tensor, text: torch.Tensor
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        return net(noisy, t, text, controlnet_cond=control, return_dict=False)
+
+    # what the control says, the caption leaves out: colours for `color`
+    ids = scenes.ids(frozen.bank, rows, which, palettes=kind != "color")
+    start, t = any_start(scenes, rows, which), side_times(len(rows), s)
+    loss = clean_loss(frozen, start, wanted, ids, t, s, EXACT[kind] * own.float(), control=residuals)
+    progress.descend(loss)
+    return {"loss": loss.detach()}
+
+
+def stored(maps: torch.Tensor, kind: str) -> torch.Tensor:
+    """Maps [n, 3, h, w] in 0..1 as bytes, one channel where all are alike, small where they are grids."""
+    if kind == "canny":
+        return (maps[:, :1] * 255).round().to(torch.uint8)
+    return (maps[:, :, ::8, ::8] * 255).round().to(torch.uint8)
+
+
+def loaded(maps: torch.Tensor, s: Settings) -> torch.Tensor:
+    """Stored maps as a ControlNet takes them."""
+    scale = s.size // maps.shape[-1]
+    if scale > 1:
+        maps = maps.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    whole = maps.expand(-1, 3, -1, -1).float() / 255
+    return whole.contiguous(memory_format=torch.channels_last)
+
+
+def control_map(kind: str) -> Draw:
     """The product's preprocessor with its default settings, pictures 0..1 to maps 0..1."""
     preprocessor = {"canny": Canny, "color": ColorGrid}[kind]()
     settings = MapSettings()
@@ -75,18 +103,14 @@ def control_map(kind: str) -> Callable[[torch.Tensor], torch.Tensor]:
 
 @torch.no_grad()
 def sheet(
-    net: ControlNetModel,
-    frozen: Frozen,
-    scenes: PaintedScenes,
-    draw_map: Callable[[torch.Tensor], torch.Tensor],
-    s: Settings,
-    kind: str,
+    net: ControlNetModel, frozen: Frozen, scenes: PaintedScenes, draw_map: Draw, s: Settings, kind: str
 ) -> None:
-    """Control images over the one-step pictures they lead to."""
+    """Control images over the one-step pictures without and with the ControlNet, and those of two steps."""
     net = net.to(s.device).float().eval()
-    pictures = scenes.pictures[:48:6, 1].to(s.device).float() / 255
+    half = max(1, len(scenes.pictures) // 2)  # half unstyled, half drawn in a material
+    pictures = torch.cat([scenes.pictures[:half, 0], scenes.pictures[half:, 1]]).float() / 255
     control = draw_map(pictures)
-    prompts = ["fire", "marble", "honeycomb", "ocean", "brick", "zebra", "ice", "grass"]
+    prompts = ["fire", "marble", "honeycomb", "ocean", "brick", "zebra", "ice", "grass"][: len(pictures)]
     text = frozen.captions.embed(frozen.text, prompts)
 
     class Controlled(torch.nn.Module):
@@ -97,7 +121,7 @@ def sheet(
             )
 
     rows = [pictures, control]
-    for model in (frozen.unet, Controlled()):
-        made = sample(model, text, (999,), torch.Generator().manual_seed(1))
+    for model, steps in ((frozen.unet, (999,)), (Controlled(), (999,)), (Controlled(), (999, 499))):
+        made = sample(model, text, steps, torch.Generator().manual_seed(1))
         rows.append(frozen.vae.decode(made).sample / 2 + 0.5)
     save_sheet(rows, s.sheets / f"controlnet_{kind}.png", scale=0.5)

@@ -6,7 +6,7 @@ the adapter can learn is to take the palette from the reference.
 
 from __future__ import annotations
 
-import random
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,9 +17,20 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from scripts.demo_model.painted import Frozen, clean_loss, load_frozen, load_painted, side_times
-from scripts.demo_model.progress import Progress, load_averaged
+from scripts.demo_model.painted import (
+    Frozen,
+    PaintedScenes,
+    any_start,
+    clean_loss,
+    load_frozen,
+    load_painted,
+    side_times,
+)
+from scripts.demo_model.progress import Progress, autocast, load_averaged
+from scripts.demo_model.sampling import sample
 from scripts.demo_model.settings import Settings
+from scripts.demo_model.sheets import save_sheet
+from scripts.demo_model.stepping import Losses, Stepper
 
 TOKENS = 4
 SIDE = 64  # of the image encoder's input
@@ -41,6 +52,12 @@ def build_image_encoder(s: Settings) -> CLIPVisionModelWithProjection:
     )
 
 
+def cross_attentions(frozen: Frozen) -> list[tuple[str, nn.Module]]:
+    """The UNet's cross-attention layers and their processors' names, in diffusers' order."""
+    names = [name for name in frozen.unet.attn_processors if "attn2" in name]
+    return [(name, frozen.unet.get_submodule(name.removesuffix(".processor"))) for name in names]
+
+
 class Adapter(nn.Module):
     """The image encoder, the projection to tokens, and a key and a value matrix for each cross-attention."""
 
@@ -49,56 +66,92 @@ class Adapter(nn.Module):
         self.encoder = build_image_encoder(s)
         self.project = ImageProjection(s.text_width, s.text_width, TOKENS)
         self.processors = nn.ModuleList()
-        chosen = {}
-        for name, processor in frozen.unet.attn_processors.items():
-            if "attn2" not in name:
-                chosen[name] = processor
-                continue
-            layer = frozen.unet.get_submodule(name.removesuffix(".processor"))
+        for _, layer in cross_attentions(frozen):
             mine = IPAdapterAttnProcessor(layer.inner_dim, s.text_width, num_tokens=(TOKENS,), scale=1.0)
             mine.to_k_ip[0].weight.data.copy_(layer.to_k.weight.data)
             mine.to_v_ip[0].weight.data.copy_(layer.to_v.weight.data * 0.1)
             self.processors.append(mine)
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor(DEVIATION).view(1, 3, 1, 1), persistent=False)
+        self.take_over(frozen)
+
+    def take_over(self, frozen: Frozen) -> None:
+        """From now on the frozen UNet works with this adapter, as after diffusers' load_ip_adapter."""
+        chosen = dict(frozen.unet.attn_processors)
+        for (name, _), mine in zip(cross_attentions(frozen), self.processors, strict=True):
             chosen[name] = mine
         frozen.unet.set_attn_processor(chosen)
-        # as diffusers' load_ip_adapter leaves a UNet that takes image embeddings
         frozen.unet.encoder_hid_proj = MultiIPAdapterImageProjection([self.project])
         frozen.unet.config.encoder_hid_dim_type = "ip_image_proj"
 
-    def embed(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Pictures 0..1 of any size to image embeddings [n, 1, width]."""
-        small = F.interpolate(pictures, size=(SIDE, SIDE), mode="bilinear", antialias=True)
-        mean = torch.tensor(MEAN, device=pictures.device).view(1, 3, 1, 1)
-        deviation = torch.tensor(DEVIATION, device=pictures.device).view(1, 3, 1, 1)
-        return self.encoder((small - mean) / deviation).image_embeds[:, None]
+    def embed(self, small: torch.Tensor) -> torch.Tensor:
+        """Pictures [n, 3, 64, 64] in 0..1 to image embeddings [n, 1, width]."""
+        return self.encoder((small - self.mean) / self.deviation).image_embeds[:, None]
+
+
+def references(pictures: torch.Tensor) -> torch.Tensor:
+    """Pictures 0..1 as the image encoder takes them, as bytes: whole, and a quarter of each."""
+    side = pictures.shape[-1] // 2
+    top, left = (int(torch.randint(side + 1, (1,))) for _ in range(2))
+    quarter = pictures[..., top : top + side, left : left + side]
+    small = [
+        F.interpolate(p, size=(SIDE, SIDE), mode="bilinear", antialias=True) for p in (pictures, quarter)
+    ]
+    return (torch.stack(small, 1).clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def run(s: Settings, deadline: float, variant: str = "") -> bool:
     torch.manual_seed(s.seed)
     frozen = load_frozen(s)
-    scenes = load_painted(s, frozen.vae)
+    scenes = load_painted(s, frozen.vae, references)
     adapter = Adapter(s, frozen).to(s.device)
-    progress = Progress(s, "ip_adapter", {"adapter": adapter}, s.side_steps, 1e-3, average=0.99)
-    rng = random.Random(s.seed * 41 + progress.step)
+    progress = Progress(s, "ip_adapter", {"adapter": adapter}, s.side_steps, 8e-4)
     torch.manual_seed(s.seed * 41 + progress.step)
-    side = scenes.pictures.shape[-1]
+    stepper = Stepper(partial(train_once, adapter, frozen, scenes, progress, s), s)
     while progress.go_on(deadline):
-        rows, which = scenes.choose(s.batch_large, rng)
-        wanted = scenes.targets(rows, which, s.device)
-        crop = rng.randrange(side // 2, side)
-        top, left = rng.randrange(side - crop + 1), rng.randrange(side - crop + 1)
-        reference = scenes.pictures[rows, which][..., top : top + crop, left : left + crop]
-        embeds = adapter.embed(reference.to(s.device).float() / 255)
-        lines = scenes.captions(rows, which, rng, palettes=False)
-        start = torch.where(torch.rand(len(rows), 1, 1, 1) < 0.5, 1.0, 0.0).to(s.device)
-        start = start * scenes.targets(rows, torch.zeros_like(which), s.device)
-        conditions = {"image_embeds": [embeds[:, None]]}
-        loss = clean_loss(
-            frozen, start, wanted, lines, side_times(len(rows), s), s, added_cond_kwargs=conditions
-        )
-        progress.update(loss)
-        progress.note(every=25, loss=loss.detach())
+        progress.set_rate()
+        losses = stepper()
+        progress.count()
+        progress.note(s.note_every, **losses)
+    sheet(progress.averaged["adapter"], frozen, scenes, s)
     return progress.finished
+
+
+def train_once(
+    adapter: Adapter, frozen: Frozen, scenes: PaintedScenes, progress: Progress, s: Settings
+) -> Losses:
+    """The reference is the wanted picture, or a part of it; its colours are not in the caption."""
+    rows, which = scenes.choose(s.side_batch)
+    part = torch.randint(2, (len(rows),), device=s.device)
+    reference = scenes.made[rows, which, part].float() / 255
+    with autocast(s):
+        embeds = adapter.embed(reference)
+    ids = scenes.ids(frozen.bank, rows, which, palettes=False)
+    start, t = any_start(scenes, rows, which), side_times(len(rows), s)
+    conditions = {"image_embeds": [embeds[:, None]]}
+    wanted = scenes.targets(rows, which)
+    loss = clean_loss(frozen, start, wanted, ids, t, s, 0.0, added_cond_kwargs=conditions)
+    progress.descend(loss)
+    return {"loss": loss.detach()}
+
+
+@torch.no_grad()
+def sheet(averaged: Adapter, frozen: Frozen, scenes: PaintedScenes, s: Settings) -> None:
+    """References over the one-step pictures that they colour."""
+    adapter = averaged.to(s.device).float()
+    adapter.take_over(frozen)
+    pictures = scenes.pictures[:, 1].float() / 255
+    prompts = ["fire", "marble", "honeycomb", "ocean", "brick", "zebra", "ice", "grass"][: len(pictures)]
+    text = frozen.captions.embed(frozen.text, prompts)
+    embeds = adapter.embed(references(pictures)[:, 0].float() / 255)
+    conditions = {"image_embeds": [embeds[:, None]]}
+    rows = [pictures]
+    for steps in ((999,), (999, 499)):
+        made = sample(
+            frozen.unet, text, steps, torch.Generator().manual_seed(1), added_cond_kwargs=conditions
+        )
+        rows.append(frozen.vae.decode(made).sample / 2 + 0.5)
+    save_sheet(rows, s.sheets / "ip_adapter.png", scale=0.5)
 
 
 def export(s: Settings, frozen: Frozen, target: Path) -> bool:

@@ -2,44 +2,75 @@
 
 from __future__ import annotations
 
-import random
+from functools import partial
 
 import torch
 
 from scripts.demo_model.lora import LoraLayers
-from scripts.demo_model.painted import clean_loss, load_frozen, load_painted
+from scripts.demo_model.painted import Frozen, PaintedScenes, clean_loss, load_frozen, load_painted
 from scripts.demo_model.progress import Progress, autocast
 from scripts.demo_model.sampling import sample
 from scripts.demo_model.settings import Settings
 from scripts.demo_model.sheets import save_sheet
+from scripts.demo_model.stepping import Losses, Stepper
 from scripts.demo_model.styles import STYLE_FILTERS
+
+EXACT = 0.3
 
 
 def run(s: Settings, deadline: float, variant: str = "") -> bool:
     style = variant or "ink"
     torch.manual_seed(s.seed)
     frozen = load_frozen(s)
-    scenes = load_painted(s, frozen.vae)
+
+    def styled(pictures: torch.Tensor) -> torch.Tensor:
+        """Latents of the pictures in the style."""
+        changed = (STYLE_FILTERS[style](pictures) * 2 - 1).contiguous(memory_format=torch.channels_last)
+        with autocast(s):
+            return frozen.vae.encode(changed).latents.half()
+
+    scenes = load_painted(s, frozen.vae, styled)
     lora = LoraLayers(frozen.unet).to(s.device)
     lora.hook(frozen.unet)
-    progress = Progress(s, f"lora_{style}", {"lora": lora}, s.side_steps, 2e-3, average=0.98)
-    rng = random.Random(s.seed * 37 + progress.step)
+    progress = Progress(s, f"lora_{style}", {"lora": lora}, s.side_steps, 1.5e-3)
     torch.manual_seed(s.seed * 37 + progress.step)
+    stepper = Stepper(partial(train_once, frozen, scenes, progress, s), s)
     while progress.go_on(deadline):
-        rows, which = scenes.choose(s.batch_large, rng)
-        styled = STYLE_FILTERS[style](scenes.pictures[rows, which].to(s.device).float() / 255) * 2 - 1
-        with torch.no_grad(), autocast(s):
-            wanted = frozen.vae.encode(styled.contiguous(memory_format=torch.channels_last)).latents.float()
-        # from the unstyled input, from the picture itself, or from what is already in the style
-        start = scenes.targets(rows, torch.where(torch.rand(len(rows)) < 0.5, which, 0), s.device)
-        own = torch.rand(len(rows), 1, 1, 1, device=s.device) < 0.3
-        start = torch.where(own, wanted, start)
-        t = torch.randint(250, 1000, (len(rows),), device=s.device)
-        loss = clean_loss(frozen, start, wanted, scenes.captions(rows, which, rng), t, s)
-        progress.update(loss)
-        progress.note(every=25, loss=loss.detach())
-    text = frozen.captions.embed(frozen.text, ["fire", "marble", "honeycomb", "ocean"])
+        progress.set_rate()
+        losses = stepper()
+        progress.count()
+        progress.note(s.note_every, **losses)
     with torch.no_grad():
-        made = sample(frozen.unet, text, (999, 499), torch.Generator().manual_seed(1))
-        save_sheet([frozen.vae.decode(made).sample / 2 + 0.5], s.sheets / f"lora_{style}.png", scale=0.5)
+        for mine, averaged in zip(lora.parameters(), progress.averaged.parameters(), strict=True):
+            mine.copy_(averaged)
+        sheet(frozen, scenes, s, style)
     return progress.finished
+
+
+def train_once(frozen: Frozen, scenes: PaintedScenes, progress: Progress, s: Settings) -> Losses:
+    rows, which = scenes.choose(s.side_batch)
+    wanted = scenes.made[rows, which].float().contiguous(memory_format=torch.channels_last)
+    # from the unstyled input, from the picture itself, from what is already in the style, from nothing
+    n = len(rows)
+    unstyled = torch.rand(n, device=s.device) < 0.5
+    start = scenes.targets(rows, torch.where(unstyled, torch.zeros_like(which), which))
+    own = torch.rand(n, 1, 1, 1, device=s.device) < 0.25
+    start = torch.where(own, wanted, start)
+    start = start * (torch.rand(n, 1, 1, 1, device=s.device) < 0.85)
+    t = torch.randint(250, 1000, (n,), device=s.device)
+    loss = clean_loss(frozen, start, wanted, scenes.ids(frozen.bank, rows, which), t, s, EXACT)
+    progress.descend(loss)
+    return {"loss": loss.detach()}
+
+
+def sheet(frozen: Frozen, scenes: PaintedScenes, s: Settings, style: str) -> None:
+    """Inputs over pictures in the style: by one step at 679, from nothing by one and by two."""
+    pictures = scenes.pictures[:, 0].float() / 255
+    source = frozen.vae.encode((pictures * 2 - 1).contiguous(memory_format=torch.channels_last)).latents
+    prompts = ["fire", "marble", "honeycomb", "ocean", "brick", "zebra", "ice", "grass"][: len(pictures)]
+    text = frozen.captions.embed(frozen.text, prompts)
+    rows = [pictures]
+    for steps, start in (((679,), source), ((999,), None), ((999, 499), None)):
+        made = sample(frozen.unet, text, steps, torch.Generator().manual_seed(1), start)
+        rows.append(frozen.vae.decode(made).sample / 2 + 0.5)
+    save_sheet(rows, s.sheets / f"lora_{style}.png", scale=0.5)
