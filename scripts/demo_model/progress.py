@@ -53,6 +53,10 @@ class Progress:
         self.folder.mkdir(parents=True, exist_ok=True)
         if all(self.path(f"weights_{name}").exists() for name in modules):
             self._load()
+        elif self.path("averaged").exists():  # all that was brought back of an earlier run
+            for name, module in self.modules.items():
+                load_averaged(s, self.name, name, module)
+            self.averaged = copy.deepcopy(self.modules).requires_grad_(False)
         else:
             self.averaged = copy.deepcopy(self.modules).requires_grad_(False)
         self.log = (s.work / f"{name}.jsonl").open("a")

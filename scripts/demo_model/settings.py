@@ -109,7 +109,7 @@ GPU = replace(
     distill_steps=60000,
     distill_average=0.999,
     side_steps=20000,
-    side_batch=128,
+    side_batch=64,
     side_shards=48,
     classifier_steps=3000,
 )
