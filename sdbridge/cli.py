@@ -151,6 +151,20 @@ def bench(
 
 
 @app.command()
+def build(
+    config: ConfigFile = None,
+    acceleration: Annotated[
+        str, typer.Option(help="eager, compile or tensorrt, whatever the configuration says.")
+    ] = "",
+    json: AsJson = False,
+) -> None:
+    """Make what a start would make for itself, before doors open: tuned kernels, TensorRT engines."""
+    from sdbridge.commands.build import run_build
+
+    raise typer.Exit(run_build(config, acceleration, json))
+
+
+@app.command()
 def presets(
     action: Annotated[str, typer.Argument(help="list, show, delete or rename.")] = "list",
     name: Annotated[str, typer.Argument(help="The preset's name.")] = "",

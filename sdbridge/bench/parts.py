@@ -27,7 +27,7 @@ def measure_parts(drive: Drive, ticks: int) -> dict[str, float]:
             ("encode", acceleration, "run_encode"),
             ("denoise", acceleration, "run_denoise"),
             ("decode", acceleration, "run_decode"),
-            ("download", painter_module, "to_pixels"),
+            ("download", painter_module, "Handout"),
         ):
             if hasattr(owner, name):
                 stack.enter_context(_timed(owner, name, part, clock))

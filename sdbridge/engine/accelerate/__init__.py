@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Protocol
 
 from sdbridge.errors import SdbridgeError
@@ -15,10 +16,18 @@ if TYPE_CHECKING:
     from sdbridge.engine.image.seams import UnetCall
 
 
+log = logging.getLogger(__name__)
+
+
 class Acceleration(Protocol):
     """One way to run a model. ``prepare_*`` may allocate, compile and take seconds; ``run_*`` may not.
 
     Tensors a ``run_*`` returns may be overwritten by the next call of the same method.
+
+    Three methods more are optional, for an acceleration that gets better while frames run:
+    ``settled(timeout_s) -> bool`` waits until it has done its best; ``build(progress) -> lines`` does
+    that and leaves on the disk what the next start needs (``sdbridge build``); ``report_progress(tell)``
+    names who hears of work under way, and None when there is no more.
     """
 
     name: str
@@ -59,14 +68,21 @@ def choose_acceleration(choice: str, device: torch.device) -> tuple[str, str]:
             return "compile", "auto takes compile on CUDA"
         return "eager", f"auto takes eager on {device.type}"
     if choice == "tensorrt":
-        return "eager", "TensorRT engines are not part of this version, so eager runs instead"
+        from sdbridge.engine.accelerate.tensorrt.library import find_tensorrt
+
+        library, why = find_tensorrt(device.type)
+        if library is not None:
+            return choice, f"the configuration asks for tensorrt, and {library.__version__} is here"
+        instead = "compile" if device.type == "cuda" else "eager"
+        log.warning("TensorRT cannot be used: %s; %s runs instead", why, instead)
+        return instead, f"TensorRT cannot be used: {why}; {instead} runs instead"
     if choice == "compile" and device.type != "cuda":
         return "eager", f"compile needs CUDA graphs, which {device.type} has not, so eager runs instead"
     return choice, f"the configuration asks for {choice}"
 
 
 def build_acceleration(name: str, model: LoadedModel) -> Acceleration:
-    """Make the acceleration ``name`` (eager or compile) for a loaded model."""
+    """Make the acceleration ``name`` (eager, compile or tensorrt) for a loaded model."""
     if name == "eager":
         from sdbridge.engine.accelerate.eager import Eager
 
@@ -75,4 +91,9 @@ def build_acceleration(name: str, model: LoadedModel) -> Acceleration:
         from sdbridge.engine.accelerate.compile import Compiled
 
         return Compiled(model)
+    if name == "tensorrt":
+        from sdbridge.engine.accelerate.tensorrt.acceleration import build_tensorrt
+
+        made: Acceleration = build_tensorrt(model)
+        return made
     raise SdbridgeError("SDB-ENGINE-ACCELERATION", f"there is no acceleration {name!r}")

@@ -55,7 +55,7 @@ class ImageEngine:
         self.config = config
         self.spec = EngineSpec(kind="image")
         self._clock = clock or SystemClock()
-        self._progress: Callable[[Progress], None] = lambda progress: None
+        self._progress: Callable[[Progress | None], None] = lambda progress: None
         self._trouble: Callable[[SdbridgeError], None] = lambda error: log.warning("%s", error)
         self._values: dict[str, Value] = complete({})
         self._manual = ManualSteps()
@@ -71,8 +71,8 @@ class ImageEngine:
         self._pending: deque[tuple[Painting | None, float]] = deque()
         self._collected_at = 0.0
 
-    def report_progress(self, tell: Callable[[Progress], None]) -> None:
-        """Who is told how far loading is; set before ``load``."""
+    def report_progress(self, tell: Callable[[Progress | None], None]) -> None:
+        """Who is told how far loading is, and None when work beside the stream is done; before ``load``."""
         self._progress = tell
 
     def report_trouble(self, tell: Callable[[SdbridgeError], None]) -> None:
@@ -124,6 +124,9 @@ class ImageEngine:
             self._clock,
             wait_for_prompts=bool(self.config.options.get("wait_for_prompts", False)),
         )
+        report = getattr(self._painter.acceleration, "report_progress", None)
+        if report is not None:  # it goes on getting better while frames run
+            report(self._progress)
         self._extensions = build_extensions(self._context(self._painter))
         self._painter.extensions = self._extensions
         for rejection in self.apply(dict(self._values), self._revision):

@@ -17,7 +17,7 @@ import onnx
 import onnxruntime
 from onnx import numpy_helper
 
-_DEFAULT = object()
+__version__ = "10.9.0"
 
 
 class DataType(enum.Enum):

@@ -55,3 +55,9 @@ def test_the_weights_hash_sees_one_changed_value():
     before = hash_weights(state)
     state["a"][2] = 1e-6
     assert hash_weights(state) != before
+
+
+def test_the_weights_hash_takes_any_memory_layout():
+    plain = torch.randn(4, 3, 1, 1)
+    turned = plain.to(memory_format=torch.channels_last)
+    assert hash_weights({"a": plain}) == hash_weights({"a": turned})

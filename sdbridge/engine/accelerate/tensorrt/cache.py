@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -56,11 +57,15 @@ def engine_file(folder: Path, key: EngineKey) -> Path:
     return folder / f"{key.graph}-{key.digest}.engine"
 
 
-def save_engine(folder: Path, key: EngineKey, blob: bytes) -> Path:
-    """Write engine and key, whole or not at all. Raises OSError when the disk is full or read-only."""
+def save_engine(folder: Path, key: EngineKey, blob: bytes, about: Mapping[str, object] | None = None) -> Path:
+    """Write engine and key, whole or not at all; ``about`` is kept with them and goes to JSON.
+
+    Raises OSError when the disk is full or read-only.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     file = engine_file(folder, key)
     seal = {"key": key.digest, "sha256": hashlib.sha256(blob).hexdigest(), "bytes": len(blob)}
+    seal |= {"about": dict(about or {}), "about_sha256": _hash_of(about or {})}
     _write_whole(file, blob)
     _write_whole(file.with_suffix(".json"), json.dumps(seal).encode())
     return file
@@ -85,6 +90,21 @@ def load_engine(folder: Path, key: EngineKey) -> bytes | None:
     return blob
 
 
+def load_about(folder: Path, key: EngineKey) -> dict[str, Any]:
+    """What was kept with a built engine; empty if there is none or it is damaged."""
+    try:
+        seal = json.loads(engine_file(folder, key).with_suffix(".json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    about = seal.get("about") if isinstance(seal, dict) else None
+    whole = isinstance(about, dict) and seal.get("about_sha256") == _hash_of(about)
+    return about if whole and isinstance(about, dict) else {}
+
+
+def _hash_of(about: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
 def hash_weights(module_state: Mapping[str, object]) -> str:
     """Hash of names, shapes and values of a part's weights (``module.state_dict()``)."""
     import torch
@@ -93,7 +113,7 @@ def hash_weights(module_state: Mapping[str, object]) -> str:
     for name, tensor in sorted(module_state.items()):
         assert isinstance(tensor, torch.Tensor)
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:32]
 
 

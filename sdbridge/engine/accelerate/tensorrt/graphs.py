@@ -1,7 +1,7 @@
 """The model's parts as graphs with nothing but tensors going in and out, as ONNX wants them.
 
 Everything that an artist moves live is an input: timesteps, prompt tokens, guidance rows, ControlNet
-scales and residuals. Weights that a LoRA changes are refitted (``refit.py``), so that no slider ever
+scales and residuals. Weights that a LoRA changes are refitted (``runtime.py``), so that no slider ever
 asks for another build.
 """
 
@@ -100,9 +100,17 @@ class _Decode(nn.Module):
         return self.vae.decode(latent / self._scale + self._shift, return_dict=False)[0]
 
 
-def unet_graph(unet: Any, controlnet: Any = None, height: int = 64, width: int = 64) -> Graph:
-    """The UNet's graph; with ``controlnet`` its residuals are inputs, shaped by a run of that network.
+def unet_graph(
+    unet: Any,
+    controlnet: Any = None,
+    height: int = 64,
+    width: int = 64,
+    *,
+    residuals: tuple[tuple[int, int, int], ...] = (),
+) -> Graph:
+    """The UNet's graph. With a ControlNet its residuals are inputs, the last one the middle's.
 
+    They are shaped by a run of ``controlnet``, or given as shapes ``[C, h, w]`` in ``residuals``.
     ``height`` and ``width`` are latent pixels of the example; they and the rows stay free.
     """
     examples = _unet_examples(unet, height, width)
@@ -113,13 +121,14 @@ def unet_graph(unet: Any, controlnet: Any = None, height: int = 64, width: int =
     ]
     if "text_embeds" in examples:
         inputs += [GraphInput(name, examples[name], {0: "rows"}) for name in ("text_embeds", "time_ids")]
+    added: tuple[Tensor, ...] = tuple(examples["sample"].new_zeros(2, *shape) for shape in residuals)
     if controlnet is not None:
         with torch.no_grad():
-            residuals = _Controlnet(controlnet)(*_control_examples(examples))
-        inputs += [
-            GraphInput(f"residual_{index}", residual, {0: "rows", 2: "height", 3: "width"})
-            for index, residual in enumerate(residuals)
-        ]
+            added = _Controlnet(controlnet)(*_control_examples(examples))
+    inputs += [
+        GraphInput(f"residual_{index}", residual, {0: "rows", 2: "height", 3: "width"})
+        for index, residual in enumerate(added)
+    ]
     names = tuple(item.name for item in inputs)
     return Graph("unet", _Unet(unet, names).eval(), tuple(inputs), ("noise",))
 
@@ -139,12 +148,22 @@ def controlnet_graph(controlnet: Any, unet: Any, height: int = 64, width: int = 
 
 def vae_graphs(model: Any, height: int = 512, width: int = 512) -> tuple[Graph, Graph]:
     """Encoder and decoder of a ``LoadedModel``; ``height`` and ``width`` are picture pixels."""
+    return autoencoder_graphs(
+        model.vae, model.vae_is_tiny, model.latent_scale, model.latent_shift, height, width
+    )
+
+
+def autoencoder_graphs(
+    vae: Any, tiny: bool, scale: float, shift: float, height: int = 512, width: int = 512
+) -> tuple[Graph, Graph]:
+    """Encoder and decoder of a VAE: its latents are scaled and shifted as the UNet wants them."""
     pictures: Dynamic = {0: "rows", 2: "height", 3: "width"}
-    image = torch.zeros(2, 3, height, width, dtype=model.vae_dtype, device=model.device)
-    encode = _Encode(model.vae, model.vae_is_tiny, model.latent_scale, model.latent_shift).eval()
+    first = next(vae.parameters())
+    image = torch.zeros(2, 3, height, width, dtype=first.dtype, device=first.device)
+    encode = _Encode(vae, tiny, scale, shift).eval()
     with torch.no_grad():
         latent = encode(image)
-    decode = _Decode(model.vae, model.latent_scale, model.latent_shift).eval()
+    decode = _Decode(vae, scale, shift).eval()
     return (
         Graph("encode", encode, (GraphInput("image", image, pictures),), ("latent",)),
         Graph("decode", decode, (GraphInput("latent", latent, pictures),), ("image",)),
