@@ -93,7 +93,14 @@ class Bridge:
         )
         self.output = OutputLoop(self.engine, self.store, self.clock, self._ready)
         self.textures = TextureDesk(
-            config, self.clock, self.engine, self.output.set_senders, self._on_sent, self.note_error, textures
+            config,
+            self.clock,
+            self.engine,
+            self.output.set_senders,
+            self._on_sent,
+            self.note_error,
+            textures,
+            gpu_side=self.engine,
         )
         self.output.fallback = self.textures.fallback
         self.output.waiting = self.textures.waiting_card

@@ -197,7 +197,7 @@ def test_an_image_that_cannot_be_read_is_one_line_and_black():
         show.set("hold.image", "/no/such/picture.png")
         show.receiver.present = False
         assert is_black(show.until_state("fallback"))
-        assert any("SDB-HOLD-IMAGE" in line for line in show.bridge.status().errors)
+        wait_until(lambda: any("SDB-HOLD-IMAGE" in line for line in show.bridge.status().errors))
 
 
 def test_garbage_from_a_source_is_one_line_and_the_show_goes_on():

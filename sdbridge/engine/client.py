@@ -15,6 +15,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
+from sdbridge.engine.gpu_output import GpuState
 from sdbridge.engine.inbox import Inbox
 from sdbridge.engine.interface import (
     EngineConfig,
@@ -68,6 +69,7 @@ class EngineClient:
         self.progress: Progress | None = None
         self.applied_revision = 0
         self.last_error: SdbridgeError | None = None
+        self.gpu_outputs: dict[str, tuple[GpuState, str]] = {}  # what it said of its own senders, and why
         self.pongs = 0
         self.pings = 0
         self._revision = revision
@@ -237,6 +239,10 @@ class EngineClient:
         self.pings += 1
         self._outbox.put(("ping", self.pings))
 
+    def order_gpu_output(self, order: str, name: str, backend: str, options: Mapping[str, Any]) -> None:
+        """``prepare``, ``take`` or ``release`` a sender in the engine's process."""
+        self._outbox.put(("gpu_output", order, name, backend, dict(options)))
+
     # --- slots ---
 
     def _make_slots(self) -> None:
@@ -330,6 +336,8 @@ class EngineClient:
             self._on_event(self, "error", message[1])
         elif word == "pong":
             self.pongs = message[1]
+        elif word == "gpu_output":
+            self.gpu_outputs[message[1]] = (message[2], message[3])
         elif word == "need_slot":
             self._slot_for(message[1], message[2])
         elif word == "log":

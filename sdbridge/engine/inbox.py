@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 
 from sdbridge.engine.interface import ResetKind
@@ -31,6 +31,8 @@ class Inbox:
         self._resets: deque[ResetKind] = deque()
         self._slots: Mapping[str, str] | None = None
         self._received = received
+        #: Called here in the reading thread, so that a long tick does not keep it waiting.
+        self.on_gpu_output: Callable[..., None] = lambda *order: None
         self.stopping = threading.Event()
         self.finished = threading.Event()
         threading.Thread(target=self._read, name="engine-inbox", daemon=True).start()
@@ -81,6 +83,9 @@ class Inbox:
         word = message[0]
         if word == "ping":
             self.send("pong", message[1])
+            return
+        if word == "gpu_output":
+            self.on_gpu_output(*message[1:])
             return
         with self._arrival:
             if word == "change":

@@ -138,6 +138,11 @@ class OverlappingEngine(Engine, Protocol):
     them from shared memory instead of copying) and ``lends_pictures`` (the pixels of a chunk it gave
     may change with its next call, so the loop copies what it keeps for longer; then the engine can
     use the same pinned buffers again, and the one copy is the one into shared memory).
+
+    And one wish: an engine with an attribute ``gpu_output`` (None at first) finds a callable there
+    after ``warm_up``. It calls it with each picture's uint8 RGBA tensor ``[H, W, 4]`` on the device,
+    as soon as the work that makes it is queued on the current stream; it costs a copy on the device
+    while a sender of this process shows the pictures, and next to nothing otherwise.
     """
 
     @property

@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from sdbridge.clock import Clock, SystemClock
+from sdbridge.engine.gpu_output import GpuOutputs
 from sdbridge.engine.inbox import Inbox
 from sdbridge.engine.inlet import Inlet
-from sdbridge.engine.interface import Engine, EngineConfig, EngineState, EngineStats
+from sdbridge.engine.interface import Engine, EngineConfig, EngineState, EngineStats, WarmUpReport
 from sdbridge.engine.outlet import Outlet
 from sdbridge.engine.pipe import Wake
 from sdbridge.engine.registry import make_engine
@@ -61,6 +62,8 @@ class EngineLoop:
         self._revision = start.revision
         self._inlet = Inlet()
         self._outlet = Outlet(self._clock, ready, lambda place, size: inbox.send("need_slot", place, size))
+        self._gpu_outputs = GpuOutputs(lambda *said: inbox.send("gpu_output", *said))
+        inbox.on_gpu_output = self._gpu_outputs.order
         self._engine: Engine | None = None
         self._ticks: Ticks | None = None
         self._failures = 0
@@ -89,6 +92,9 @@ class EngineLoop:
         self._ticks = Ticks(engine, self._clock)
         if getattr(engine, "keeps_no_frames", False):
             self._inlet = Inlet(borrow=True)
+        if hasattr(engine, "gpu_output"):
+            engine.gpu_output = self._gpu_outputs.offer
+        self._gpu_outputs.enable(*_pictures_on_gpu(engine, warm))
         self._outlet.lent = bool(getattr(engine, "lends_pictures", False))
         self._inlet.attach(self._start.slots)
         self._outlet.attach(self._start.slots)
@@ -100,6 +106,7 @@ class EngineLoop:
             self._turn(engine, self._ticks)
 
     def close(self) -> None:
+        self._gpu_outputs.close()  # first: it shows tensors of the engine
         leaving: list[Callable[[], None]] = [self._ticks.discard] if self._ticks is not None else []
         if self._engine is not None:
             leaving.append(self._engine.unload)
@@ -302,6 +309,15 @@ class EngineLoop:
 
     def _tell_stats(self, engine: Engine, ticks: Ticks) -> None:
         self._inbox.send("stats", _with_own(engine.stats(), ticks), engine.spec)
+
+
+def _pictures_on_gpu(engine: Engine, warm: WarmUpReport) -> tuple[bool, str]:
+    """Whether a sender in this process would have tensors to show, and why not."""
+    if not hasattr(engine, "gpu_output"):
+        return False, "this kind of engine gives its pictures from the CPU"
+    if not warm.device.startswith("cuda"):
+        return False, f"the engine runs on {warm.device}"
+    return True, ""
 
 
 def _give_way() -> None:

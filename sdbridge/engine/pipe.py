@@ -15,6 +15,7 @@ TO_ENGINE = (
     "reset",  # how
     "ping",  # n
     "slots",  # {"in:main": name, "out:generated": name, ...}: all of them, whenever one is new
+    "gpu_output",  # prepare, take or release; output name, backend, options: a sender beside the tensors
     "stop",
 )
 FROM_ENGINE = (
@@ -26,6 +27,7 @@ FROM_ENGINE = (
     "error",  # SdbridgeError
     "pong",  # n
     "need_slot",  # "out:generated", bytes: an output outgrew its slot
+    "gpu_output",  # output name, GpuState, why
     "log",  # level, logger name, text
 )
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from sdbridge.clock import Clock
 from sdbridge.config import EngineSection
 from sdbridge.engine.client import EngineClient
+from sdbridge.engine.gpu_output import GpuState
 from sdbridge.engine.interface import EngineState, ResetKind
 from sdbridge.engine.making import PASSED_ON
 from sdbridge.engine.pipe import Wake
@@ -17,6 +18,15 @@ from sdbridge.engine.watcher import OWN_SOURCES, EngineWatcher, Note
 from sdbridge.frame import Frame, Role
 from sdbridge.parameters.store import Change, ParameterStore
 from sdbridge.status import ProgressStatus
+
+
+@dataclass(frozen=True)
+class GpuOutput:
+    """A sender in the engine's process at one moment. ``engine`` takes orders; None while none streams."""
+
+    engine: EngineClient | None
+    state: GpuState
+    why: str = ""
 
 
 class RunningEngine:
@@ -146,6 +156,20 @@ class RunningEngine:
     def take(self, role: Role) -> Frame | None:
         """The newest finished frame, once. With the first one of a new engine that one takes over."""
         return self._succession.take(role)
+
+    # --- a sender in the engine's process ---
+
+    def look_at_gpu_output(self, name: str) -> GpuOutput:
+        """The engine that runs, and how its own sender called ``name`` stands."""
+        client = self.client
+        paced = float(self._store.get("output.fps")) > 0  # the bridge alone keeps a beat
+        if client is None or client.state is not EngineState.STREAMING or paced:
+            return GpuOutput(None, GpuState.NONE)
+        return GpuOutput(client, *client.gpu_outputs.get(name, (GpuState.NONE, "")))
+
+    def end_deaf(self, engine: EngineClient) -> None:
+        """Replace an engine that keeps a sender's name although it was told to give it up."""
+        self._watcher.order("deaf", engine)
 
     # --- parameters and commands ---
 

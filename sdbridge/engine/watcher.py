@@ -88,7 +88,7 @@ class EngineWatcher:
             self._thread.join(20.0)
 
     def order(self, word: str, how: Any = None) -> None:
-        """``start stop restart reset reload prepared``: done soon, in the order they came."""
+        """``start stop restart reset reload prepared deaf``: done soon, in the order they came."""
         if word == "reload":
             self.reloading = True
         self._orders.put((word, how))
@@ -141,6 +141,10 @@ class EngineWatcher:
         elif order == "reload":
             self.reloading = False
             self._reload()
+        elif order == "deaf" and how is self._succession.client:
+            error = SdbridgeError("SDB-ENGINE-SILENT", "it did not give the output's name back when told")
+            self._note(str(error))
+            self._fell(error, self._clock.now_ns())
         elif order == "prepared" and self.maker.preparing and self._wanted:
             if self._succession.client is None and not self.given_up:
                 self._replace_now()

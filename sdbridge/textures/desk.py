@@ -17,7 +17,9 @@ from sdbridge.preview import PreviewRelay
 from sdbridge.slot import LatestSlot
 from sdbridge.status import SourceStatus
 from sdbridge.textures.geometry import fit_frame
+from sdbridge.textures.gpu_handover import GpuSide, HandoverSender, may_be_handed_over
 from sdbridge.textures.still import FallbackImage
+from sdbridge.textures.stub import Sender
 from sdbridge.textures.supply import Textures
 from sdbridge.textures.test_card import TestCard
 from sdbridge.textures.threads import Note, OnSent, Outgoing, ReceiveThread, SendThread
@@ -50,6 +52,7 @@ class TextureDesk:
         on_sent: OnSent,
         note: Note,
         textures: Textures | None = None,
+        gpu_side: GpuSide | None = None,
     ) -> None:
         self._name = config.name
         self._clock = clock
@@ -58,6 +61,7 @@ class TextureDesk:
         self._on_sent = on_sent
         self._note = note
         self._textures = textures or Textures()
+        self._gpu_side = gpu_side
         self.hold_image = FallbackImage(note)
         self._lock = threading.Lock()  # held while the sets of threads change, never on the frame path
         self._newest: dict[Role, Frame] = {}
@@ -213,10 +217,16 @@ class TextureDesk:
             role, config, lambda: self._textures.receiver(config), self._on_frame, self._clock, self._note
         )
 
+    def _sender(self, config: OutputConfig) -> tuple[str, Sender]:
+        backend, sender = self._textures.sender(config, self._name)
+        if self._gpu_side is not None and may_be_handed_over(backend, config):
+            sender = HandoverSender(backend, sender, self._gpu_side, self._clock)
+        return backend, sender
+
     def _send_thread(self, config: OutputConfig) -> SendThread:
         return SendThread(
             config,
-            lambda: self._textures.sender(config, self._name),
+            lambda: self._sender(config),
             fit_frame,
             self._clock,
             self._note,

@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import logging
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,8 +36,19 @@ _LOOK_EVERY_S = 0.25
 _SILENCE_S = 1.0
 _LARGEST_SIDE = 16384
 
-#: Names this process itself sends under, so that "the active sender" is never our own picture.
-_own_names: set[str] = set()
+#: Names we send under, and by how many of our senders, so that "the active sender" is never our own picture.
+_own_names: Counter[str] = Counter()
+
+
+def claim_name(name: str) -> None:
+    """From now on ``name`` is one of ours, whichever of our processes sends under it."""
+    _own_names[name] += 1
+
+
+def disclaim_name(name: str) -> None:
+    _own_names[name] -= 1
+    if _own_names[name] <= 0:
+        del _own_names[name]
 
 
 def _availability(platform: str = sys.platform) -> tuple[bool, str]:
@@ -199,10 +211,11 @@ class Receiver(stub.Receiver):
 
 @dataclass(frozen=True)
 class SpoutSenderOptions:
-    """``bottom_up`` hands the picture over upside down, for receivers that expect it so."""
+    """``bottom_up`` hands the picture over upside down; ``gpu`` lets the engine send where it can."""
 
     bottom_up: bool = option(False)
     cpu_share: bool = option(False)
+    gpu: bool = option(True)
 
 
 class Sender(stub.Sender):
@@ -233,7 +246,7 @@ class Sender(stub.Sender):
         if self._chosen.cpu_share:
             native.setCPUshare(True)
         native.setSenderName(self.name)
-        _own_names.add(self.name)
+        claim_name(self.name)
         self._native = native
 
     def send(self, frame: Frame, about: Mapping[str, str]) -> None:
@@ -262,7 +275,7 @@ class Sender(stub.Sender):
         if native is not None:
             native.releaseSender()
             native.closeOpenGL()
-            _own_names.discard(self.name)
+            disclaim_name(self.name)
 
 
 def _way(native: Any) -> str:

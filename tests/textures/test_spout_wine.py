@@ -93,24 +93,29 @@ def answer(process: subprocess.Popen) -> dict:
 
 
 def called_names() -> set[str]:
-    """Every method that spout.py calls on what it has from SpoutGL."""
-    tree = ast.parse((ROOT / "sdbridge/textures/spout.py").read_text(encoding="utf-8"))
+    """Every method that the bridge's ends and the engine's sender call on what they have from SpoutGL."""
+    files = ("sdbridge/textures/spout.py", "sdbridge/engine/accelerate/spout_output.py")
+    trees = [ast.parse((ROOT / file).read_text(encoding="utf-8")) for file in files]
     return {
         node.func.attr
+        for tree in trees
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
-        and ast.unparse(node.func.value) in ("native", "self._native", "library.SpoutReceiver()")
+        and ast.unparse(node.func.value)
+        in ("native", "self._native", "library.SpoutReceiver()", "self._library.SpoutReceiver()")
     }
 
 
 def test_every_name_we_call_is_in_the_true_wheel(windows) -> None:
     named = answer(windows("names"))
     called = called_names()
-    assert {"sendImage", "receiveImage", "getSenderList", "isUpdated", "isFrameNew"} <= called
+    assert {"sendImage", "sendTexture", "receiveImage", "getSenderList", "isUpdated", "isFrameNew"} <= called
     assert called <= set(named["SpoutSender"]) | set(named["SpoutReceiver"])
     # Both ends share the context; what only one end may call is kept to that end.
-    assert {"sendImage", "setSenderName", "releaseSender"} <= set(named["SpoutSender"])
+    assert {"sendImage", "sendTexture", "setSenderName", "releaseSender"} <= set(named["SpoutSender"])
+    takes = named["sendTexture"].replace("typing.SupportsInt", "int")
+    assert takes.count("int") == 5 and takes.count("bool") == 2, f"six arguments and an answer: {takes}"
     assert {"receiveImage", "setReceiverName", "releaseReceiver"} <= set(named["SpoutReceiver"])
 
 
@@ -123,3 +128,11 @@ def test_our_sender_is_seen_by_name_from_another_windows_process(windows) -> Non
     assert "sdbridge wine" in seen["seen"]
     assert "SDB-TEXTURE-NAME" in seen["refused"], "a second sender of that name is refused"
     assert "sdbridge wine" in seen["line"]
+
+
+def test_the_name_of_a_program_that_died_is_free_for_the_next(windows) -> None:
+    """What the bridge's sender relies on when the engine, which had the name, is killed."""
+    died = answer(windows("die", "sdbridge gone"))
+    assert "sdbridge gone" in died["seen"]
+    looked = answer(windows("look", "sdbridge gone"))
+    assert "sdbridge gone" not in looked["seen"] and looked["refused"] == ""

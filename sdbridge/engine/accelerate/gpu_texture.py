@@ -26,6 +26,7 @@ from sdbridge.errors import SdbridgeError
 
 log = logging.getLogger(__name__)
 
+GL_TEXTURE_2D = 0x0DE1
 _WRITE_DISCARD = 2  # cudaGraphicsRegisterFlagsWriteDiscard: CUDA overwrites all of it
 _DEVICE_TO_DEVICE = 3
 _BUFFERS = 2  # one that OpenGL reads, one that CUDA may write

@@ -3,17 +3,16 @@
 The half marked gpu prints its times; see docs/hardware-checks.md for the last ones.
 """
 
-import ctypes
 import sys
 import time
 
-import numpy as np
 import pytest
 import torch
 
 from sdbridge.engine.accelerate import gpu_texture
 from sdbridge.engine.accelerate.gpu_texture import CudaRuntime, TensorTexture, available
 from sdbridge.errors import SdbridgeError
+from tests.engine.accelerate.fake_cuda import FakeCuda, OnCpu
 
 moderngl = pytest.importorskip("moderngl")
 
@@ -26,72 +25,6 @@ def context():
         pytest.skip(f"no OpenGL over EGL here: {error}")
     yield made
     made.release()
-
-
-class FakeCuda:
-    """The runtime's C functions as documented, on the CPU's memory; any other name raises AttributeError.
-
-    Holds what CUDA leaves undefined: nothing is mapped twice, unmapped twice or unregistered while mapped.
-    """
-
-    def __init__(self, fail: str = "") -> None:
-        self.fail = fail
-        self.calls: list[str] = []
-        self.mapped: set[int] = set()
-        self._memory: dict[int, ctypes.Array] = {}
-
-    def _answer(self, name: str, resource: int) -> int:
-        self.calls.append(f"{name} {resource}")
-        return 304 if name == self.fail else 0
-
-    def cudaGraphicsGLRegisterBuffer(self, resource, buffer, flags) -> int:  # noqa: N802
-        assert flags.value == 2 and buffer.value > 0
-        if self.fail == "register":
-            return self._answer("register", 0)
-        resource._obj.value = len(self._memory) + 1
-        self._memory[resource._obj.value] = ctypes.create_string_buffer(4096)
-        return self._answer("register", resource._obj.value)
-
-    def cudaGraphicsMapResources(self, count, resources, stream) -> int:  # noqa: N802
-        assert count == 1 and resources._obj.value in self._memory
-        assert resources._obj.value not in self.mapped
-        if self.fail != "map":
-            self.mapped.add(resources._obj.value)
-        return self._answer("map", resources._obj.value)
-
-    def cudaGraphicsResourceGetMappedPointer(self, pointer, size, resource) -> int:  # noqa: N802
-        assert resource.value in self.mapped
-        pointer._obj.value, size._obj.value = ctypes.addressof(self._memory[resource.value]), 4096
-        return self._answer("pointer", resource.value)
-
-    def cudaMemcpyAsync(self, to, source, count, kind, stream) -> int:  # noqa: N802
-        assert kind.value == 3
-        into = next(n for n, memory in self._memory.items() if ctypes.addressof(memory) == to.value)
-        assert into in self.mapped, "only what is mapped may be written"
-        ctypes.memmove(to, source, count.value)
-        return self._answer("copy", into)
-
-    def cudaGraphicsUnmapResources(self, count, resources, stream) -> int:  # noqa: N802
-        assert count == 1
-        self.mapped.remove(resources._obj.value)
-        return self._answer("unmap", resources._obj.value)
-
-    def cudaGraphicsUnregisterResource(self, resource) -> int:  # noqa: N802
-        assert resource.value not in self.mapped
-        del self._memory[resource.value]
-        return self._answer("unregister", resource.value)
-
-
-class OnCpu(CudaRuntime):
-    """There is no CUDA stream here, and the tensors are the CPU's."""
-
-    stream = 0
-
-    def current_stream(self) -> int:
-        return self.stream
-
-    def takes(self, tensor: torch.Tensor) -> bool:
-        return True
 
 
 BLACK = torch.zeros(4, 8, 4, dtype=torch.uint8)
@@ -181,12 +114,15 @@ def test_a_tensor_of_another_shape_kind_or_stride_is_refused(context, tensor: to
         texture.write(tensor)
 
 
-def test_a_texture_that_opengl_filled_is_read_back_bit_exact(context) -> None:
-    pixels = np.random.default_rng(1).integers(0, 255, (4, 8, 4), dtype=np.uint8)
+def test_the_texture_is_the_tensor_bit_for_bit_from_either_buffer(context) -> None:
     with TensorTexture(8, 4, OnCpu(FakeCuda())) as texture:
-        texture._buffers[0].write(pixels.tobytes())
-        texture._texture.write(texture._buffers[0])
-        assert (texture.read() == pixels).all()
+        for seed in range(5):
+            torch.manual_seed(seed)
+            tensor = torch.randint(0, 256, (4, 8, 4), dtype=torch.uint8)
+            texture.write(tensor)
+            if seed % 2:
+                texture.prepare()
+            assert (texture.read() == tensor.numpy()).all()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux says is loaded")

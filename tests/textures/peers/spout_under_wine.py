@@ -1,9 +1,10 @@
 """Runs in Windows' Python under wine with the true SpoutGL: our sender and receiver, and its names.
 
-Arguments: send NAME SECONDS, or look NAME, or names. Prints JSON lines.
+Arguments: send NAME SECONDS, die NAME, look NAME, or names. Prints JSON lines.
 """
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ if task == "names":
         kind: [name for name in dir(getattr(SpoutGL, kind)) if not name.startswith("_")]
         for kind in ("SpoutSender", "SpoutReceiver")
     }
+    named["sendTexture"] = SpoutGL.SpoutSender.sendTexture.__doc__
     print(json.dumps(named), flush=True)
 elif task == "send":
     with Sender(sys.argv[2], {}) as sender:
@@ -32,6 +34,12 @@ elif task == "send":
         while time.monotonic() < end:
             sender.send(Frame(pixels, 1, 0), {})
             time.sleep(0.02)
+elif task == "die":
+    sender = Sender(sys.argv[2], {})
+    sender.open()
+    sender.send(Frame(np.full((48, 64, 4), 200, np.uint8), 1, 0), {})
+    print(json.dumps({"seen": list(SpoutGL.SpoutReceiver().getSenderList())}), flush=True)
+    os.kill(os.getpid(), 9)  # on Windows: TerminateProcess, nothing is tidied up
 elif task == "look":
     able, why = Receiver.available()
     seen = [source.name for source in Receiver.list_sources()]

@@ -1,0 +1,111 @@
+"""Spout's sender in the engine's process: tensor to OpenGL texture to Spout, never passing the CPU."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from sdbridge.engine.accelerate.gpu_texture import GL_TEXTURE_2D, CudaRuntime, TensorTexture
+from sdbridge.errors import SdbridgeError
+
+
+class SpoutShow:
+    """Keeps ``engine/gpu_output.py: Show``. Options are those of ``textures/spout.py``'s sender."""
+
+    def __init__(self, options: Mapping[str, Any], platform: str = sys.platform) -> None:
+        self._bottom_up = bool(options.get("bottom_up", False))
+        self._cpu_share = bool(options.get("cpu_share", False))
+        self._platform = platform
+        self._library: Any = None
+        self._native: Any = None
+        self._gl: Any = None  # moderngl's view of the context that Spout made
+        self._runtime: CudaRuntime | None = None
+        self._texture: TensorTexture | None = None
+        self._stream: Any = None
+
+    def open(self) -> None:
+        if self._platform != "win32":
+            raise _unable(f"Spout exists on Windows only, this is {self._platform}")
+        if self._cpu_share:
+            raise _unable("the option cpu_share keeps the pictures on the CPU")
+        self._runtime = CudaRuntime()
+        try:
+            self._library = importlib.import_module("SpoutGL")
+            moderngl = importlib.import_module("moderngl")
+        except (ImportError, OSError) as error:
+            raise _unable(f'{error}; pip install "sdbridge[gpu-texture]"') from error
+        native = self._library.SpoutSender()
+        if not native.createOpenGL():
+            raise _unable("Spout cannot get an OpenGL context in the engine's process")
+        self._native = native
+        try:
+            self._gl = moderngl.create_context()
+        except Exception as error:  # edge: moderngl raises the bare class when a context does not suit it
+            raise _unable(f"moderngl does not take Spout's context: {error}") from error
+        # A texture of one pixel proves that CUDA and OpenGL sit on the same GPU.
+        with TensorTexture(1, 1, self._runtime, self._gl):
+            pass
+
+    def take(self, name: str) -> bool:
+        if name in self._library.SpoutReceiver().getSenderList():
+            return False  # the bridge's sender is on its way out; Spout would call us name_1
+        self._native.setSenderName(name)
+        return True
+
+    def keep(self, tensor: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        copy = tensor.clone()  # the engine may write its own anew while we still read
+        ready = torch.cuda.Event() if copy.is_cuda else None
+        if ready is not None:
+            ready.record(torch.cuda.current_stream(copy.device))
+        return copy, ready
+
+    def show(self, kept: tuple[torch.Tensor, Any]) -> None:
+        tensor, ready = kept
+        if ready is None:
+            self._send(tensor)
+            return
+        # A stream of our own: on the default one we would wait for what the engine queued since.
+        self._stream = self._stream or torch.cuda.Stream(tensor.device, priority=-1)
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(ready)
+            tensor.record_stream(self._stream)
+            self._send(tensor)
+
+    def _send(self, tensor: torch.Tensor) -> None:
+        height, width = tensor.shape[:2]
+        texture = self._texture_of(width, height)
+        texture.write(tensor)
+        if not self._native.sendTexture(texture.name, GL_TEXTURE_2D, width, height, self._bottom_up, 0):
+            raise SdbridgeError("SDB-ENGINE-TEXTURE", f"Spout did not take a texture of {width}x{height}")
+        texture.prepare()
+
+    def release(self) -> None:
+        self._native.releaseSender()
+
+    def close(self) -> None:
+        texture, self._texture = self._texture, None
+        native, self._native = self._native, None
+        if texture is not None:
+            texture.close()
+        if native is not None:
+            native.releaseSender()
+            native.closeOpenGL()
+
+    def _texture_of(self, width: int, height: int) -> TensorTexture:
+        texture = self._texture
+        if texture is None or (texture.width, texture.height) != (width, height):
+            if texture is not None:
+                texture.close()
+            self._texture = None
+            texture = TensorTexture(width, height, self._runtime, self._gl)
+            texture.open()
+            self._texture = texture
+        return texture
+
+
+def _unable(why: str) -> SdbridgeError:
+    return SdbridgeError("SDB-ENGINE-TEXTURE", why)
