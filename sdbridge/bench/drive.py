@@ -70,6 +70,8 @@ class Drive:
     wanted: frozenset[int] = frozenset()  # numbers of chunks whose pictures are kept
     number: int = 0  # of the next chunk
     out_at: list[float] = field(default_factory=list)
+    host_ms: list[float] = field(default_factory=list)  # what each chunk kept the host busy until queued
+    wait_ms: list[float] = field(default_factory=list)  # and then waiting for the device
     kept: dict[int, np.ndarray] = field(default_factory=dict)  # picture by frame id
 
     def __post_init__(self) -> None:
@@ -128,12 +130,16 @@ class Drive:
         return Chunk(tuple(entries))  # type: ignore[arg-type]
 
     def _turn(self) -> None:
+        began = time.perf_counter()
         self.engine.apply(self.recipe.moves(self.number), self.number + 1)
         chunk = self.chunk(self.number)
         self.number += 1
         if self.ahead:
             self.engine.submit(chunk)
+            queued = time.perf_counter()
             self._collect(IN_FLIGHT - 1)
+            self.host_ms.append((queued - began) * 1e3)
+            self.wait_ms.append((time.perf_counter() - queued) * 1e3)
         else:
             self._note(self.engine.tick(chunk))
 

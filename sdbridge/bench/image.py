@@ -169,11 +169,20 @@ def measure(config: EngineConfig, recipe: Recipe, seconds: float, *, check: bool
         usual_s = statistics.median(warm) * recipe.rows / 1e3
         chunks = max(LEAST_FRAMES, min(-(-FRAMES // recipe.rows), int(seconds / usual_s)))
         drive.wanted = picks(drive.number + 1, int(chunks * 0.9), recipe.endless)
+        drive.host_ms.clear()
+        drive.wait_ms.clear()
         before = _allocations()
         times = drive.run(chunks, 2 * seconds, at_least=LEAST_FRAMES)
         allocated = (_allocations() - before) / max(1, len(times))
+        overlap: dict[str, float] = {}
+        if drive.ahead:  # a wait near nothing means that the host is what limits
+            overlap = {
+                "host_ms": statistics.median(drive.host_ms),
+                "wait_ms": statistics.median(drive.wait_ms),
+            }
         figures = {
             **figures_of(times, recipe.rows),
+            **overlap,
             **_paced(drive, statistics.median(times)),
             "peak_mb": _peak_mb(),
             "allocations_a_frame": allocated / recipe.rows,
