@@ -3,7 +3,11 @@
 SpoutGL 0.1.1's traps, which this file goes around: ``getSenderName`` is bound to the width, so
 names come from the sender list; arguments are positional and all required; a GL context belongs
 to its thread, so each end makes its own hidden one in ``open``; ``isFrameNew`` can be true with no
-picture behind it, so ``receiveImage`` must have said yes as well.
+picture behind it, so ``receiveImage`` must have said yes as well. The Spout library in it (2.007.013)
+reads pictures through pixel buffers of its own, but gives the one of the call before: the first is
+none at all, and each comes a frame late. So where moderngl is there we receive a texture and read
+that ourselves. ``receiveTexture`` and ``sendTexture`` keep all of Python waiting while they wait for
+another program, the image calls do not: a program that makes us wait is met by images again.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from sdbridge.errors import SdbridgeError
 from sdbridge.frame import Frame, check_pixels
 from sdbridge.textures import stub
 from sdbridge.textures.options import option, read_options
+from sdbridge.textures.pixel_buffers import GL_TEXTURE_2D, Download, Upload, usable
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +40,7 @@ _POLL_S = 0.002
 _LOOK_EVERY_S = 0.25
 _SILENCE_S = 1.0
 _LARGEST_SIDE = 16384
+_SLOW_CALL_S, _SLOW_CALLS = 0.02, 3
 
 #: Names we send under, and by how many of our senders, so that "the active sender" is never our own picture.
 _own_names: Counter[str] = Counter()
@@ -72,6 +78,7 @@ class SpoutReceiverOptions:
 
     bottom_up: bool = option(False)
     cpu_share: bool = option(False)
+    pixel_buffers: bool = option(True)
 
 
 class Receiver(stub.Receiver):
@@ -85,6 +92,9 @@ class Receiver(stub.Receiver):
         self._target = ""
         self._buffer: np.ndarray | None = None
         self._colour_order = GL_RGBA
+        self._download: Download | None = None  # None: pictures come as images
+        self._unwritten = True  # whether the next image call gives no picture yet
+        self._patience = _Patience()
         self._last_frame_ns: int | None = None
         self._last_look_ns: int | None = None
         # Status is asked for from other threads, and Spout belongs to this one: so its answers are kept.
@@ -121,6 +131,10 @@ class Receiver(stub.Receiver):
         if self._chosen.cpu_share:
             native.setCPUshare(True)
         self._native = native
+        if self._chosen.pixel_buffers:
+            context = _pixel_buffer_context()
+            self._download = Download(context) if context is not None else None
+        self._patience = _Patience()
         if self.name:
             self._aim_at(self.name)
 
@@ -154,7 +168,9 @@ class Receiver(stub.Receiver):
 
     def close(self) -> None:
         native, self._native = self._native, None
-        self._buffer = None
+        if self._download is not None:
+            self._download.close()
+        self._download = self._buffer = None
         self._linked = False
         self._last_frame_ns = None
         if native is not None:
@@ -180,14 +196,29 @@ class Receiver(stub.Receiver):
     def _poll(self) -> np.ndarray | None:
         """One look at the shared texture; None if there is no new picture in it."""
         native = self._native
-        into = None if self._buffer is None else self._buffer.reshape(-1)
-        received = native.receiveImage(into, self._colour_order, self._chosen.bottom_up, 0)
+        download = self._download if self._buffer is not None else None
+        if download is not None:
+            began = self.clock.now_ns()
+            received = native.receiveTexture(download.name, GL_TEXTURE_2D, self._chosen.bottom_up, 0)
+            if self._patience.is_over(self.clock.now_ns() - began):
+                log.warning("spout: %s makes us wait; its pictures come as images now", self._target)
+                download.close()
+                self._download, self._unwritten = None, True
+                return None
+        else:
+            into = None if self._buffer is None else self._buffer.reshape(-1)
+            received = native.receiveImage(into, self._colour_order, self._chosen.bottom_up, 0)
         self._linked = self._buffer is not None and bool(native.isConnected())
         if native.isUpdated():
             # The sender is new or its size changed; nothing was written this time.
             self._make_room(int(native.getSenderWidth()), int(native.getSenderHeight()))
             return None
         if not received or self._buffer is None or not native.isFrameNew():
+            return None
+        if download is not None:
+            return download.read()
+        if self._unwritten:
+            self._unwritten = False
             return None
         pixels, self._buffer = self._buffer, np.empty_like(self._buffer)
         if self._colour_order == GL_BGRA:
@@ -205,6 +236,9 @@ class Receiver(stub.Receiver):
         # Read in the sender's own order: the driver then copies and converts nothing.
         self._colour_order = GL_BGRA if int(self._native.getSenderFormat()) in DXGI_BGRA else GL_RGBA
         self._buffer = np.empty((height, width, 4), np.uint8)
+        self._unwritten = True
+        if self._download is not None:
+            self._download.make_room(width, height)
         self._way = _way(self._native)
         log.info("spout: receiving %s, %dx%d", self._target, width, height)
 
@@ -215,6 +249,7 @@ class SpoutSenderOptions:
 
     bottom_up: bool = option(False)
     cpu_share: bool = option(False)
+    pixel_buffers: bool = option(False)
     gpu: bool = option(True)
 
 
@@ -225,6 +260,9 @@ class Sender(stub.Sender):
         super().__init__(name, options)
         self._chosen = SpoutSenderOptions()
         self._native: Any = None
+        self.clock: Clock = SystemClock()
+        self._upload: Upload | None = None  # None: pictures go as images
+        self._patience = _Patience()
         self._size: tuple[int, int] | None = None
         self._way = ""  # asked once a size: status comes from other threads, Spout belongs to one
         self.refused = 0
@@ -248,14 +286,21 @@ class Sender(stub.Sender):
         native.setSenderName(self.name)
         claim_name(self.name)
         self._native = native
+        if self._chosen.pixel_buffers:
+            context = _pixel_buffer_context()
+            self._upload = Upload(context) if context is not None else None
+        self._patience = _Patience()
 
     def send(self, frame: Frame, about: Mapping[str, str]) -> None:
         if self._native is None:
             return
         pixels = check_pixels(frame.pixels)
-        sent = self._native.sendImage(
-            pixels.reshape(-1), frame.width, frame.height, GL_RGBA, self._chosen.bottom_up, 0
-        )
+        if self._upload is not None:
+            sent = self._send_texture(self._upload, pixels)
+        else:
+            sent = self._native.sendImage(
+                pixels.reshape(-1), frame.width, frame.height, GL_RGBA, self._chosen.bottom_up, 0
+            )
         if sent:
             if self._size != (frame.width, frame.height):
                 self._way = _way(self._native)
@@ -265,6 +310,17 @@ class Sender(stub.Sender):
         if self.refused == 1:
             log.warning("spout: %s did not take a frame of %dx%d", self.name, frame.width, frame.height)
 
+    def _send_texture(self, upload: Upload, pixels: np.ndarray) -> bool:
+        height, width = pixels.shape[:2]
+        upload.write(pixels)
+        began = self.clock.now_ns()
+        sent = self._native.sendTexture(upload.name, GL_TEXTURE_2D, width, height, self._chosen.bottom_up, 0)
+        if self._patience.is_over(self.clock.now_ns() - began):
+            log.warning("spout: a receiver of %s makes us wait; pictures go as images now", self.name)
+            upload.close()
+            self._upload = None
+        return bool(sent)
+
     def describe(self) -> str:
         if self._native is None or self._size is None:
             return f"spout {self.name}"
@@ -272,10 +328,32 @@ class Sender(stub.Sender):
 
     def close(self) -> None:
         native, self._native = self._native, None
+        if self._upload is not None:
+            self._upload.close()
+            self._upload = None
         if native is not None:
             native.releaseSender()
             native.closeOpenGL()
             disclaim_name(self.name)
+
+
+class _Patience:
+    """Over once several calls in a row kept all of Python waiting."""
+
+    def __init__(self) -> None:
+        self._slow = 0
+
+    def is_over(self, took_ns: int) -> bool:
+        self._slow = self._slow + 1 if took_ns > _SLOW_CALL_S * 1e9 else 0
+        return self._slow >= _SLOW_CALLS
+
+
+def _pixel_buffer_context() -> Any:
+    """The context that Spout has just made current, for pixel buffers; None where they do not work."""
+    context, why = usable()
+    if context is None:
+        log.info("spout: without pixel buffers of our own: %s", why)
+    return context
 
 
 def _way(native: Any) -> str:
