@@ -18,32 +18,46 @@ class Config:
     stages: int = 3
     #: The weights as the left factor: output channels are the rows of the product.
     swap: bool = False
-    #: Walk down the rows, each input row loaded for the three output rows it belongs to (stride 1 only).
-    walk: bool = False
+    #: Which kernel: "taps" for every layer; "halo" for stride 1 on Hopper, which reads each input row
+    #: once instead of nine times.
+    by: str = "taps"
 
 
-#: By kind of layer: from this many output pixels on, this cut.
+#: By kind of layer: from this many output pixels on, this cut. Measured on an H200.
 DEFAULTS: dict[str, tuple[tuple[int, Config], ...]] = {
-    "same": ((32768, Config(8, 16, 4, 3)), (0, Config(4, 16, 4, 4))),
-    "halve": ((32768, Config(8, 16, 4, 3)), (0, Config(4, 16, 4, 4))),
-    "up": ((32768, Config(8, 16, 4, 3)), (0, Config(4, 16, 4, 4))),
-    "group": ((0, Config(4, 16, 4, 3)),),
-    "planes": ((0, Config(4, 16, 4, 4)),),
-    "entry": ((0, Config(1, 64, 4, 1)),),
+    "same": ((32768, Config(8, 16, 4, 2)), (8192, Config(8, 16, 4, 3)), (0, Config(8, 8, 4, 4))),
+    "halve": ((32768, Config(8, 16, 4, 2)), (8192, Config(8, 16, 8, 4)), (0, Config(8, 8, 4, 4))),
+    "up": ((32768, Config(8, 16, 4, 2)), (0, Config(8, 16, 4, 3))),
+    "group": ((0, Config(8, 16, 8, 3)),),
+    "planes": ((0, Config(8, 8, 4, 4)),),
+    "entry": ((32768, Config(1, 64, 4, 1)), (0, Config(1, 32, 4, 1))),
 }
 
-_picked: dict[tuple[str, int, int], Config] = {}
+_picked: dict[tuple[str, int, tuple[int, int, int]], Config] = {}
 
 
-def chosen(kind: str, channels: int, pixels: int) -> Config:
-    """The cut for a layer of this kind that writes ``pixels`` pixels."""
-    picked = _picked.get((kind, channels, pixels))
-    return picked or next(config for least, config in DEFAULTS[kind] if pixels >= least)
+def chosen(kind: str, channels: int, shape: tuple[int, int, int], hopper: bool = False) -> Config:
+    """The cut for a layer of this kind that writes ``shape``: frames, height, width."""
+    picked = _picked.get((kind, channels, shape))
+    if picked is not None:
+        return picked
+    if hopper and kind == "same":
+        return walked(shape)
+    frames, height, width = shape
+    return next(config for least, config in DEFAULTS[kind] if frames * height * width >= least)
 
 
-def remember(kind: str, channels: int, pixels: int, config: Config) -> None:
+def walked(shape: tuple[int, int, int]) -> Config:
+    """The Hopper kernel's cut: so many rows that two programs for each multiprocessor do the picture."""
+    frames, height, width = shape
+    strips = -(-width // 64) * frames
+    groups = max(1, 2 * 132 // strips)
+    return Config(min(32, -(-height // groups)), 64, 4, 3, by="halo")
+
+
+def remember(kind: str, channels: int, shape: tuple[int, int, int], config: Config) -> None:
     """From now on this cut for such layers."""
-    _picked[(kind, channels, pixels)] = config
+    _picked[(kind, channels, shape)] = config
 
 
 def pick(run: Callable[[Config], None], candidates: Iterable[Config], repeats: int = 20) -> Config:

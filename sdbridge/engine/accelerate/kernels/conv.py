@@ -10,11 +10,15 @@ a 6x6 convolution of stride 4 (each input pixel is read 2.25 times instead of 9)
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from sdbridge.engine.accelerate.kernels import interpreted
 from sdbridge.engine.accelerate.kernels.choice import Config
 
 #: What an entry layer reads.
@@ -80,7 +84,7 @@ def taps_kernel(source, weight, bias, skip, out,
                 C: tl.constexpr, N: tl.constexpr, SIDE: tl.constexpr, STRIDE: tl.constexpr,
                 UP: tl.constexpr, BIAS: tl.constexpr, SKIP: tl.constexpr, RELU: tl.constexpr,
                 OUT: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr, SWAP: tl.constexpr,
-                STAGES: tl.constexpr):  # fmt: skip
+                STAGES: tl.constexpr, CHAIN: tl.constexpr):  # fmt: skip
     """``rows`` x ``columns`` is the grid of places computed; a program does BH x BW of them."""
     tiles = tl.cdiv(columns, BW)
     tile = tl.program_id(0)
@@ -106,6 +110,9 @@ def taps_kernel(source, weight, bias, skip, out,
         acc = tl.zeros([N, BH * BW], dtype=tl.float32)
     else:
         acc = tl.zeros([BH * BW, N], dtype=tl.float32)
+    if CHAIN:
+        gdc_wait()  # from here on what the kernel before wrote is read
+        gdc_launch_dependents()
     for tap in tl.range(0, SIDE * SIDE, num_stages=STAGES):
         ky = tap // SIDE
         kx = tap % SIDE
@@ -132,65 +139,9 @@ def taps_kernel(source, weight, bias, skip, out,
 
 
 @triton.jit
-def walk_kernel(source, weight, bias, skip, out, height, width,
-                C: tl.constexpr, N: tl.constexpr, SKIP: tl.constexpr, RELU: tl.constexpr,
-                ROWS: tl.constexpr, BW: tl.constexpr, SWAP: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
-    """BW columns of ROWS rows: three sums, of the rows above, at and below the input row, move along.
-
-    Every input pixel is loaded three times (once for each kernel column) instead of nine, and the
-    weights once for each program.
-    """
-    strips = tl.cdiv(width, BW)
-    strip = tl.program_id(0) % strips
-    first = tl.program_id(0) // strips * ROWS
-    batch = tl.program_id(1)
-    x = strip * BW + tl.arange(0, BW)
-    channel = tl.arange(0, C)
-    column = tl.arange(0, N)
-    weights = weight + channel[:, None] * N + column[None, :]
-    w0 = tl.load(weights)
-    w1 = tl.load(weights + 1 * C * N)
-    w2 = tl.load(weights + 2 * C * N)
-    w3 = tl.load(weights + 3 * C * N)
-    w4 = tl.load(weights + 4 * C * N)
-    w5 = tl.load(weights + 5 * C * N)
-    w6 = tl.load(weights + 6 * C * N)
-    w7 = tl.load(weights + 7 * C * N)
-    w8 = tl.load(weights + 8 * C * N)
-    offset = tl.load(bias + column)
-    if SWAP:
-        nothing = tl.zeros([N, BW], dtype=tl.float32)
-    else:
-        nothing = tl.zeros([BW, N], dtype=tl.float32)
-    above = nothing
-    here = nothing
-    middle = (x < width)[:, None]
-    left = (x >= 1)[:, None] & (x <= width)[:, None]
-    right = (x < width - 1)[:, None]
-    for step in tl.range(0, ROWS + 2, num_stages=STAGES):
-        y = first + step - 1
-        row = (y >= 0) & (y < height)
-        where = source + ((batch * height + y) * width + x)[:, None] * C + channel[None, :]
-        a = tl.load(where - C, mask=left & row, other=0.0)
-        b = tl.load(where, mask=middle & row, other=0.0)
-        c = tl.load(where + C, mask=right & row, other=0.0)
-        below = _turn(c, w2, _turn(b, w1, _turn(a, w0, nothing, SWAP), SWAP), SWAP)
-        here = _turn(c, w5, _turn(b, w4, _turn(a, w3, here, SWAP), SWAP), SWAP)
-        above = _turn(c, w8, _turn(b, w7, _turn(a, w6, above, SWAP), SWAP), SWAP)
-        done = above
-        if SWAP:
-            done = tl.trans(above)
-        inside = (x < width) & (y - 1 < height) & (step >= 2)
-        place = ((batch * height + y - 1) * width + x) * N
-        _emit_features(done + offset[None, :], out, skip, inside, place, N, SKIP, RELU)
-        above = here
-        here = below
-
-
-@triton.jit
 def entry_kernel(source, weight, bias, out, total, height, width, scale, shift,
                  REAL: tl.constexpr, CP: tl.constexpr, N: tl.constexpr, SOURCE: tl.constexpr,
-                 RELU: tl.constexpr, BM: tl.constexpr):  # fmt: skip
+                 RELU: tl.constexpr, BM: tl.constexpr, CHAIN: tl.constexpr):  # fmt: skip
     """BM neighbouring pixels: their nine neighbours of CP channels as one row of 16 * CP numbers."""
     pixel = tl.program_id(0) * BM + tl.arange(0, BM)
     area = height * width
@@ -203,6 +154,9 @@ def entry_kernel(source, weight, bias, out, total, height, width, scale, shift,
     there = (iy >= 0) & (iy < height) & (ix >= 0) & (ix < width) & (tap < 9)[None, :]
     there = there & (pixel < total)[:, None]
     channel = tl.arange(0, CP)
+    if CHAIN:
+        gdc_wait()
+        gdc_launch_dependents()
     if SOURCE == RGBA:  # weights hold no alpha; a byte is exact in fp16, so 1/255 waits for the sum
         word = tl.load(source + batch[:, None] * area + iy * width + ix, mask=there, other=0)
         rows = ((word[:, :, None] >> (8 * channel)[None, None, :]) & 255).to(tl.float16)
@@ -225,6 +179,28 @@ def entry_kernel(source, weight, bias, out, total, height, width, scale, shift,
     acc = tl.dot(tl.reshape(rows, [BM, 16 * CP]), factor) * gain
     acc += tl.load(bias + column)[None, :]
     _emit_features(acc, out, out, pixel < total, pixel * N, N, False, RELU)
+
+
+@cache
+def chained() -> bool:
+    """Whether each kernel is set up while the one before it still runs (Hopper and later)."""
+    return not interpreted() and torch.cuda.get_device_capability()[0] >= 9
+
+
+@cache
+def hopper() -> bool:
+    """Whether the kernels written for Hopper can be used: its machine code, and Gluon in this Triton."""
+    if interpreted() or torch.cuda.get_device_capability()[0] != 9:
+        return False
+    try:
+        from sdbridge.engine.accelerate.kernels import conv_hopper
+    except (ImportError, AttributeError):
+        return False
+    return conv_hopper.proven()
+
+
+def _launch() -> dict[str, bool]:
+    return {"launch_pdl": True} if chained() else {}
 
 
 def pack_taps(weight: Tensor) -> Tensor:
@@ -296,13 +272,10 @@ def run_taps(
     grouped = to.value in (GROUP_PLANES.value, GROUP_RGBA.value)
     if grouped:
         side, stride = 6, 4
-    if config.walk and to.value == FEATURES.value and stride == 1 and not up and bias is not None:
-        strips = triton.cdiv(width, config.columns) * triton.cdiv(height, config.rows)
-        walk_kernel[(strips, frames)](
-            source, weight, bias, source if skip is None else skip, out, height, width, C=channels,
-            N=weight.shape[-1], SKIP=skip is not None, RELU=relu, ROWS=config.rows, BW=config.columns,
-            SWAP=config.swap, STAGES=config.stages, num_warps=config.warps,
-        )  # fmt: skip
+    if config.by == "halo" and bias is not None:
+        from sdbridge.engine.accelerate.kernels import conv_hopper  # Gluon is not in every Triton
+
+        conv_hopper.run_halo(source, weight, bias, out, config, relu, skip, chained())
         return
     per = 2 if up else 4 if grouped else 1
     rows, columns = height // per, width // per
@@ -313,7 +286,7 @@ def run_taps(
         C=channels, N=weight.shape[-1], SIDE=side, STRIDE=stride, UP=up, BIAS=bias is not None,
         SKIP=skip is not None, RELU=relu, OUT=to.value, BH=config.rows, BW=config.columns,
         SWAP=config.swap, STAGES=config.stages,
-        num_warps=config.warps,
+        num_warps=config.warps, CHAIN=chained(), **_launch(),
     )  # fmt: skip
 
 
@@ -329,4 +302,5 @@ def run_entry(
     entry_kernel[(triton.cdiv(total, block),)](
         source, weight, bias, out, total, height, width, scale, shift, REAL=real, CP=weight.shape[0] // 16,
         N=count, SOURCE=kind.value, RELU=relu, BM=block, num_warps=config.warps,
+        CHAIN=chained(), **_launch(),
     )  # fmt: skip

@@ -132,7 +132,7 @@ class _Network:
             out = space[at][: frames * height * width * channels].view(frames, height, width, channels)
             conv.run_taps(
                 source, layer.weight, layer.bias, out,
-                chosen(layer_kind(layer), channels, frames * height * width),
+                chosen(layer_kind(layer), channels, (frames, height, width), conv.hopper()),
                 stride=layer.stride, up=layer.up, relu=layer.relu, skip=kept if layer.skip else None,
             )  # fmt: skip
             source = out
@@ -170,7 +170,7 @@ class TinyEncoder(_Network):
         given = image.contiguous().view(torch.int32)[..., 0] if rgba else image.contiguous()
         assert first.bias is not None
         conv.run_entry(
-            given, first.weight, first.bias, entry, chosen("entry", channels, frames * height * width),
+            given, first.weight, first.bias, entry, chosen("entry", channels, (frames, height, width)),
             kind=conv.RGBA if rgba else conv.IMAGE,
         )  # fmt: skip
         source = self._run_inner(space, (frames, height, width))
@@ -179,7 +179,7 @@ class TinyEncoder(_Network):
             out = image.new_empty(frames, self._latents, small_height, small_width, dtype=torch.half)
         conv.run_taps(
             source, last.weight, last.bias, out,
-            chosen("planes", channels, frames * small_height * small_width),
+            chosen("planes", channels, (frames, small_height, small_width)),
             to=conv.PLANES, scale=self._scale, shift=self._shift,
         )  # fmt: skip
         return out
@@ -212,7 +212,7 @@ class TinyDecoder(_Network):
         assert first.bias is not None
         conv.run_entry(
             latent.contiguous(), first.weight, first.bias, entry,
-            chosen("entry", channels, frames * height * width),
+            chosen("entry", channels, (frames, height, width)),
             relu=True, kind=conv.LATENT, scale=self._scale, shift=self._shift,
         )  # fmt: skip
         source = self._run_inner(space, (frames, height, width))
@@ -221,7 +221,7 @@ class TinyDecoder(_Network):
             out = latent.new_empty(shape, dtype=torch.uint8 if rgba else latent.dtype)
         conv.run_taps(
             source, last.weight, last.bias, out.view(torch.int32)[..., 0] if rgba else out,
-            chosen("group", channels, frames * tall * wide),
+            chosen("group", channels, (frames, tall, wide)),
             to=conv.GROUP_RGBA if rgba else conv.GROUP_PLANES,
         )  # fmt: skip
         return out
