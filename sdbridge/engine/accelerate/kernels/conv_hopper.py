@@ -161,11 +161,12 @@ def halo_kernel(rows, edges, weight, bias, skip, out, height, width,
             _refill(rows, edges, space, bars, step, batch, first, x, C, BW, ROWS, STAGES, wide)
     else:  # the first and the last two input rows belong to fewer output rows: only what is needed
         for step in gl.static_range(ROWS + 2):
-            over, at, below = _step(step, space, bars, factors, above, here, 0 if step < ROWS else step - ROWS + 1,
-                                    step if step < 2 else 2, C, BW, STAGES, flat, sums)  # fmt: skip
+            over, at, below = _step(step, space, bars, factors, above, here,
+                                    0 if step < ROWS else step - ROWS + 1, step if step < 2 else 2,
+                                    C, BW, STAGES, flat, sums)  # fmt: skip
             if step >= 3:
-                _emit(done, offset, out, skip, batch, first + step - 3, first, x, height, width, N, BW, SKIP, RELU,
-                      plain)  # fmt: skip
+                _emit(done, offset, out, skip, batch, first + step - 3, first, x, height, width,
+                      N, BW, SKIP, RELU, plain)  # fmt: skip
             done, above, here = warpgroup_mma_wait(0, deps=[over, at, below])
             if step + STAGES < ROWS + 2:
                 _refill(rows, edges, space, bars, step, batch, first, x, C, BW, ROWS, STAGES, wide)
