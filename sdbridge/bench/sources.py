@@ -15,7 +15,6 @@ import numpy as np
 from sdbridge.frame import Frame
 from sdbridge.testing import numbered_picture
 from sdbridge.textures import touchdesigner_layout as layout
-from sdbridge.textures.ndi.sender import Sender as NdiSender
 from sdbridge.textures.shared_memory import FrameWriter
 from sdbridge.textures.touchdesigner_memory import block_name
 
@@ -57,6 +56,9 @@ def run_touchdesigner_source(
 
 def run_ndi_source(name: str, width: int, height: int, fps: float) -> None:
     """Over NDI, on the next free port."""
+    # Imported here: measuring without NDI needs no video library.
+    from sdbridge.textures.ndi.sender import Sender as NdiSender
+
     with NdiSender(name, {}) as sender:
         _forever(width, height, fps, lambda pixels: sender.send(Frame(pixels, 0, 0), {}))
 
