@@ -2,6 +2,7 @@
 
 import logging
 
+from sdbridge import log as logs_module
 from sdbridge.log import Logging
 
 
@@ -45,3 +46,16 @@ def test_a_write_that_fails_later_is_told_once(tmp_path, capsys):
             logging.getLogger("sdbridge.x").info("line")
         handler.stream = None
     assert capsys.readouterr().err.count("SDB-LOG-WRITE") == 1
+
+
+def test_the_file_is_rotated_and_the_oldest_goes(tmp_path, monkeypatch):
+    monkeypatch.setattr(logs_module, "LARGEST_FILE", 2000)
+    monkeypatch.setattr(logs_module, "FILES_KEPT", 2)
+    with Logging("info", tmp_path, console=False):
+        for number in range(200):
+            logging.getLogger("sdbridge.x").info("a line of the show, number %d", number)
+    files = sorted(file.name for file in tmp_path.glob("sdbridge.log*"))
+    assert files == ["sdbridge.log", "sdbridge.log.1", "sdbridge.log.2"]
+    assert all((tmp_path / name).stat().st_size <= 2000 for name in files)
+    assert "number 199" in (tmp_path / "sdbridge.log").read_text()
+    assert not any("number 0\n" in (tmp_path / name).read_text() for name in files)

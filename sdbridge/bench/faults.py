@@ -10,16 +10,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from multiprocessing import shared_memory
-from typing import Any
 
 import psutil
 
 from sdbridge.bench.rig import FaultRig
+from sdbridge.bench.sources import run_garbage_source
 from sdbridge.engine.pipe import SPAWN
 from sdbridge.meters import percentile
-from sdbridge.slot import attach_block
-from sdbridge.textures.shared_memory import block_name
 
 #: Engine silence before it is replaced, as in the default config.
 STALL_S = 10.0
@@ -128,22 +125,13 @@ def source_changes_size(rig: FaultRig) -> float:
 
 
 def source_sends_garbage(rig: FaultRig) -> float:
-    """Noise where the header should be, over and over while the source writes on; then a whole one."""
-    name = block_name(rig.source_name)
-    try:
-        block = attach_block(name)
-        content: Any = block.buf
-        for _ in range(10):
-            content[8:4096] = os.urandom(4088)
-            time.sleep(0.05)
-        del content
-        block.close()
-    finally:
-        rig.kill_source()
-    with contextlib.suppress(FileNotFoundError):
-        left_over = shared_memory.SharedMemory(name)
-        left_over.close()
-        left_over.unlink()
+    """A program that writes noise where header and pictures should be, for a second; then a sound one."""
+    rig.kill_source()
+    garbage = SPAWN.Process(target=run_garbage_source, args=(rig.source_name,), daemon=True)
+    garbage.start()
+    time.sleep(1.0)
+    garbage.terminate()
+    garbage.join()
     rig.start_source()
     return time.monotonic()
 

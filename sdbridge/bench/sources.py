@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import signal
+import struct
 import sys
 import time
 from collections.abc import Callable
@@ -13,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from sdbridge.frame import Frame
+from sdbridge.slot import MAGIC
 from sdbridge.testing import numbered_picture
 from sdbridge.textures import touchdesigner_layout as layout
 from sdbridge.textures.shared_memory import FrameWriter
+from sdbridge.textures.shared_memory import block_name as shared_block_name
 from sdbridge.textures.touchdesigner_memory import block_name
 
 #: Pixel formats of TouchDesigner that the source knows: bytes as RGBA and BGRA, 16 bits, floats.
@@ -26,6 +31,30 @@ def run_source(name: str, width: int, height: int, fps: float) -> None:
     """Over sdbridge's own shared memory."""
     with FrameWriter(name, 1920, 1080) as writer:
         _forever(width, height, fps, writer.write)
+
+
+def run_garbage_source(name: str) -> None:
+    """Noise under the name of a source: sometimes with the right first bytes, so that it is looked into."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    where = shared_block_name(name)
+    with contextlib.suppress(FileNotFoundError):  # of a source that was killed
+        left_over = shared_memory.SharedMemory(where)
+        left_over.close()
+        left_over.unlink()
+    size = 1 << 20
+    block = shared_memory.SharedMemory(where, create=True, size=size)
+    memory: Any = block.buf
+    try:
+        for turn in itertools.count():
+            kept = (0, 8, 24, 64)[turn % 4]  # bytes of the header that are right
+            if kept:
+                memory[:24] = MAGIC + struct.pack("<IIII", 1, 128 * 128 * 4, 3, 1)
+            memory[kept : 1 << 16] = os.urandom((1 << 16) - kept)
+            time.sleep(0.01)
+    finally:
+        del memory
+        block.close()
+        block.unlink()
 
 
 def run_touchdesigner_source(

@@ -182,6 +182,23 @@ def test_our_frames_reach_an_outside_viewer_with_metadata_and_odd_sizes_made_eve
 
 
 @needs_ndi
+@pytest.mark.parametrize("lamp", [True, False])
+def test_a_receiver_lights_the_source_s_red_lamp_if_it_is_asked_to(lamp: bool) -> None:
+    with Sender("sdbridge tally", {}) as sender:
+        address = f"127.0.0.1:{port_of(psutil.Process().pid)}"
+        card = TestCard(64, 64)
+        assert not sender.on_program and "on program" not in sender.describe()
+        with Receiver(address, {"tally": lamp}) as receiver:
+            end = time.monotonic() + 15
+            got = 0
+            while (got < 20 or sender.on_program != lamp) and time.monotonic() < end:
+                sender.send(Frame(card.draw(got), got, 0), {})
+                got += receiver.receive(0.05) is not None
+            assert got >= 20 and sender.on_program is lamp
+            assert ("on program" in sender.describe()) is lamp
+
+
+@needs_ndi
 def test_nothing_is_encoded_while_nobody_receives() -> None:
     with Sender("sdbridge alone", {}) as sender:
         for number in range(20):

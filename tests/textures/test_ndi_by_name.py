@@ -181,3 +181,9 @@ def test_receivers_turn_to_the_failover_source_when_we_die(machines) -> None:
     os.kill(sender.process.pid, 9)
     while json.loads(viewer.hear())["size"] != [256, 192]:
         pass
+
+
+def test_a_group_is_seen_by_its_members_only(machines) -> None:
+    looker, _other = machines(python("ndi_groups.py"), ("sleep", "60"))
+    seen = json.loads(looker.hear())
+    assert seen == {"": ["open"], "stage": ["closed"], "public,stage": ["closed", "open"]}
