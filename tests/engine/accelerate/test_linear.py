@@ -10,9 +10,7 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 
 from sdbridge.engine.accelerate.kernels import linear as subject
 from sdbridge.engine.accelerate.kernels.linear import (
-    LinearTuning,
     Problem,
-    candidate_tiles,
     default_way,
     layer_norm_linear,
     linear,
@@ -20,6 +18,7 @@ from sdbridge.engine.accelerate.kernels.linear import (
     linear_with_moments,
     parse_way,
 )
+from sdbridge.engine.accelerate.kernels.linear_tuning import LinearTuning, candidate_tiles
 from sdbridge.engine.accelerate.kernels.tiles import Tile, parse_tile
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -47,6 +46,8 @@ TILES = [
     "64x32x64.w4.s3.g2.split1",
     "32x64x32.w4.s2.g8.split3",
     "16x16x64.w4.s2.g8.split4",
+    "32x32x32.w4.s2.g8.stream5",
+    "32x32x64.w4.s2.g8.split1.tma",
 ]
 SHAPES = [(77, 48, 96), (32, 64, 128), (130, 40, 72)]  # ragged in M; in N and K too
 
@@ -225,7 +226,10 @@ def test_a_way_is_checked_against_its_problem():
     assert parse_way(f"given:{TILES[0]}", Problem(64, 64, 64, norm=True, moments_given=True)) is not None
 
 
-@pytest.mark.parametrize("tile", [Tile(64, 128, 32, 8, 4, 1, 2), Tile(16, 16, 16, chained=True)])
+@pytest.mark.parametrize(
+    "tile",
+    [Tile(64, 128, 32, 8, 4, 1, 2), Tile(16, 16, 16, chained=True), Tile(64, 64, 64, stream=132, tma=True)],
+)
 def test_a_tile_spells_itself(tile):
     assert parse_tile(str(tile)) == tile
 
@@ -238,3 +242,35 @@ def test_a_misspelled_tile_is_none(text):
 def test_small_problems_get_no_large_tiles():
     assert all(tile.m <= 64 for tile in candidate_tiles(Problem(64, 1280, 1280)))
     assert any(tile.split > 1 for tile in candidate_tiles(Problem(64, 1280, 5120)))
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    "problem",
+    [
+        Problem(40, 48, 96, bias=True, residual=True, in_place=True),
+        Problem(40, 48, 128, norm=True, moments_given=True, geglu=True, bias=True),
+        Problem(40, 64, 96, moments_wanted=True),
+    ],
+)
+def test_a_candidate_is_known_right_or_wrong(problem, monkeypatch):
+    tuning = LinearTuning(problem)
+    way = "given:" if problem.norm else ""
+    assert tuning.agrees(DEVICE, f"{way}{TILES[0]}")
+    assert tuning.agrees(DEVICE, "separate:library" if problem.norm else "library")
+    launch = subject._kernels().launch_gemm
+
+    def wrong(tile, x, weight, out, **rest):
+        launch(tile, x, weight, out, **rest)
+        out[3, 5] += 100.0
+
+    monkeypatch.setattr(subject._kernels(), "launch_gemm", wrong)
+    assert not tuning.agrees(DEVICE, f"{way}{TILES[0]}")
+
+
+def test_calls_to_time_read_other_weights_each():
+    tuning = LinearTuning(Problem(8, 32, 64, bias=True))
+    slab = random(10_000)
+    calls = tuning.bind(DEVICE, slab, 5)("torch")
+    weights = {call.keywords["weight"].data_ptr() for call in calls}
+    assert len(weights) == 5 and all(call()[0].shape == (8, 32) for call in calls)

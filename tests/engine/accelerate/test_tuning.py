@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdbridge.engine.accelerate.kernels.linear import LinearTuning, Problem
+from sdbridge.engine.accelerate.kernels.linear import Problem
+from sdbridge.engine.accelerate.kernels.linear_tuning import LinearTuning
 from sdbridge.engine.accelerate.kernels.tuning import Progress, Timing, Tuner, identity_of, source_hash
 
 CPU = torch.device("cpu")

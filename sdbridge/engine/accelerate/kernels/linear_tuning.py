@@ -1,0 +1,189 @@
+"""Which ways of computing a linear layer are worth timing, and how is one timed?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdbridge.engine.accelerate.kernels.linear import Moments, Problem, Workspace, parse_way, run_problem
+from sdbridge.engine.accelerate.kernels.tiles import Tile
+
+_WORST_ERROR = 5e-3  # against plain operations in float32; a half-precision result is about 4e-4 off
+
+
+@dataclass(frozen=True)
+class LinearTuning:
+    """A ``Problem`` as the tuner wants it: candidates, and calls that rotate among weights."""
+
+    problem: Problem
+
+    @property
+    def key(self) -> str:
+        return self.problem.key
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.problem.n * self.problem.k * (4 if self.problem.geglu else 2)
+
+    def candidates(self) -> tuple[str, ...]:
+        tiles = candidate_tiles(self.problem, *_card())
+        if not self.problem.norm:
+            return ("library", *map(str, tiles))
+        named = ["separate:library"]
+        for tile in tiles:
+            named += [f"separate:{tile}", f"inside:{tile}"]
+            if self.problem.moments_given:
+                named.append(f"given:{tile}")
+        return tuple(named)
+
+    def allowed(self, candidate: str) -> bool:
+        return parse_way(candidate, self.problem) is not None
+
+    def bind(
+        self, device: torch.device, slab: Tensor, copies: int
+    ) -> Callable[[str], list[Callable[[], object]]]:
+        """For a candidate, calls that each read other weights out of ``slab`` (random, flat)."""
+        p = self.problem
+        size = p.n * p.k * (2 if p.geglu else 1)
+        last = max(1, slab.numel() - size)
+        step = -(-size // 64) * 64
+        starts = [i * step % last // 64 * 64 for i in range(copies)]
+        weights = [slab[at : at + size].view(-1, p.k) for at in starts]
+        given = [self._operands(device) for _ in range(2)]
+        out = (
+            given[0]["residual"]
+            if p.in_place
+            else torch.empty((p.m, p.n), dtype=given[0]["x"].dtype, device=device)
+        )
+        workspace = Workspace(device)
+
+        def calls(candidate: str) -> list[Callable[[], object]]:
+            def pick(_: Problem) -> str:
+                return candidate
+
+            return [
+                partial(
+                    run_problem,
+                    **(given[0] if p.in_place else given[i % 2]),
+                    weight=weight,
+                    out=out,
+                    pick=pick,
+                    workspace=workspace,
+                )
+                for i, weight in enumerate(weights)
+            ]
+
+        return calls
+
+    def agrees(self, device: torch.device, candidate: str) -> bool:
+        """Whether the candidate's answer is that of plain operations in float32: trust, but look."""
+        p = self.problem
+        given = self._operands(device)
+        weight = torch.randn(p.n * (2 if p.geglu else 1), p.k, device=device) * p.k**-0.5
+        weight = weight.to(given["x"].dtype)
+        residual = given.pop("residual")
+        out = None if residual is None or not p.in_place else residual.clone()
+        beside = residual if out is None else out
+        found, left = run_problem(
+            **given, residual=beside, weight=weight, out=out, pick=lambda _: candidate, workspace=None
+        )
+        wide = {name: value.float() if isinstance(value, Tensor) else value for name, value in given.items()}
+        wide["norm"] = (
+            None
+            if p.norm is False
+            else tuple(value.float() if isinstance(value, Tensor) else value for value in given["norm"])
+        )
+        truth, _ = run_problem(
+            **wide,
+            residual=None if residual is None else residual.float(),
+            weight=weight.float(),
+            out=None,
+            pick=lambda _: "torch",
+            workspace=None,
+        )
+        error = (found.float() - truth).norm() / truth.norm()
+        if left is not None:
+            mean = left.values[0].mean(1) if left.values.shape[2] * left.width == p.n else None
+            if mean is not None:
+                error = torch.maximum(error, (mean - truth.mean(1)).abs().max())
+        return bool(error < _WORST_ERROR)
+
+    def _operands(self, device: torch.device) -> dict[str, Any]:
+        """Random operands, all but the weight and the place of the result."""
+        p = self.problem
+        dtype = getattr(torch, p.dtype)
+
+        def random(*size: int) -> Tensor:
+            return torch.randn(*size, device=device).to(dtype)
+
+        x = random(p.m, p.k)
+        width = 64 if p.k % 64 == 0 else p.k
+        groups = x.float().view(p.m, -1, width)
+        mean = groups.mean(2)
+        spread = (groups - mean[:, :, None]).square().sum(2)
+        return {
+            "x": x,
+            "bias": random(p.n * (2 if p.geglu else 1)) if p.bias else None,
+            "residual": random(p.m, p.n) if p.residual else None,
+            "geglu": p.geglu,
+            "norm": (random(p.k), random(p.k), 1e-5) if p.norm else None,
+            "moments": Moments(torch.stack((mean, spread)).contiguous(), width) if p.moments_given else None,
+            "wanted": p.moments_wanted,
+        }
+
+
+def _card() -> tuple[int, bool]:
+    """How many processors the card has, and whether it has Hopper's copy engine."""
+    if not torch.cuda.is_available():
+        return 132, True
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return properties.multi_processor_count, properties.major >= 9
+
+
+def candidate_tiles(problem: Problem, processors: int = 132, copy_engine: bool = True) -> list[Tile]:
+    """The tiles worth timing: shapes that waste little, each with the splits that help fill the card."""
+    found = []
+    for m, n, k, warps, stages in _SHAPES:
+        if problem.geglu and n > 128:
+            continue
+        if (m > 64 and problem.m <= 64) or (n > 64 and problem.n <= 64) or (k > 64 and problem.k % k):
+            continue
+        tiles = -(-problem.m // m) * -(-problem.n // n)
+        steps = -(-problem.k // k)
+        for split in (1, 2, 4, 8) if stages > 2 else (1,):
+            if split > 1 and (tiles * split > 3 * processors or problem.k < 192 * split):
+                continue
+            if split == 1 and tiles < processors // 11 and problem.k >= 640:
+                continue  # a tenth of the card: a split is always faster
+            found.append(Tile(m, n, k, warps, stages, 8, split))
+        if stages > 2 and m * n <= 128 * 128 and tiles * steps >= 3 * processors and tiles < 4 * processors:
+            found.append(Tile(m, n, k, warps, stages, 8, stream=processors))
+    if not copy_engine:
+        return found
+    return found + [replace(tile, tma=True) for tile in found]
+
+
+_SHAPES = (
+    # m, n, k, warps, stages: the register and shared-memory limits of sm_80 to sm_90 hold for most of them
+    (128, 256, 64, 8, 3),
+    (128, 128, 64, 8, 3),
+    (128, 128, 64, 8, 2),
+    (128, 128, 64, 4, 3),
+    (128, 64, 64, 4, 4),
+    (128, 64, 64, 4, 2),
+    (128, 64, 64, 8, 4),
+    (128, 32, 64, 4, 4),
+    (64, 256, 64, 4, 3),
+    (64, 128, 64, 4, 4),
+    (64, 128, 64, 4, 2),
+    (64, 64, 64, 4, 5),
+    (64, 64, 64, 4, 3),
+    (64, 64, 128, 4, 3),
+    (64, 32, 64, 4, 6),
+    (64, 32, 128, 4, 4),
+)
