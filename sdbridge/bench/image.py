@@ -19,6 +19,7 @@ from sdbridge.config import load_config
 from sdbridge.engine.interface import EngineConfig
 from sdbridge.errors import SdbridgeError
 from sdbridge.meters import percentile
+from sdbridge.models.footprint import footprint
 from sdbridge.models.resolve import resolve_model
 from sdbridge.parameters.parameter import Value
 
@@ -185,6 +186,8 @@ def measure(config: EngineConfig, recipe: Recipe, seconds: float, *, check: bool
             **overlap,
             **_paced(drive, statistics.median(times)),
             "peak_mb": _peak_mb(),
+            "card_mb": engine.stats().vram_mb,
+            **_predicted(config, recipe),
             "allocations_a_frame": allocated / recipe.rows,
             **vars(start),
             **measure_parts(drive, min(PART_TICKS, max(3, len(times) // 4))),
@@ -249,6 +252,22 @@ def _paced(drive: Drive, usual_ms: float) -> dict[str, float]:
         time.sleep(max(0.0, due - time.perf_counter()))
     times.sort()
     return {"latency_ms": statistics.median(times), "latency_p99_ms": percentile(times, 99)}
+
+
+def _predicted(config: EngineConfig, recipe: Recipe) -> dict[str, float]:
+    """What ``sdbridge doctor`` would have said that this takes; nothing for weights that lie in no file."""
+    from sdbridge.models.random_weights import MARK
+
+    if any(Path(config.model).glob(f"*/{MARK}")):
+        return {}
+    values = recipe.values
+    rows = int(values.get("steps", 1)) * recipe.rows
+    try:
+        return {
+            "predicted_mb": footprint(Path(config.model), recipe.width, recipe.height, rows).total / 2**20
+        }
+    except SdbridgeError:
+        return {}
 
 
 def _reset_peak() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 from sdbridge import paths
@@ -26,6 +27,7 @@ def check_config(path: Path | None) -> Iterator[Finding]:
     yield Finding("config", "good", f"{where} is valid")
     yield from check_model(config.engine.model)
     yield from check_memory(config)
+    yield from check_acceleration(config.engine.acceleration)
 
 
 def check_model(model: str) -> Iterator[Finding]:
@@ -59,6 +61,22 @@ def check_model(model: str) -> Iterator[Finding]:
         f"{entry.id} is not here yet: {needed_gb:.1f} GB to download, {free_gb:.0f} GB free",
         f"sdbridge pull {entry.id}" if fits else "Free some disk first.",
     )
+
+
+def check_acceleration(choice: str) -> Iterator[Finding]:
+    """TensorRT comes from NVIDIA's own index, so that it may be asked for and not be there."""
+    if choice != "tensorrt":
+        return
+    missing = [name for name in ("tensorrt", "onnx", "onnxscript") if find_spec(name) is None]
+    if "tensorrt" in missing:
+        text = "TensorRT is asked for and not installed: compile (CUDA) or eager runs instead"
+        yield Finding("acceleration", "note", text, "README.md says how to install it.")
+    elif missing:
+        text = f"engines that are built already run; to build others, {' and '.join(missing)} are missing"
+        yield Finding("acceleration", "note", text, f"pip install {' '.join(missing)}")
+    else:
+        text = "TensorRT is installed"
+        yield Finding("acceleration", "good", text, "sdbridge build makes its engines beforehand.")
 
 
 def check_memory(config: Config) -> Iterator[Finding]:
