@@ -1,6 +1,18 @@
-"""``python -m sdbridge`` is the same as ``sdbridge``."""
+"""Where the program begins: ``sdbridge`` and ``python -m sdbridge`` are the same."""
 
-from sdbridge.cli import main
+import sys
+
+
+def main() -> None:
+    """Before anything slow is imported, see to what must hold from the program's first moment on."""
+    from sdbridge.large_copies import copy_past_the_caches
+
+    if sys.argv[1:2] in (["run"], ["bench"]):
+        copy_past_the_caches()
+    from sdbridge.cli import main as command_line
+
+    command_line()
+
 
 if __name__ == "__main__":
     main()

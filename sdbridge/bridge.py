@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 import threading
@@ -149,6 +150,9 @@ class Bridge:
         self.output.start()
         self._go_to_first_cue()
         self._ticker.start()
+        # What is here now stays to the end: searched for garbage, it would stop the frames for 20 ms.
+        gc.freeze()
+        self._stack.callback(gc.unfreeze)
 
     def _be_prompt(self) -> None:
         """Let waiting threads have their turn sooner: nothing else may hold a frame up for 5 ms."""

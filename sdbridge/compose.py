@@ -4,29 +4,37 @@ from __future__ import annotations
 
 import numpy as np
 
+from sdbridge.frame import Loan
 from sdbridge.hold import OutputState, Shown
 
 
 class Compositor:
-    """Makes one output picture. The arrays it gives are never written again, so senders may keep them."""
+    """Makes one output picture. The arrays it gives are never written again, but for the one it was lent."""
 
     def __init__(self) -> None:
         self._black: np.ndarray | None = None
         self._frozen: np.ndarray | None = None
         self._last: np.ndarray | None = None
+        self._last_loan: Loan | None = None
 
     def paint(
-        self, shown: Shown, generated: np.ndarray | None, fallback: np.ndarray | None, width: int, height: int
+        self,
+        shown: Shown,
+        generated: np.ndarray | None,
+        fallback: np.ndarray | None,
+        width: int,
+        height: int,
+        loan: Loan | None = None,
     ) -> np.ndarray:
         """The picture for ``shown``. ``width`` and ``height`` count while nothing was generated yet.
 
         A ``fallback`` of None is black. ``generated`` and ``fallback`` must have the same size if
-        both are given.
+        both are given. ``loan`` says that ``generated`` is lent, and good at this moment.
         """
         if shown.state is not OutputState.FROZEN:
             self._frozen = None
         elif self._frozen is None:
-            self._frozen = self._last
+            self._frozen = self._kept(generated, loan)
         if self._frozen is not None:
             return self._frozen
         if generated is not None:
@@ -38,7 +46,17 @@ class Compositor:
             other = fallback if fallback is not None else self.black(width, height)
             picture = blend(base, other, shown.fallback)
         self._last = picture
+        self._last_loan = loan if picture is generated else None
         return picture
+
+    def _kept(self, generated: np.ndarray | None, loan: Loan | None) -> np.ndarray | None:
+        """The last picture, to keep. Where that was lent and is gone: the one after it."""
+        if self._last is None or self._last_loan is None:
+            return self._last
+        kept = self._last_loan.copy()
+        if kept is None and loan is not None:
+            kept = loan.copy()
+        return generated if kept is None else kept
 
     def black(self, width: int, height: int) -> np.ndarray:
         """Opaque black, kept while the size stays."""

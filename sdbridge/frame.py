@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -16,6 +16,18 @@ INPUT_ROLES: tuple[Role, ...] = ("main", "control", "mask", "style")
 OUTPUT_ROLES: tuple[Role, ...] = ("generated", "control")
 
 
+class Loan(Protocol):
+    """Leave to look at pixels where their owner keeps them, in a slot that is written again later."""
+
+    def whole(self) -> bool:
+        """Whether the pixels are still those that were lent. Ask after reading them, not before."""
+        ...
+
+    def copy(self) -> np.ndarray | None:
+        """Pixels to keep, copied once for all who ask; None if they had changed by then."""
+        ...
+
+
 @dataclass(frozen=True)
 class Frame:
     """One image: uint8 ``[H, W, 4]`` RGBA, top row first, C-contiguous, straight alpha.
@@ -23,12 +35,24 @@ class Frame:
     ``frame_id`` counts up per source. ``received_at_ns`` is ``time.monotonic_ns()`` when the bridge
     got the picture; an output frame carries the time of the input it was made from, so that
     now minus it is the latency. ``revision`` is the newest parameter revision that shaped it.
+
+    With a ``loan`` the pixels lie in shared memory that is written again some frames later. Whoever
+    copies or encodes them asks ``loan.whole()`` afterwards and throws its work away if it says no;
+    whoever keeps them, or does not know of loans, takes ``own()``. Without one they never change.
     """
 
     pixels: np.ndarray
     frame_id: int
     received_at_ns: int
     revision: int = 0
+    loan: Loan | None = None
+
+    def own(self) -> Frame | None:
+        """This frame with pixels that never change; None if they were lent and have changed already."""
+        if self.loan is None:
+            return self
+        pixels = self.loan.copy()
+        return None if pixels is None else replace(self, pixels=pixels, loan=None)
 
     @property
     def width(self) -> int:

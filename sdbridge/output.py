@@ -127,10 +127,12 @@ class OutputLoop:
         if base is None and self.frames_made == 0:  # a receiver sees at once that we are there
             base = self.waiting(width, height, self.frames_out)
         other = self.fallback(action, width, height) if shown.fallback > 0 else None
-        return self._compositor.paint(shown, base, other, width, height)
+        loan = self._newest.loan if self._newest is not None else None
+        return self._compositor.paint(shown, base, other, width, height, loan)
 
     def _send(self, pixels: np.ndarray, new: bool) -> None:
         source = self._newest
+        lent = source is not None and pixels is source.pixels
         now = self._clock.now_ns()
         self.frames_out += 1
         frame = Frame(
@@ -138,6 +140,7 @@ class OutputLoop:
             self.frames_out,
             source.received_at_ns if source is not None else now,
             source.revision if source is not None else 0,
+            source.loan if lent and source is not None else None,
         )
         about: Mapping[str, str] = {
             "state": str(self.state),

@@ -8,12 +8,14 @@ from sdbridge.clock import Clock
 from sdbridge.frame import Frame
 
 INTERVAL_NS = 100_000_000
+#: A lent frame may be gone by the time it is looked at, but then there is a newer one.
+ATTEMPTS = 8
 
 
 class PreviewRelay:
     """Keeps the newest frame by reference, which costs the frame path one assignment.
 
-    Frames on that path are never written after they were handed on, so no copy is needed.
+    A frame may be lent; the copy is made when somebody looks.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -31,5 +33,12 @@ class PreviewRelay:
         with self._lock:
             now = self._clock.now_ns()
             if now - self._given_ns >= INTERVAL_NS:
-                self._given, self._given_ns = self._newest, now
+                for _attempt in range(ATTEMPTS):
+                    newest = self._newest
+                    owned = newest.own() if newest is not None else None
+                    if owned is not None:
+                        self._given, self._given_ns = owned, now
+                        break
+                    if newest is self._newest:
+                        break  # lent, gone, and nothing newer: the picture before it stays
             return self._given

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import secrets
@@ -100,6 +99,7 @@ class SharedSlot:
         self._longs: Any = np.frombuffer(self._memory, np.uint64, HEADER_BYTES // 8)
         self._last = 0
         self._spares = _Spares()
+        self._borrowed: _SlotLoan | None = None
         self.capacity = 0  # bytes of one buffer; read once, so that nobody can change it under us
         if owner:
             return
@@ -113,13 +113,16 @@ class SharedSlot:
         self._last = int(self._longs[_TAKEN]) if counting else 0
 
     @classmethod
-    def create(cls, capacity: int, name: str | None = None) -> SharedSlot:
-        """A new block whose buffers hold ``capacity`` bytes of pixels each (rounded up to 64)."""
+    def create(cls, capacity: int, name: str | None = None, counting: bool = False) -> SharedSlot:
+        """A new block whose buffers hold ``capacity`` bytes of pixels each (rounded up to 64).
+
+        ``counting`` is for a creator who reads what another writes.
+        """
         capacity = max(64, (capacity + 63) // 64 * 64)
         size = HEADER_BYTES + BUFFERS * (BUFFER_HEADER_BYTES + capacity)
         # macOS allows 31 characters in a name; tmpfs gives no memory before a buffer is written.
         block = shared_memory.SharedMemory(name or f"sdb_{secrets.token_hex(6)}", create=True, size=size)
-        slot = cls(block, owner=True, counting=False)
+        slot = cls(block, owner=True, counting=counting)
         slot.capacity = capacity
         slot._words[_VERSION], slot._words[_CAPACITY], slot._words[_BUFFERS] = VERSION, capacity, BUFFERS
         slot._words[_WRITER], slot._longs[_BORN] = os.getpid(), time.time_ns()
@@ -164,7 +167,10 @@ class SharedSlot:
         return frame.pixels.nbytes <= self.capacity
 
     def write(self, frame: Frame) -> bool:
-        """Publish ``frame``; False when the slot is closed. Raises SDB-SLOT-SIZE when it is too large."""
+        """Publish ``frame``; False when the slot is closed, or when a lent frame changed under the copy.
+
+        Raises SDB-SLOT-SIZE when it is too large.
+        """
         with self._lock:
             if self._words is None:
                 return False
@@ -182,6 +188,9 @@ class SharedSlot:
             words[_WIDTH], words[_HEIGHT] = frame.width, frame.height
             np.copyto(pixels[:size].reshape(frame.pixels.shape), frame.pixels)
             _fence()
+            if frame.loan is not None and not frame.loan.whole():
+                longs[_SEQUENCE] = 0  # holds nothing; nobody was ever pointed to it
+                return False
             longs[_SEQUENCE] = 2 * number
             self._words[_LATEST] = index
             self._longs[_WRITES] = number
@@ -192,6 +201,8 @@ class SharedSlot:
         latest = int(self._words[_LATEST])
         for step in (1, 2):
             index = (latest + step) % BUFFERS
+            if int(self._words[_BORROWED]) == index + 1:
+                continue
             longs, words, pixels = self._buffer(index)
             before = int(longs[_SEQUENCE])
             longs[_SEQUENCE] = 2 * number - 1
@@ -204,7 +215,8 @@ class SharedSlot:
     def borrow(self) -> Frame | None:
         """The newest frame that this reader has not taken yet, uncopied; only the counting reader may.
 
-        Its pixels are a read-only view, whole and unchanging until the next ``borrow`` or ``close``.
+        Its pixels are a read-only view, whole and unchanging until the next ``borrow``; after that the
+        loan tells. A slot or a writer that is gone changes nothing about it.
         """
         with self._lock:
             if self._words is None:
@@ -216,6 +228,7 @@ class SharedSlot:
                 longs, words, pixels = self._buffer(index)
                 if int(longs[_SEQUENCE]) // 2 <= self._last:
                     return None
+                self._release()
                 # Writer and reader each mark first and look then, so at least one sees the other.
                 self._words[_BORROWED] = index + 1
                 _full_fence()
@@ -224,11 +237,51 @@ class SharedSlot:
                 size = width * height * 4
                 if odd or number <= self._last or not 0 < size <= self.capacity:
                     continue
-                view = pixels[:size].reshape(height, width, 4)
-                view.flags.writeable = False
                 self._count(number)
-                return Frame(view, int(longs[_FRAME_ID]), int(longs[_RECEIVED]), int(longs[_REVISION]))
+                frame, self._borrowed = self._lent(longs, 2 * number, pixels[:size].reshape(height, width, 4))
+                self._borrowed.protected = True
+                return frame
             return None
+
+    def _release(self) -> None:
+        """From here on the frame borrowed before may be written over."""
+        if self._borrowed is not None:
+            self._borrowed.protected = False
+            self._borrowed = None
+
+    def lend(self) -> Frame | None:
+        """The newest frame that this reader has not taken yet, uncopied; for onlookers, who cannot borrow.
+
+        The writer knows nothing of it and comes round to its buffer with the third write from now at
+        the latest; the loan tells whether it has.
+        """
+        with self._lock:
+            if self._words is None:
+                return None
+            for _attempt in range(64):
+                if not self._longs[_WRITES]:
+                    return None
+                longs, words, pixels = self._buffer(int(self._words[_LATEST]) % BUFFERS)
+                before = int(longs[_SEQUENCE])
+                if before % 2:
+                    continue
+                if before // 2 <= self._last:
+                    return None
+                _fence()
+                width, height = int(words[_WIDTH]), int(words[_HEIGHT])
+                size = width * height * 4
+                if not 0 < size <= self.capacity:
+                    continue
+                frame, loan = self._lent(longs, before, pixels[:size].reshape(height, width, 4))
+                if loan.whole():
+                    self._count(before // 2)
+                    return frame
+            return None
+
+    def _lent(self, longs: Any, sequence: int, view: np.ndarray) -> tuple[Frame, _SlotLoan]:
+        view.flags.writeable = False
+        loan = _SlotLoan(longs, sequence, view, self._spares, self._lock)
+        return Frame(view, int(longs[_FRAME_ID]), int(longs[_RECEIVED]), int(longs[_REVISION]), loan), loan
 
     def _count(self, number: int) -> None:
         if self._counting:
@@ -285,9 +338,7 @@ class SharedSlot:
             if self._words is None:
                 return
             self._words = self._longs = self._memory = None  # the block cannot close while views of it exist
-            # A frame still borrowed keeps the memory mapped until it is let go of.
-            with contextlib.suppress(BufferError):
-                self._block.close()
+            _let_go(self._block)
             if self._owner:
                 self._block.unlink()
 
@@ -304,6 +355,51 @@ def attach_block(name: str) -> shared_memory.SharedMemory:
     """Another program's block, which stays when this process ends. Raises FileNotFoundError."""
     with _untracked(name):
         return shared_memory.SharedMemory(name)
+
+
+def _let_go(block: shared_memory.SharedMemory) -> None:
+    """Close ``block``; while frames in it are still lent, the memory stays until the last is let go of."""
+    try:
+        block.close()
+    except BufferError:
+        # SharedMemory would try again, and complain, when it is collected. The views keep the mapping.
+        held: Any = block
+        held._buf = held._mmap = None
+        block.close()  # what is left: the file descriptor
+
+
+class _SlotLoan:
+    """The loan of one frame in a buffer: good while it is borrowed, then until the buffer is written again.
+
+    A writer may die in the middle of anything, so while it is borrowed its sequence is not even asked.
+    """
+
+    def __init__(
+        self, longs: Any, sequence: int, view: np.ndarray, spares: _Spares, lock: threading.Lock
+    ) -> None:
+        self.protected = False
+        self._longs = longs
+        self._sequence = sequence
+        self._view = view
+        self._spares = spares
+        self._spares_lock = lock
+        self._copying = threading.Lock()
+        self._copy: np.ndarray | None = None
+
+    def whole(self) -> bool:
+        _fence()
+        return self.protected or int(self._longs[_SEQUENCE]) == self._sequence
+
+    def copy(self) -> np.ndarray | None:
+        with self._copying:
+            if self._copy is None and self.whole():
+                height, width = self._view.shape[:2]
+                with self._spares_lock:
+                    copy = self._spares.take((height, width, 4))
+                np.copyto(copy, self._view)
+                if self.whole():
+                    self._copy = copy
+            return self._copy
 
 
 class _Spares:

@@ -316,7 +316,7 @@ class FakeOverlapEngine(FakeEngine):
         assert self.pending < MOST_PENDING
         self._spoil()
         if chunk is not None:  # the host's part: all that is read of the frame is read now
-            chunk = Chunk.of(replace(chunk.main, pixels=chunk.main.pixels.copy()))
+            chunk = Chunk.of(replace(chunk.main, pixels=chunk.main.pixels.copy(), loan=None))
         told = dict(self._values), len(self.triggers)
         self._queue.append(self._device.submit(self._on_device, chunk, *told))
 

@@ -16,6 +16,7 @@ from sdbridge.config import Config, OutputConfig, TextureConfig
 from sdbridge.errors import SdbridgeError
 from sdbridge.frame import Frame
 from sdbridge.preview import PreviewRelay
+from sdbridge.slot import SharedSlot
 from sdbridge.testing import FakeClock, FakeReceiver, FakeSender, FakeTextures, number_of, numbered_picture
 from sdbridge.textures.test_card import read_number
 
@@ -290,7 +291,7 @@ def test_previews_are_at_most_ten_a_second_and_the_same_picture_in_between():
     clock = FakeClock()
     relay = PreviewRelay(clock)
     assert relay.look() is None
-    first, second = object(), object()
+    first, second = (Frame(numbered_picture(number), number, 0) for number in (1, 2))
     clock.advance(1)
     relay.show(first)
     assert relay.look() is first
@@ -299,6 +300,27 @@ def test_previews_are_at_most_ten_a_second_and_the_same_picture_in_between():
     assert relay.look() is first
     clock.advance(0.06)
     assert relay.look() is second
+
+
+def test_a_preview_of_a_lent_picture_is_a_copy_and_one_that_is_gone_leaves_the_old_one():
+    clock = FakeClock()
+    relay = PreviewRelay(clock)
+    with SharedSlot.create(64 * 64 * 4) as slot, SharedSlot.attach(slot.name, counting=False) as onlooker:
+        slot.write(Frame(numbered_picture(1), 1, 0))
+        relay.show(onlooker.lend())
+        clock.advance(1)
+        seen = relay.look()
+        for number in (2, 3, 4):
+            slot.write(Frame(numbered_picture(number), number, 0))
+        assert seen.loan is None and number_of(seen.pixels) == 1
+        relay.show(onlooker.lend())
+        for number in (5, 6, 7):
+            slot.write(Frame(numbered_picture(number), number, 0))
+        clock.advance(1)
+        assert relay.look() is seen
+        relay.show(onlooker.lend())
+        assert number_of(relay.look().pixels) == 7
+        relay.show(None)
 
 
 def test_every_revision_is_applied_in_the_end_whatever_it_changed():

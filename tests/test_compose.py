@@ -43,6 +43,45 @@ def test_freeze_keeps_what_was_shown_until_released():
     assert compositor.paint(frozen, plain(5), None, 4, 4)[0, 0, 0] == 4
 
 
+class Lent:
+    """The loan of a picture that is written over when told."""
+
+    def __init__(self, pixels):
+        self.pixels, self.kept = pixels, pixels.copy()
+        self.gone = False
+
+    def write_over(self):
+        self.gone = True
+        self.pixels[:] = 99
+
+    def whole(self):
+        return not self.gone
+
+    def copy(self):
+        return None if self.gone else self.kept
+
+
+def test_freeze_keeps_a_lent_picture_as_it_was():
+    compositor = Compositor()
+    lent = Lent(plain(1))
+    compositor.paint(Shown(OutputState.LIVE), lent.pixels, None, 4, 4, lent)
+    frozen = Shown(OutputState.FROZEN)
+    assert compositor.paint(frozen, lent.pixels, None, 4, 4, lent)[0, 0, 0] == 1
+    lent.write_over()
+    assert compositor.paint(frozen, plain(3), None, 4, 4, Lent(plain(3)))[0, 0, 0] == 1
+
+
+def test_freeze_that_comes_too_late_for_a_lent_picture_keeps_the_next():
+    compositor = Compositor()
+    first, second = Lent(plain(1)), Lent(plain(2))
+    compositor.paint(Shown(OutputState.LIVE), first.pixels, None, 4, 4, first)
+    first.write_over()
+    frozen = Shown(OutputState.FROZEN)
+    assert compositor.paint(frozen, second.pixels, None, 4, 4, second)[0, 0, 0] == 2
+    second.write_over()
+    assert compositor.paint(frozen, plain(3), None, 4, 4)[0, 0, 0] == 2
+
+
 def test_freeze_after_black_holds_the_black():
     compositor = Compositor()
     compositor.paint(Shown(OutputState.BLACK), plain(9), None, 4, 4)

@@ -1,5 +1,6 @@
 """The mailboxes: newest wins, drops are exact, nothing is torn, and the creator alone removes the block."""
 
+import gc
 import multiprocessing
 import os
 import struct
@@ -132,6 +133,104 @@ def test_a_borrowed_frame_stays_whole_whatever_is_written_meanwhile():
         del copy
 
 
+def test_a_borrowed_frame_is_good_until_the_next_and_then_until_it_is_written_over():
+    with SharedSlot.create(128) as slot, SharedSlot.attach(slot.name) as reader:
+        slot.write(frame(1))
+        first = reader.borrow()
+        assert first is not None and first.loan is not None
+        for number in range(2, 20):
+            slot.write(frame(number))
+        assert first.loan.whole()
+        second = reader.borrow()
+        assert second is not None and first.loan.whole()  # written over only by the writes to come
+        kept = first.own()
+        slot.write(frame(20))
+        slot.write(frame(21))
+        assert not first.loan.whole() and second.loan.whole()
+        assert kept is not None and kept.loan is None and (kept.pixels == 1).all()
+        assert first.own().pixels is kept.pixels  # the copy that was made in time serves all who ask later
+        del first, second
+
+
+def test_a_borrowed_frame_is_good_although_its_writer_died_in_the_middle_of_a_write():
+    """At the worst instant: the mark of a write is on its buffer, and nobody will ever take it away."""
+    slot = SharedSlot.create(128, counting=True)
+    writer = SharedSlot.attach(slot.name, counting=False)
+    writer.write(frame(1))
+    borrowed = slot.borrow()
+    longs, _, _ = writer._buffer(int(writer._words[5]))
+    longs[0] += 1
+    del longs
+    writer.close()
+    slot.close()
+    assert borrowed.loan.whole() and (borrowed.own().pixels == 1).all()
+    del borrowed
+
+
+def test_an_onlooker_is_lent_a_frame_and_told_when_it_is_gone():
+    with SharedSlot.create(128) as slot, SharedSlot.attach(slot.name, counting=False) as onlooker:
+        assert onlooker.lend() is None
+        slot.write(frame(1))
+        lent = onlooker.lend()
+        assert lent is not None and lent.frame_id == 1 and not lent.pixels.flags.writeable
+        assert onlooker.lend() is None
+        slot.write(frame(2))
+        slot.write(frame(3))
+        assert lent.loan.whole() and (lent.pixels == 1).all()
+        slot.write(frame(4))
+        assert not lent.loan.whole() and lent.own() is None
+        del lent
+
+
+class Broken:
+    """A loan of a frame that changes while it is read."""
+
+    def whole(self) -> bool:
+        return False
+
+    def copy(self) -> None:
+        return None
+
+
+def test_a_lent_frame_that_changes_under_the_copy_is_not_published():
+    with SharedSlot.create(128) as slot, SharedSlot.attach(slot.name) as reader:
+        slot.write(frame(1))
+        lent = frame(2)
+        assert not slot.write(Frame(lent.pixels, 2, 0, 0, Broken()))
+        assert (slot.writes, slot.drops) == (1, 0)
+        assert reader.take().frame_id == 1
+        assert reader.take() is None and reader.borrow() is None
+        for number in (3, 4, 5, 6):
+            slot.write(frame(number))
+        assert reader.take().frame_id == 6 and (slot.writes, slot.drops) == (5, 3)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts in /proc")
+def test_lent_frames_that_outlive_their_slot_leak_nothing_and_complain_of_nothing(recwarn, monkeypatch):
+    complaints = []
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+
+    def once():
+        slot = SharedSlot.create(128, counting=True)
+        with SharedSlot.attach(slot.name, counting=False) as writer:
+            writer.write(frame(1))
+        lent = slot.borrow()
+        slot.close()
+        del slot
+        gc.collect()
+        assert (lent.pixels == 1).all()
+
+    def held():
+        with open("/proc/self/maps") as maps:
+            return len(os.listdir("/proc/self/fd")), sum("sdb_" in line for line in maps)
+
+    once()
+    before = held()
+    for _ in range(20):
+        once()
+    assert held() == before and not complaints
+
+
 def test_a_frame_still_borrowed_when_the_slot_closes_can_be_read_to_its_end():
     slot = SharedSlot.create(128)
     reader = SharedSlot.attach(slot.name)
@@ -258,6 +357,47 @@ def read_checked_frames(seconds: float, side: int = 256, borrow: bool = False) -
 @pytest.mark.parametrize("borrow", [False, True], ids=["copied", "borrowed"])
 def test_no_frame_is_torn_between_processes_at_full_speed(borrow):
     assert read_checked_frames(seconds=2, borrow=borrow) > 20
+
+
+def pass_on_lent_frames(seconds: float, side: int = 256) -> int:
+    """A source at full speed, its frames copied from where they lie into a slot, and looked at there."""
+    capacity = side * side * 4
+    passed = broken = 0
+    with (
+        SharedSlot.create(capacity) as source,
+        SharedSlot.attach(source.name, counting=False) as onlooker,
+        SharedSlot.create(capacity) as slot,
+        SharedSlot.attach(slot.name) as reader,
+    ):
+        child = multiprocessing.get_context("spawn").Process(
+            target=write_checked_frames, args=(source.name, side, seconds), daemon=True
+        )
+        child.start()
+        while child.is_alive():
+            lent = onlooker.lend()
+            if lent is None:
+                continue
+            if not slot.write(lent):
+                broken += 1
+                continue
+            lent = None
+            taken = reader.borrow()
+            assert taken is not None and zlib.crc32(taken.pixels) == taken.frame_id, "a torn frame"
+            passed += 1
+            taken = None
+        child.join()
+        assert slot.writes == passed
+    return passed
+
+
+def test_no_frame_is_torn_on_its_way_from_a_source_s_memory_into_a_slot():
+    assert pass_on_lent_frames(seconds=2) > 20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_no_frame_is_torn_from_a_source_s_memory_into_a_slot_for_a_minute():
+    assert pass_on_lent_frames(seconds=60, side=512) > 1000
 
 
 @pytest.mark.slow

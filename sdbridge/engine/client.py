@@ -186,9 +186,17 @@ class EngineClient:
             self._wake.set()
 
     def take(self, role: Role = "generated") -> Frame | None:
-        """The newest finished frame, once."""
+        """The newest finished frame, once, to keep."""
         slot = self._slots.get(f"out:{role}")
         return slot.take() if slot is not None else None
+
+    def borrow(self, role: Role = "generated") -> Frame | None:
+        """The newest finished frame, once, where the engine left it: unchanging until the next ``borrow``.
+
+        The end of the engine, even a violent one, and of its slot changes nothing about it.
+        """
+        slot = self._slots.get(f"out:{role}")
+        return slot.borrow() if slot is not None else None
 
     @property
     def frames_made(self) -> int:
@@ -249,7 +257,7 @@ class EngineClient:
         width, height = self.size
         with self._slots_lock:
             for place in ("in:main", "out:generated", "out:control"):
-                self._slots[place] = SharedSlot.create(width * height * 4)
+                self._slots[place] = _create(place, width * height * 4)
 
     def _slot_for(self, place: str, size: int) -> SharedSlot | None:
         """The slot of ``place``, replaced by a larger one if ``size`` bytes do not fit."""
@@ -257,7 +265,7 @@ class EngineClient:
             slot = self._slots.get(place)
             if self._ending or (slot is not None and size <= slot.capacity):
                 return None if self._ending else slot
-            made = self._slots[place] = SharedSlot.create(size)
+            made = self._slots[place] = _create(place, size)
             names = {at: other.name for at, other in self._slots.items()}
         self._outbox.put(("slots", names))
         if slot is not None:
@@ -342,6 +350,10 @@ class EngineClient:
             self._slot_for(message[1], message[2])
         elif word == "log":
             logging.getLogger(message[2]).log(message[1], "%s", message[3])
+
+
+def _create(place: str, size: int) -> SharedSlot:
+    return SharedSlot.create(size, counting=place.startswith("out:"))
 
 
 def _merged(messages: list[Message | None]) -> list[Message | None]:

@@ -59,7 +59,7 @@ class Outlet:
             return
         if self.lent:
             entries = [
-                {role: replace(frame, pixels=frame.pixels.copy()) for role, frame in entry.items()}
+                {role: replace(frame, pixels=frame.pixels.copy(), loan=None) for role, frame in entry.items()}
                 for entry in entries
             ]
         with self._arrival:

@@ -154,7 +154,7 @@ class RunningEngine:
         self._succession.offer(role, frame)
 
     def take(self, role: Role) -> Frame | None:
-        """The newest finished frame, once. With the first one of a new engine that one takes over."""
+        """The newest finished frame, once. Its pixels are lent until the next ``take``."""
         return self._succession.take(role)
 
     # --- a sender in the engine's process ---

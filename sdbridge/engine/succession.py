@@ -61,16 +61,20 @@ class Succession:
             client.offer(role, frame)
 
     def take(self, role: Role) -> Frame | None:
-        """The newest finished frame, once. With the first one of a new engine that one takes over."""
+        """The newest finished frame, once and lent. With the first one of a new engine that one takes over.
+
+        It lies in the engine's slot and stays as it is until the next ``take``, whatever becomes of
+        the engine.
+        """
         incoming = self.incoming
         if incoming is not None and role == "generated":
-            frame = incoming.take(role)
+            frame = incoming.borrow(role)
             if frame is not None:
                 self.take_over(incoming)
                 # It may have begun with an input that the old engine had painted: time never goes back.
                 return frame if frame.received_at_ns >= self._newest_ns else None
         client = self.client
-        frame = client.take(role) if client is not None else None
+        frame = client.borrow(role) if client is not None else None
         if frame is not None and role == "generated":
             self._newest_ns = max(self._newest_ns, frame.received_at_ns)
         return frame

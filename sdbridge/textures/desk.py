@@ -22,7 +22,7 @@ from sdbridge.textures.still import FallbackImage
 from sdbridge.textures.stub import Sender
 from sdbridge.textures.supply import Textures
 from sdbridge.textures.test_card import TestCard
-from sdbridge.textures.threads import Note, OnSent, Outgoing, ReceiveThread, SendThread
+from sdbridge.textures.threads import Note, OnSent, Outgoing, ReceiveThread, SendThread, with_pixels
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +66,7 @@ class TextureDesk:
         self._lock = threading.Lock()  # held while the sets of threads change, never on the frame path
         self._newest: dict[Role, Frame] = {}
         self._card: TestCard | None = None
+        self._fallback_input: Frame | None = None  # a lent input may be gone when it is wanted
         self._previews: dict[Role, PreviewRelay] = {role: PreviewRelay(clock) for role in INPUT_ROLES}
         self._frames_before = 0  # of receivers that were replaced
         self._receivers: dict[Role, ReceiveThread] = {}
@@ -94,15 +95,15 @@ class TextureDesk:
         """In the receiver's thread: bring the frame to the engine's size and put it before the engine."""
         thread = self._receivers.get(role)
         config = thread.config if thread is not None else _AS_IS
-        pixels = fit_frame(frame.pixels, *self._taker.size, config)
-        if pixels is not frame.pixels:
-            frame = Frame(pixels, frame.frame_id, frame.received_at_ns)
-        self._taker.offer(role, frame)
-        self._newest[role] = frame
-        self._previews[role].show(frame)
+        fitted = with_pixels(frame, fit_frame(frame.pixels, *self._taker.size, config))
+        if fitted is None:
+            return  # its source has written over it already: the next one is here
+        self._taker.offer(role, fitted)
+        self._newest[role] = fitted
+        self._previews[role].show(fitted)
 
     def newest_input(self) -> Frame | None:
-        """The main input's newest frame, as the engine gets it."""
+        """The main input's newest frame, as the engine gets it; perhaps lent."""
         return self._newest.get("main")
 
     def waiting_card(self, width: int, height: int, number: int) -> np.ndarray:
@@ -115,10 +116,15 @@ class TextureDesk:
         """The picture for ``hold.action``, or None for black."""
         if action == "image":
             return self.hold_image.at(width, height)
-        newest = self.newest_input()
-        if action != "input" or newest is None:
+        if action != "input":
             return None
-        return fit_frame(newest.pixels, width, height, _AS_IS)
+        newest = self.newest_input()
+        owned = newest.own() if newest is not None else None
+        if owned is not None:
+            self._fallback_input = owned
+        if self._fallback_input is None:
+            return None
+        return fit_frame(self._fallback_input.pixels, width, height, _AS_IS)
 
     def preview(self, role: Role) -> Frame | None:
         return self._previews[role].look() if role in self._previews else None

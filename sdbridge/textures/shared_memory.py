@@ -18,8 +18,8 @@ import re
 import sys
 import time
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -114,10 +114,17 @@ class FrameReader:
 
     def read(self, timeout_s: float = 0.0) -> Frame | None:
         """A frame not read before, waiting up to ``timeout_s``; None if none came."""
+        return self._wait(SharedSlot.take, timeout_s)
+
+    def lend(self, timeout_s: float = 0.0) -> Frame | None:
+        """``read`` without a copy: the pixels lie where the writer put them, with a loan (``frame.py``)."""
+        return self._wait(SharedSlot.lend, timeout_s)
+
+    def _wait(self, look: Callable[[SharedSlot], Frame | None], timeout_s: float) -> Frame | None:
         end = self.clock.now_ns() + int(timeout_s * 1e9)
         while True:
             now = self.clock.now_ns()
-            frame = self._slot.take() if self._slot is not None else None
+            frame = look(self._slot) if self._slot is not None else None
             if frame is not None:
                 self._last_frame_ns = now
                 return frame
@@ -193,12 +200,17 @@ class Receiver(stub.Receiver):
         self._reader = FrameReader(self.name, self.clock)
 
     def receive(self, timeout_s: float) -> np.ndarray | None:
-        frame = self._reader.read(timeout_s) if self._reader is not None else None
-        if frame is None:
-            return None
-        self._last_frame_ns = self.clock.now_ns()
-        self._size = (frame.width, frame.height)
-        return frame.pixels
+        frame = self._noted(self._reader.read(timeout_s) if self._reader is not None else None)
+        return frame.pixels if frame is not None else None
+
+    def lend(self, timeout_s: float) -> Frame | None:
+        return self._noted(self._reader.lend(timeout_s) if self._reader is not None else None)
+
+    def _noted(self, frame: Frame | None) -> Frame | None:
+        if frame is not None:
+            self._last_frame_ns = self.clock.now_ns()
+            self._size = (frame.width, frame.height)
+        return frame
 
     @property
     def connected(self) -> bool:
@@ -230,6 +242,8 @@ class SharedMemorySenderOptions:
 
 class Sender(stub.Sender):
     """Writes each frame where ``FrameReader`` finds it."""
+
+    takes_loans = True
 
     def __init__(self, name: str, options: Mapping[str, stub.Option]) -> None:
         super().__init__(name, options)
@@ -274,9 +288,9 @@ class Sender(stub.Sender):
 
         scale = min(self._chosen.max_width / frame.width, self._chosen.max_height / frame.height)
         width, height = max(1, int(frame.width * scale)), max(1, int(frame.height * scale))
-        return Frame(
-            resize(frame.pixels, width, height), frame.frame_id, frame.received_at_ns, frame.revision
-        )
+        smaller = resize(frame.pixels, width, height)
+        # Still with its loan: if that is broken now, the copy of what was made from it is thrown away too.
+        return replace(frame, pixels=smaller)
 
 
 def _writer_lives(block: str) -> bool:

@@ -56,6 +56,15 @@ class Receiver:
         """
         return None
 
+    def lend(self, timeout_s: float) -> Frame | None:
+        """``receive`` for the bridge, which numbers and stamps the frame itself.
+
+        A backend whose frames lie in memory that others write too may show them there, with a loan
+        (``sdbridge/frame.py``); the others leave this as it is.
+        """
+        pixels = self.receive(timeout_s)
+        return None if pixels is None else Frame(pixels, 0, 0)
+
     @property
     def connected(self) -> bool:
         """Whether a source is delivering now."""
@@ -80,6 +89,9 @@ class Receiver:
 
 class Sender:
     """Offers frames under one name, the same for the whole show."""
+
+    #: Whether ``send`` takes frames that are lent: read within the call, thrown away if the loan broke.
+    takes_loans = False
 
     def __init__(self, name: str, options: Mapping[str, Option]) -> None:
         self.name = name

@@ -136,16 +136,17 @@ class ReceiveThread(_TextureThread):
 
     def _step(self) -> None:
         assert self._receiver is not None
-        pixels = self._receiver.receive(0.1)
-        if pixels is None:
+        given = self._receiver.lend(0.1)
+        if given is None:
             return
         now = self._clock.now_ns()
         try:
-            pixels = check_pixels(np.asarray(pixels))
+            pixels = check_pixels(np.asarray(given.pixels))
+            loan = given.loan if pixels is given.pixels else None
             self.frames += 1
             self.meter.count(now)
             self._size = (pixels.shape[1], pixels.shape[0])
-            self._on_frame(self.role, Frame(pixels, self.frames, now))
+            self._on_frame(self.role, Frame(pixels, self.frames, now, loan=loan))
         except SdbridgeError as error:
             self._fault(error)  # a bad frame is left out; the receiver stays open
 
@@ -164,6 +165,17 @@ class ReceiveThread(_TextureThread):
             height=self._size[1],
             fps=self.meter.rate(self._clock.now_ns()),
         )
+
+
+def with_pixels(frame: Frame, pixels: np.ndarray) -> Frame | None:
+    """``frame`` with ``pixels`` that were made of its own; None if those were lent and changed meanwhile."""
+    if pixels is frame.pixels:
+        return frame
+    if frame.loan is None:
+        return replace(frame, pixels=pixels)
+    if np.may_share_memory(pixels, frame.pixels):  # a cut-out
+        pixels = pixels.copy()
+    return replace(frame, pixels=pixels, loan=None) if frame.loan.whole() else None
 
 
 Fit = Callable[..., np.ndarray]
@@ -210,16 +222,27 @@ class SendThread(_TextureThread):
         outgoing = self.slot.take(0.5)
         if outgoing is None:
             return
-        frame = outgoing.frame
-        alpha_from = outgoing.input.pixels if outgoing.input is not None else None
-        pixels = self._fit(frame.pixels, self.config.width, self.config.height, self.config, alpha_from)
-        if pixels is not frame.pixels:
-            frame = replace(frame, pixels=pixels)
+        frame: Frame | None = outgoing.frame
+        if not self._sender.takes_loans:
+            frame = outgoing.frame.own()
+        if frame is not None:
+            frame = self._fitted(frame, outgoing.input)
+        if frame is None:
+            return  # lent and gone before we came to it: a newer one is there
         self._size = (frame.width, frame.height)
         self._sender.send(frame, outgoing.about)
         self.frames += 1
         self.meter.count(self._clock.now_ns())
         self._on_sent(self, outgoing)
+
+    def _fitted(self, frame: Frame, source: Frame | None) -> Frame | None:
+        """The frame in this output's shape; None if it was lent and changed under our hands."""
+        alpha: Frame | None = None
+        if self.config.alpha == "input" and source is not None:
+            alpha = source.own()
+        alpha_from = alpha.pixels if alpha is not None else None
+        pixels = self._fit(frame.pixels, self.config.width, self.config.height, self.config, alpha_from)
+        return with_pixels(frame, pixels)
 
     def _close(self) -> None:
         if self._sender is not None:

@@ -28,8 +28,8 @@ OPTIONAL = {
     "pyvirtualcam",
     "aiortc",
 }
-#: What a sender need not say, since the stub's answer is right for it.
-INHERITED = {"mounts", "receivers", "__enter__", "__exit__"}
+#: What a backend need not say, since the stub's answer is right for it.
+INHERITED = {"lend", "mounts", "receivers", "__enter__", "__exit__"}
 
 
 def class_tree(place: str) -> tuple[ast.Module, ast.ClassDef]:
