@@ -50,6 +50,7 @@ class Progress:
             foreach=True if self.on_gpu else None,
         )
         self.step, self.spent = 0, 0.0
+        self.warm_from = 0  # the rate rises from here on: the optimizer's moments begin here
         self.folder.mkdir(parents=True, exist_ok=True)
         if all(self.path(f"weights_{name}").exists() for name in modules):
             self._load()
@@ -80,7 +81,7 @@ class Progress:
 
     def set_rate(self) -> None:
         """The warmed-up cosine rate of the coming step."""
-        warm = min(1.0, (self.step + 1) / 100)
+        warm = min(1.0, (self.step - self.warm_from + 1) / 100)
         rate = self.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.done)))
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], torch.Tensor):
@@ -167,6 +168,7 @@ class Progress:
             for name, module in self.averaged.items():
                 module.load_state_dict(named_as(module, part_of(halves, name)))
         if not self.path("moments").exists():
+            self.warm_from = self.step
             return
         moments = torch.load(self.path("moments"), map_location="cpu", weights_only=True)
         for parameter, square in zip(self.parameters, moments, strict=True):

@@ -51,7 +51,8 @@ def run(s: Settings, deadline: float, variant: str = "") -> bool:
     unet = build_unet(s).to(s.device, memory_format=torch.channels_last)
     train_with_plain_attention(unet, s.device)
     text = build_text_encoder(s, tokenizer).to(s.device)
-    if not (load_averaged(s, "unet", "unet", unet) and load_averaged(s, "unet", "text", text)):
+    begun = (s.checkpoints / "distill.averaged.pt").exists()  # then the stage's own files are taken
+    if not begun and not (load_averaged(s, "unet", "unet", unet) and load_averaged(s, "unet", "text", text)):
         raise SystemExit("no trained UNet in the work folder: run the unet stage first")
     critic = Critic(s.latent_channels, len(MATERIALS), len(PALETTES)).to(
         s.device, memory_format=torch.channels_last
