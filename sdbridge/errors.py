@@ -40,7 +40,7 @@ _kind(
 )
 _kind("SDB-TENSORRT-LOAD", "It is built anew by sdbridge build; compile runs meanwhile.")
 _kind("SDB-TENSORRT-RUN", "Build for this size with sdbridge build; compile runs meanwhile.")
-_kind("SDB-TENSORRT-REFIT", "The LoRA is left as it was; acceleration compile takes it.")
+_kind("SDB-TENSORRT-REFIT", "The UNet runs by compile instead, with the LoRA in it.")
 
 # --- configuration and start-up ---
 _kind("SDB-CONFIG-INVALID", "Mend the lines named above.", "Started in safe mode on the demo's defaults.")

@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -156,11 +158,10 @@ def _run_workshop(
     said: dict[str, Any] = {}
     with (work / "log").open("wb") as errors:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
+        threading.Thread(target=_end_when, args=(process, cancelled), daemon=True).start()
         try:
             assert process.stdout is not None
             for line in _lines(process.stdout):
-                if cancelled():
-                    raise SdbridgeError("SDB-TENSORRT-BUILD", f"building {part} was cancelled")
                 if "progress" in line:
                     on_progress(Progress(**line["progress"]))
                 else:
@@ -172,11 +173,21 @@ def _run_workshop(
             for end in (process.stdin, process.stdout):
                 if end is not None:
                     end.close()
+    if cancelled():
+        raise SdbridgeError("SDB-TENSORRT-BUILD", f"building {part} was cancelled")
     if "names" not in said:
         tail = (work / "log").read_text(errors="replace").strip().splitlines()[-1:]
         why = said.get("error") or f"exit code {process.returncode} {' '.join(tail)[:200]}"
         raise SdbridgeError("SDB-TENSORRT-BUILD", f"building {part} failed: {why}")
     return tuple(WeightName(**entry) for entry in said["names"])
+
+
+def _end_when(process: subprocess.Popen[bytes], cancelled: Callable[[], bool]) -> None:
+    """End the workshop soon after ``cancelled``; it is silent for a minute while it exports."""
+    while process.poll() is None:
+        if cancelled():
+            process.kill()
+        time.sleep(0.2)
 
 
 def _lines(stream: IO[bytes]) -> Any:
