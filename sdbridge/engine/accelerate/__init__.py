@@ -50,6 +50,14 @@ class Acceleration(Protocol):
         """The way back; the picture may leave -1..1 a little."""
         ...
 
+    def run_encode_rgba(self, rgba: Tensor) -> Tensor:
+        """``run_encode`` of uint8 ``[F, H, W, 4]``, whose alpha is left out."""
+        ...
+
+    def run_decode_rgba(self, latent: Tensor) -> Tensor:
+        """``run_decode``, rounded to uint8 ``[F, H, W, 4]`` with alpha 255."""
+        ...
+
     def wrap(self, run: TensorCall, name: str) -> TensorCall:
         """A call of another network on tensors (a ControlNet) as this acceleration runs it."""
         ...

@@ -46,8 +46,11 @@ class Compiled:
         self._said: set[str] = set()
         self._graphs: OrderedDict[Key, CudaGraph] = OrderedDict()
         self._denoise: Key | None = None
-        self._encode: Key | None = None
-        self._decode: Key | None = None
+        self._size = (0, 0, 0)
+        self._times_at: Key = ()  # what the time projections below were made of
+        self._times_of: tuple[Tensor, ...] = ()
+        self._times_now = torch.zeros(0)
+        self._tiny: dict[str, TensorCall] | None = None
         self._attention = [
             (name, module) for name, module in model.unet.named_modules() if hasattr(module, "processor")
         ]
@@ -65,8 +68,27 @@ class Compiled:
 
             self._fast = TritonOps()
             self._beside = BesideTheStream(model.device)
+            self._tiny = self._tiny_vae()
         else:
             self._say(f"our own kernels rest: {why or 'the UNet is not packed'}")
+
+    def _tiny_vae(self) -> dict[str, TensorCall] | None:
+        """The four ways through the tiny VAE on our own kernels, where they know it."""
+        from sdbridge.engine.accelerate.kernels import tiny_vae
+
+        model = self._model
+        able, why = tiny_vae.supports(model.vae)
+        if not able or model.vae_dtype != torch.float16:
+            self._say(f"the VAE runs on PyTorch's operations: {why if not able else model.vae_dtype}")
+            return None
+        encoder = tiny_vae.TinyEncoder(model.vae, model.latent_scale, model.latent_shift)
+        decoder = tiny_vae.TinyDecoder(model.vae, model.latent_scale, model.latent_shift)
+        return {
+            "encode": encoder,
+            "encode_rgba": encoder,
+            "decode": decoder,
+            "decode_rgba": lambda latent: decoder(latent, rgba=True),
+        }
 
     # --- getting ready ---
 
@@ -77,35 +99,68 @@ class Compiled:
             self._say(f"the UNet runs operation by operation: {why}")
             return
         names, tensors = _flat(call)
-        packed = self._packed if self._packed is not None and not PackedUnet.fits(call) else None
-        key: Key = ("unet", names, packed is None, *_shapes(tensors))
+        packs = self._packs(call)
+        key: Key = ("unet", names, packs, *_shapes(tensors))
         self._denoise = key
         if key in self._graphs:
             self._graphs.move_to_end(key)
             return
-
-        def run(*given: Tensor) -> Tensor:
-            again = _unflat(call, names, given)
-            return self._eager.run_denoise(again) if packed is None else packed.run(again)
-
-        self._add(key, run, tensors)
-        fast = self._fast
-        if packed is not None and fast is not None:
-            self._improve(key, lambda *given: packed.run(_unflat(call, names, given), fast), tensors)
+        if packs:
+            self._prepare_packed(key, call, names, tensors)
+        else:
+            self._add(key, lambda *given: self._eager.run_denoise(_unflat(call, names, given)), tensors)
         self._drop_oldest("unet", _KEPT_GRAPHS)
+
+    def _packs(self, call: UnetCall) -> bool:
+        return self._packed is not None and not PackedUnet.fits(call)
+
+    def _prepare_packed(
+        self, key: Key, call: UnetCall, names: tuple[str, ...], tensors: tuple[Tensor, ...]
+    ) -> None:
+        """The time projections have a graph of their own: they change with the steps, not with the frame."""
+        packed, fast = self._packed, self._fast
+        assert packed is not None
+        time_names, time_tensors = _time_inputs(call)
+        time_key: Key = ("times", time_names, *_shapes(time_tensors))
+        if time_key not in self._graphs:
+            self._add(time_key, lambda *given: packed.times(_at_times(call, time_names, given)), time_tensors)
+            self._drop_oldest("times", _KEPT_GRAPHS)
+        self._times_at = ()
+        with torch.inference_mode():
+            both = (*tensors, packed.times(call))
+        self._add(key, lambda *given: packed.run(_unflat(call, names, given[:-1]), times=given[-1]), both)
+        if fast is not None:
+
+            def faster(*given: Tensor) -> Tensor:
+                return packed.run(_unflat(call, names, given[:-1]), fast, given[-1])
+
+            self._improve(key, faster, both)
 
     def prepare_pictures(self, frames: int, height: int, width: int) -> None:
         model, per = self._model, self._model.pixels_per_latent
-        self._encode, self._decode = ("encode", frames, height, width), ("decode", frames, height, width)
-        if self._encode in self._graphs:
+        self._size = (frames, height, width)
+        if ("encode", *self._size) in self._graphs:
             return
-        image = torch.zeros(frames, 3, height, width, device=model.device, dtype=torch.float32)
-        size = (frames, model.latent_channels, height // per, width // per)
-        latent = torch.zeros(size, device=model.device, dtype=torch.float32)
-        self._add(self._encode, self._eager.run_encode, (image,))
-        self._add(self._decode, self._eager.run_decode, (latent,))
-        self._drop_oldest("encode", _KEPT_SIZES)
-        self._drop_oldest("decode", _KEPT_SIZES)
+        device = model.device
+        image = torch.zeros(frames, 3, height, width, device=device)
+        rgba = torch.zeros(frames, height, width, 4, dtype=torch.uint8, device=device)
+        latent = torch.zeros(frames, model.latent_channels, height // per, width // per, device=device)
+        eager, given = (
+            self._eager,
+            {"encode": image, "encode_rgba": rgba, "decode": latent, "decode_rgba": latent},
+        )
+        plain: dict[str, TensorCall] = {
+            "encode": eager.run_encode,
+            "encode_rgba": eager.run_encode_rgba,
+            "decode": eager.run_decode,
+            "decode_rgba": eager.run_decode_rgba,
+        }
+        for kind in ("encode_rgba", "decode_rgba", "encode", "decode"):  # what most frames take comes first
+            key: Key = (kind, *self._size)
+            self._add(key, plain[kind], (given[kind],))
+            if self._tiny is not None:
+                self._improve(key, self._tiny[kind], (given[kind],))
+            self._drop_oldest(kind, _KEPT_SIZES)
 
     def _add(self, key: Key, run: TensorCall, tensors: tuple[Tensor, ...]) -> None:
         """Capture now; where that fails, the call runs operation by operation."""
@@ -137,19 +192,40 @@ class Compiled:
 
     def run_denoise(self, call: UnetCall) -> Tensor:
         graph = self._graphs.get(self._denoise) if self._denoise is not None else None
-        return self._eager.run_denoise(call) if graph is None else graph.run(_flat(call)[1])
+        if graph is None:
+            return self._eager.run_denoise(call)
+        if self._packs(call):
+            return graph.run((*_flat(call)[1], self._times(call)))
+        return graph.run(_flat(call)[1])
+
+    def _times(self, call: UnetCall) -> Tensor:
+        """The time projections of this call; made again only when they may differ from the last ones."""
+        assert self._packed is not None
+        names, tensors = _time_inputs(call)
+        at: Key = (call.timesteps_host, names, *(id(tensor) for tensor in tensors[2:]))
+        if not call.timesteps_host or at != self._times_at:
+            key: Key = ("times", names, *_shapes(tensors))
+            graph = self._graphs.get(key)
+            self._times_now = self._packed.times(call) if graph is None else graph.run(tensors)
+            self._times_at = at
+            self._times_of = tensors  # kept alive, so that an id means the same tensor
+        return self._times_now
 
     def run_encode(self, image: Tensor) -> Tensor:
-        graph = self._picture(self._encode, image)
-        return self._eager.run_encode(image) if graph is None else graph.run((image,))
+        return self._picture("encode", image, self._eager.run_encode)
+
+    def run_encode_rgba(self, rgba: Tensor) -> Tensor:
+        return self._picture("encode_rgba", rgba, self._eager.run_encode_rgba)
 
     def run_decode(self, latent: Tensor) -> Tensor:
-        graph = self._picture(self._decode, latent)
-        return self._eager.run_decode(latent) if graph is None else graph.run((latent,))
+        return self._picture("decode", latent, self._eager.run_decode)
 
-    def _picture(self, key: Key | None, given: Tensor) -> CudaGraph | None:
-        graph = self._graphs.get(key) if key is not None else None
-        return graph if graph is not None and graph.takes(given) else None
+    def run_decode_rgba(self, latent: Tensor) -> Tensor:
+        return self._picture("decode_rgba", latent, self._eager.run_decode_rgba)
+
+    def _picture(self, kind: str, given: Tensor, plain: TensorCall) -> Tensor:
+        graph = self._graphs.get((kind, *self._size))
+        return plain(given) if graph is None or not graph.takes(given) else graph.run((given,))
 
     # --- the rest of the interface ---
 
@@ -158,7 +234,8 @@ class Compiled:
         return Replayed(run, name)
 
     def weights_changed(self) -> None:
-        """Replays read the tensors where they are, and the packed ones are the modules' own."""
+        """Replays read the tensors where they are; the time projections are made again for the next frame."""
+        self._times_at = ()
 
     def settled(self, timeout_s: float = 300.0) -> bool:
         """Wait until nothing better is under way; False if it still is. For builds and benchmarks."""
@@ -168,7 +245,8 @@ class Compiled:
         if self._beside is not None:
             self._beside.close()
         self._graphs.clear()
-        self._denoise = self._encode = self._decode = None
+        self._denoise = None
+        self._times_of = ()
 
     def _obstacle(self, call: UnetCall) -> str:
         """Why this call cannot be a graph, or ''."""
@@ -195,6 +273,28 @@ def _first_line(error: Exception) -> str:
 
 def _shapes(tensors: tuple[Tensor, ...]) -> Key:
     return tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors)
+
+
+def _time_inputs(call: UnetCall) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
+    """What time projections depend on: timesteps, rows and dtype (an empty sample), further conditions."""
+    found = [("timesteps", call.timesteps), ("sample", call.sample[:, :0])]
+    if call.timestep_cond is not None:
+        found.append(("timestep_cond", call.timestep_cond))
+    found += [(f"added.{name}", value) for name, value in sorted(call.added_cond.items())]
+    return tuple(name for name, _ in found), tuple(tensor for _, tensor in found)
+
+
+def _at_times(call: UnetCall, names: tuple[str, ...], tensors: tuple[Tensor, ...]) -> UnetCall:
+    """``call`` with other tensors, in the order of ``_time_inputs``."""
+    given = dict(zip(names, tensors, strict=True))
+    added = {name.removeprefix("added."): given[name] for name in names if name.startswith("added.")}
+    return replace(
+        call,
+        sample=given["sample"],
+        timesteps=given["timesteps"],
+        timestep_cond=given.get("timestep_cond"),
+        added_cond=added,
+    )
 
 
 def _flat(call: UnetCall) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sdbridge.engine.accelerate.replay import TensorCall
 from sdbridge.engine.image.load import LoadedModel
+from sdbridge.engine.image.pictures import from_rgba, to_rgba
 from sdbridge.engine.image.seams import UnetCall
 
 
@@ -56,6 +57,12 @@ class Eager:
         model = self._model
         given = (latent / model.latent_scale + model.latent_shift).to(model.vae_dtype)
         return model.vae.decode(given.contiguous(memory_format=self._format), return_dict=False)[0]
+
+    def run_encode_rgba(self, rgba: Tensor) -> Tensor:
+        return self.run_encode(from_rgba(rgba))
+
+    def run_decode_rgba(self, latent: Tensor) -> Tensor:
+        return to_rgba(self.run_decode(latent).float().add(1).mul(0.5))
 
     def wrap(self, run: TensorCall, name: str) -> TensorCall:
         """``run`` of another network as this acceleration runs it: as it is."""

@@ -162,25 +162,42 @@ class PackedUnet:
 
     # --- running ---
 
-    def run(self, call: UnetCall, ops: UnetOps | None = None) -> Tensor:
-        """The UNet's answer ``[B, C, h, w]``, in the call's dtype; by other operations if some are given."""
-        return _Pass(self, self._ops if ops is None else ops, call).run()
+    def run(self, call: UnetCall, ops: UnetOps | None = None, times: Tensor | None = None) -> Tensor:
+        """The UNet's answer ``[B, C, h, w]``, in the call's dtype; by other operations if some are given.
+
+        ``times`` is what ``times`` gave for these timesteps, where somebody kept it.
+        """
+        known = self.times(call) if times is None else times
+        return _Pass(self, self._ops if ops is None else ops, call, known).run()
+
+    def times(self, call: UnetCall) -> Tensor:
+        """Every ResNet's time projection, side by side: ``[B, sum of widths]``. Reads no text."""
+        unet = self._unet
+        timesteps = call.timesteps.expand(call.sample.shape[0])
+        frequencies = unet.time_proj(timesteps).to(call.sample.dtype)
+        embedding = unet.time_embedding(frequencies, call.timestep_cond)
+        if unet.config.addition_embed_type == "text_time":
+            pooled = call.added_cond["text_embeds"]
+            sizes = unet.add_time_proj(call.added_cond["time_ids"].flatten()).reshape(pooled.shape[0], -1)
+            embedding = embedding + unet.add_embedding(torch.cat([pooled, sizes], -1).to(embedding.dtype))
+        return functional.linear(functional.silu(embedding), self.time_weight, self.time_bias)
 
 
 class _Pass:
     """One forward pass: the packed weights, the operations, and what this call was given."""
 
-    def __init__(self, packed: PackedUnet, ops: UnetOps, call: UnetCall) -> None:
+    def __init__(self, packed: PackedUnet, ops: UnetOps, call: UnetCall, times: Tensor) -> None:
         self._unet = packed._unet
         self._packed = packed
         self._ops = ops
         self._call = call
+        self._times = times
         self._batch = int(call.sample.shape[0])
 
     def run(self) -> Tensor:
         unet, ops, call, batch = self._unet, self._ops, self._call, self._batch
         ops.begin(batch, call.sample.device)
-        times = self._times(call)
+        times = self._times
         text = ops.linear(call.encoder_hidden_states.flatten(0, 1), self._packed.text_weight)
         sample = Picture.of(call.sample)
         walk = _Walk(ops, self._convolved(sample, unet.conv_in), iter(call.down_residuals or ()))
@@ -225,18 +242,6 @@ class _Pass:
         done, _ = ops.settle(self._convolved(normed, unet.conv_out), None)
         return done.tensor()
 
-    def _times(self, call: UnetCall) -> Tensor:
-        """Every ResNet's time projection, side by side: ``[B, sum of widths]``."""
-        unet = self._unet
-        timesteps = call.timesteps.expand(call.sample.shape[0])
-        frequencies = unet.time_proj(timesteps).to(call.sample.dtype)
-        embedding = unet.time_embedding(frequencies, call.timestep_cond)
-        if unet.config.addition_embed_type == "text_time":
-            pooled = call.added_cond["text_embeds"]
-            sizes = unet.add_time_proj(call.added_cond["time_ids"].flatten()).reshape(pooled.shape[0], -1)
-            embedding = embedding + unet.add_embedding(torch.cat([pooled, sizes], -1).to(embedding.dtype))
-        return self._ops.linear(functional.silu(embedding), self._packed.time_weight, self._packed.time_bias)
-
     def _convolved(self, picture: Picture, conv: Any) -> Pending:
         return Pending(self._ops.conv(picture, conv), conv.bias)
 
@@ -267,11 +272,11 @@ class _Pass:
             key, value = text[:, packed.text].chunk(2, dim=-1)
             seen = ops.attention(query, key, value, batch, block.attn2.heads)
             out = block.attn2.to_out[0]
-            even = ops.residual_norm(hidden, seen, out.weight, out.bias, block.norm3)
             wide, narrow = block.ff.net[0].proj, block.ff.net[2]
+            even = ops.residual_norm(hidden, seen, out.weight, out.bias, block.norm3, narrow.bias)
             gated = ops.geglu(even, wide.weight, wide.bias)
             following = blocks[index + 1].norm1 if index + 1 < len(blocks) else None
-            even = ops.residual_norm(hidden, gated, narrow.weight, narrow.bias, following)
+            even = ops.residual_norm(hidden, gated, narrow.weight, None, following)
         raw = ops.linear(hidden, _matrix(model.proj_out.weight))
         return Pending(here.like(raw), model.proj_out.bias, (here,))
 

@@ -75,9 +75,18 @@ class UnetOps(Protocol):
     def layer_norm(self, rows: Tensor, norm: Any) -> Tensor: ...
 
     def residual_norm(
-        self, hidden: Tensor, rows: Tensor, weight: Tensor, bias: Tensor, norm: Any | None
+        self,
+        hidden: Tensor,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        norm: Any | None,
+        ahead: Tensor | None = None,
     ) -> Tensor:
-        """hidden += rows weight^T + bias, in place; gives the layer norm of it (hidden itself for None)."""
+        """hidden += rows weight^T + bias, in place; gives the layer norm of it (hidden itself for None).
+
+        ``ahead`` is a bias that hidden will want later: it is added after the norm has been taken.
+        """
         ...
 
     def geglu(self, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor: ...
@@ -133,10 +142,19 @@ class PlainOps:
         return functional.layer_norm(rows, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
     def residual_norm(
-        self, hidden: Tensor, rows: Tensor, weight: Tensor, bias: Tensor, norm: Any | None
+        self,
+        hidden: Tensor,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        norm: Any | None,
+        ahead: Tensor | None = None,
     ) -> Tensor:
         hidden.add_(functional.linear(rows, weight, bias))
-        return hidden if norm is None else self.layer_norm(hidden, norm)
+        normed = hidden if norm is None else self.layer_norm(hidden, norm)
+        if ahead is not None:
+            hidden.add_(ahead)
+        return normed
 
     def geglu(self, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         value, gate = functional.linear(rows, weight, bias).chunk(2, dim=-1)

@@ -21,9 +21,10 @@ SHARPEN_SIGMA = 1.5
 
 @dataclass
 class FinishedPicture:
-    """The last picture that went out, before upscaling: ``[F, 3, H, W]``, for feedback."""
+    """The last picture that went out, before upscaling: ``[F, 3, H, W]``, for feedback where it is wanted."""
 
     image: Tensor | None = None
+    wanted: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,15 @@ class ImageHooks(StreamExtension):
         for name, value in changes.items():
             if name != "post.upscale":
                 self._amounts[name] = float(value)
+        self._finished.wanted = self._amount("pre.feedback") > 0
         return ()
+
+    @property
+    def edits_input(self) -> bool:
+        return any(self._amount(name) > 0 for name in ("pre.feedback", "pre.blur", "pre.sharpen"))
+
+    def edits_output(self, luggage: Sequence[Any]) -> bool:
+        return any(luggage) or any(self._amount(name) > 0 for name in ("post.blur", "post.sharpen"))
 
     def _amount(self, name: str) -> float:
         return self._amounts.get(name, 0.0)
@@ -97,6 +106,9 @@ class Upscale(StreamExtension):
     def apply(self, changes: Mapping[str, Value]) -> tuple[Rejection, ...]:
         self._twice = changes.get("post.upscale", "2x" if self._twice else "off") == "2x"
         return ()
+
+    def edits_output(self, luggage: Sequence[Any]) -> bool:
+        return self._twice or self._finished.wanted
 
     def after_decode(self, image: Tensor, luggage: Sequence[Any]) -> Tensor:
         # Kept in range: what is fed back must not grow from frame to frame.

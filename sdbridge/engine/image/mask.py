@@ -124,6 +124,13 @@ class InpaintMask(StreamExtension):
 
     # --- one frame ---
 
+    @property
+    def edits_input(self) -> bool:
+        return self._source != "off"
+
+    def edits_output(self, luggage: Sequence[Any]) -> bool:
+        return any(one is not None and one.masked for one in luggage)
+
     def before_encode(self, image: Tensor, roles: RoleImages) -> Tensor:
         self._has_input = True  # only img2img encodes
         return image

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +19,9 @@ from sdbridge.engine.image.feedback import feed_back
 from sdbridge.engine.image.guidance import Guidance
 from sdbridge.engine.image.load import LoadedModel
 from sdbridge.engine.image.painting import Painting, as_generated, painting_of, same_again
-from sdbridge.engine.image.pictures import Handout, to_roles
+from sdbridge.engine.image.pictures import Handout, Roles, Staging
 from sdbridge.engine.image.prompt import Conditioning, PromptCache, PromptMixer
-from sdbridge.engine.image.seams import RoleImages, StreamExtension, UnetCall
+from sdbridge.engine.image.seams import StreamExtension, UnetCall
 from sdbridge.engine.image.seed import NoiseSource
 from sdbridge.engine.image.settings import StreamSettings
 from sdbridge.engine.image.similarity import SimilarityFilter
@@ -46,7 +47,9 @@ class Painter:
         self.skipped = 0
         self._clock = clock
         self._wait = wait_for_prompts
-        self._stream = StreamBatch(model)
+        self._staging = Staging(model.device)
+        self._aside = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
+        self._stream = StreamBatch(model, staging=self._staging)
         self._noise = NoiseSource()
         self._similarity = SimilarityFilter()
         self._bank = FeatureBank(model.unet)
@@ -193,23 +196,18 @@ class Painter:
         now_ns = self._clock.now_ns()
         self._refresh_noise(settings, now_ns)
         conditioning = self._mixer.at_frame_edge(now_ns * 1e-9, wait=self._wait)
-        roles: RoleImages = {}
-        if entries:
-            roles = to_roles(entries, self.model.device, settings.width, settings.height)
+        roles = Roles(entries or (), self._staging, settings.width, settings.height)
         entering = self._entering(entries, roles, settings, now_ns)
         leaving = self._step(entering, settings, conditioning)
         return None if leaving is None else self._decode(leaving, revision)
 
     def _entering(
-        self, entries: Sequence[Entry] | None, roles: RoleImages, settings: StreamSettings, now_ns: int
+        self, entries: Sequence[Entry] | None, roles: Roles, settings: StreamSettings, now_ns: int
     ) -> Entering:
         began = time.perf_counter()
         stream = self._stream
         if settings.mode == "img2img":
-            image = roles["main"][:, :3]
-            for extension in self.extensions:
-                image = extension.before_encode(image, roles)
-            source = self.encode(image)
+            source = self._encode_input(roles)
             latent = feed_back(source, self._last_latent, settings.feedback)
         else:
             shape = (settings.frames, self.model.latent_channels)
@@ -226,6 +224,17 @@ class Painter:
         )
         self._took("encode", began)
         return Entering(latent, source, tags, fills=settings.mode == "img2img")
+
+    def _encode_input(self, roles: Roles) -> Tensor:
+        """The main pictures' clean latents: straight from pixels where no extension wants to see those."""
+        editors = [extension for extension in self.extensions if extension.edits_input]
+        rgba = None if editors else roles.rgba("main")
+        if rgba is not None:
+            return self.acceleration.run_encode_rgba(rgba).to(self._stream.precision, copy=True)
+        image = roles["main"][:, :3]
+        for extension in editors:
+            image = extension.before_encode(image, roles)
+        return self.encode(image)
 
     def _names(
         self, entries: Sequence[Entry] | None, settings: StreamSettings, now_ns: int
@@ -274,16 +283,35 @@ class Painter:
     def _decode(self, leaving: Leaving, revision: int) -> Painting:
         began = time.perf_counter()
         self._last_latent = leaving.latent
-        image = self.acceleration.run_decode(leaving.latent).float().add(1).mul(0.5)
-        further: dict[Role, Tensor] = {}
-        for index, extension in enumerate(self.extensions):
-            luggage = tuple(tag.luggage[index] for tag in leaving.tags)
-            image = extension.after_decode(image, luggage)
-            further.update(extension.outputs(luggage))
-        handouts: dict[Role, Handout] = {"generated": Handout(image)}
+        luggage = [tuple(tag.luggage[index] for tag in leaving.tags) for index in range(len(self.extensions))]
+        carried = list(zip(self.extensions, luggage, strict=True))
+        further = {role: tensor for each, own in carried for role, tensor in each.outputs(own).items()}
+        if any(each.edits_output(own) for each, own in carried):
+            generated = self._edited(leaving.latent, carried)
+        else:
+            generated = self._decoded_aside(leaving.latent)
+        handouts: dict[Role, Handout] = {"generated": generated}
         handouts.update({role: Handout(tensor) for role, tensor in further.items()})
         self._took("decode", began)
         return self._give(painting_of(handouts, leaving.tags, revision))
+
+    def _edited(self, latent: Tensor, carried: Sequence[tuple[StreamExtension, Sequence[Any]]]) -> Handout:
+        if self._aside is not None:  # the decoder's buffers are shared
+            torch.cuda.current_stream(self.model.device).wait_stream(self._aside)
+        image = self.acceleration.run_decode(latent).float().add(1).mul(0.5)
+        for extension, own in carried:
+            image = extension.after_decode(image, own)
+        return Handout(image)
+
+    def _decoded_aside(self, latent: Tensor) -> Handout:
+        """Straight to pixels, on a stream beside: the next frame is encoded meanwhile."""
+        aside = self._aside
+        if aside is None:
+            return Handout(self.acceleration.run_decode_rgba(latent))
+        aside.wait_stream(torch.cuda.current_stream(self.model.device))
+        latent.record_stream(aside)
+        with torch.cuda.stream(aside):
+            return Handout(self.acceleration.run_decode_rgba(latent))
 
     # --- frames that are not processed ---
 

@@ -82,6 +82,7 @@ class UnetCall:
     intrablock_residuals            T2I-Adapter features
     cross_attention                 passed to attention processors (``cross_attention_kwargs``)
     timestep_cond                   ``[B, d]`` guidance embedding of fully distilled LCM models
+    timesteps_host                  the same numbers on the host; () where they are not known there
     """
 
     sample: Tensor
@@ -93,6 +94,7 @@ class UnetCall:
     intrablock_residuals: tuple[Tensor, ...] | None = None
     cross_attention: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
     timestep_cond: Tensor | None = None
+    timesteps_host: tuple[int, ...] = ()
 
 
 class ModelParts(Protocol):
@@ -159,6 +161,15 @@ class StreamExtension:
 
     def resized(self, width: int, height: int, frames: int) -> None:
         """The stream now runs at this size in pixels and with this many frames a step."""
+
+    @property
+    def edits_input(self) -> bool:
+        """Whether ``before_encode`` may change a picture now; where none does, pixels go in as they came."""
+        return type(self).before_encode is not StreamExtension.before_encode
+
+    def edits_output(self, luggage: Sequence[Any]) -> bool:
+        """Whether ``after_decode`` must see these frames' picture; else it goes to pixels at once."""
+        return type(self).after_decode is not StreamExtension.after_decode
 
     def before_encode(self, image: Tensor, roles: RoleImages) -> Tensor:
         """image ``[F, 3, H, W]`` 0..1, about to be encoded -> the image to encode instead."""

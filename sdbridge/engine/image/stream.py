@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from sdbridge.engine.image.guidance import Guidance, guide, to_noise_and_clean, virtual_noise
+from sdbridge.engine.image.pictures import Staging
 from sdbridge.engine.image.prompt import Conditioning
 from sdbridge.engine.image.schedule import StepPlan
 from sdbridge.engine.image.seams import Rows, StreamExtension, UnetCall
@@ -62,8 +63,11 @@ class Leaving:
 class StreamBatch:
     """Computes; decides nothing. One ``run`` is one UNet call."""
 
-    def __init__(self, model: Any, precision: torch.dtype | None = None) -> None:
+    def __init__(
+        self, model: Any, precision: torch.dtype | None = None, staging: Staging | None = None
+    ) -> None:
         """``precision`` of the sampler's own arithmetic: float32 (float64 for a float64 model)."""
+        self._staging = staging or Staging(model.device)
         self._model = model
         self._device = model.device
         self.precision = precision or (torch.float64 if model.dtype == torch.float64 else torch.float32)
@@ -114,10 +118,7 @@ class StreamBatch:
 
     def set_noise(self, noise: Tensor) -> None:
         """Noise ``[n, 4, h, w]`` for the steps; all F frames of a step share it, as they would one by one."""
-        host = noise.to(self.precision)
-        if self._device.type == "cuda":
-            host = host.pin_memory()  # so that the copy is queued and nothing waits
-        wide = host.to(self._device, non_blocking=True)
+        wide = self._staging.to_device(noise.to(self.precision).numpy())
         self._noise = wide if self._frames == 1 else wide.repeat_interleave(self._frames, dim=0)
 
     def run(
@@ -225,6 +226,8 @@ class StreamBatch:
         timestep_cond: Tensor | None,
     ) -> UnetCall:
         count = latents.shape[0]
+        assert self._plan is not None
+        host = tuple(t for t in self._plan.timesteps for _ in range(self._frames))
         sample = latents if extra == 0 else torch.cat([latents, latents[:extra]])
         timesteps = self._timesteps if extra == 0 else torch.cat([self._timesteps, self._timesteps[:extra]])
         tokens = conditioning.positive.tokens.expand(count, -1, -1)
@@ -241,6 +244,7 @@ class StreamBatch:
             encoder_hidden_states=tokens,
             added_cond={} if added_cond is None else added_cond(rows_pooled, count + extra),
             timestep_cond=None if timestep_cond is None else timestep_cond.expand(count + extra, -1),
+            timesteps_host=host + host[:extra],
         )
 
     def _luggage(self, extension: int) -> tuple[Any, ...]:

@@ -32,12 +32,16 @@ def norm(channels: int, groups: int = 4) -> torch.nn.GroupNorm:
     return made
 
 
-@pytest.mark.parametrize("rows", [1024, 8])  # one kernel, two kernels
+LIMITS = [(32768, 0), (0, 1024), (0, 8)]  # a group in registers, one kernel, two kernels
+
+
+@pytest.mark.parametrize("limits", LIMITS)
 @pytest.mark.parametrize("residuals", [0, 1, 2])
 @pytest.mark.parametrize("beside", ["", "skip", "skip and more"])
-def test_settle_joins_and_normalises(monkeypatch, rows: int, residuals: int, beside: str) -> None:
+def test_settle_joins_and_normalises(monkeypatch, limits, residuals: int, beside: str) -> None:
     torch.manual_seed(residuals)
-    monkeypatch.setattr(kernels, "ONE_KERNEL_ROWS", rows)
+    monkeypatch.setattr(kernels, "WHOLE_GROUP", limits[0])
+    monkeypatch.setattr(kernels, "ONE_KERNEL_ROWS", limits[1])
     pending = Pending(
         picture(20), torch.randn(20, device=DEVICE), tuple(picture(20) for _ in range(residuals))
     )
@@ -56,10 +60,11 @@ def test_settle_joins_and_normalises(monkeypatch, rows: int, residuals: int, bes
     assert error(joined.rows, PlainOps().settle(pending, None, False, skip, more)[0].rows) < 1e-6
 
 
-@pytest.mark.parametrize("rows", [1024, 8])
-def test_the_time_projection_is_added_before_the_norm(monkeypatch, rows: int) -> None:
+@pytest.mark.parametrize("limits", LIMITS)
+def test_the_time_projection_is_added_before_the_norm(monkeypatch, limits) -> None:
     torch.manual_seed(1)
-    monkeypatch.setattr(kernels, "ONE_KERNEL_ROWS", rows)
+    monkeypatch.setattr(kernels, "WHOLE_GROUP", limits[0])
+    monkeypatch.setattr(kernels, "ONE_KERNEL_ROWS", limits[1])
     wide = torch.randn(2, 50, device=DEVICE)
     given = picture(20)
     bias = torch.randn(20, device=DEVICE)
@@ -79,10 +84,18 @@ def test_a_residual_product_is_normalised_and_kept() -> None:
     module.weight.copy_(torch.rand(24))
     hidden, rows = torch.randn(13, 24, device=DEVICE), torch.randn(13, 40, device=DEVICE)
     weight, bias = torch.randn(24, 40, device=DEVICE), torch.randn(24, device=DEVICE)
-    for last in (module, None):
+    ahead = torch.randn(24, device=DEVICE)
+    cases = [
+        (module, bias, None),
+        (module, bias, ahead),
+        (None, None, None),
+        (None, bias, ahead),
+        (module, None, ahead),
+    ]
+    for last, first, later in cases:
         mine, theirs = hidden.clone(), hidden.clone()
-        found = TritonOps().residual_norm(mine, rows, weight, bias, last)
-        wanted = PlainOps().residual_norm(theirs, rows, weight, bias, last)
+        found = TritonOps().residual_norm(mine, rows, weight, first, last, later)
+        wanted = PlainOps().residual_norm(theirs, rows, weight, first, last, later)
         assert error(found, wanted) < 1e-5 and error(mine, theirs) < 1e-5
 
 

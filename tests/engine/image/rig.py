@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from sdbridge.engine.image.engine import ImageEngine
+from sdbridge.engine.image.painting import Painting
 from sdbridge.engine.image.seams import UnetCall
 from sdbridge.engine.image.seed import noise_of
+from sdbridge.engine.image.stream import Leaving
 from sdbridge.engine.interface import EngineConfig
 from sdbridge.frame import Chunk, Frame
 
@@ -58,19 +60,20 @@ class Rig:
         self._watch()
 
     def _watch(self) -> None:
-        acceleration = self.engine.painter.acceleration
-        denoise, decode = acceleration.run_denoise, acceleration.run_decode
+        painter = self.engine.painter
+        acceleration, decode = painter.acceleration, type(painter)._decode
+        denoise = acceleration.run_denoise
 
         def counting_denoise(call: UnetCall) -> Tensor:
             self.calls.append(call)
             return denoise(call)
 
-        def watching_decode(latent: Tensor) -> Tensor:
-            self.latents.append(latent)
-            return decode(latent)
+        def watching_decode(leaving: Leaving, revision: int) -> Painting:
+            self.latents.append(leaving.latent)
+            return decode(painter, leaving, revision)
 
         acceleration.run_denoise = counting_denoise  # type: ignore[method-assign]
-        acceleration.run_decode = watching_decode  # type: ignore[method-assign]
+        painter._decode = watching_decode  # type: ignore[method-assign]
 
     @property
     def model(self) -> Any:

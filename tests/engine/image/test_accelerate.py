@@ -110,7 +110,7 @@ class StandInGraph:
 def put_in(rig: Rig, acceleration: Compiled) -> None:
     """Let a loaded rig run on an acceleration that the device would not have chosen."""
     painter = rig.engine.painter
-    del painter.acceleration.run_denoise, painter.acceleration.run_decode
+    del painter.acceleration.run_denoise
     painter.acceleration = acceleration
     acceleration.prepare_pictures(1, 64, 64)
     painter._ready_for = ()

@@ -14,8 +14,10 @@ from torch import Tensor
 
 #: Fixed point: sums are exact to 2**-20; sums of squares may reach 8.8e12 (rms 14,000 over 40,960 values).
 _SCALE = tl.constexpr(1048576.0)
+#: Values of one group (rows times channels, both rounded up to a power of two) that one program holds.
+WHOLE_GROUP = 32768
 #: Pictures up to this many rows a batch entry are normalised by one program per group, in one kernel.
-ONE_KERNEL_ROWS = 1024
+ONE_KERNEL_ROWS = 256
 
 
 @triton.jit
@@ -159,9 +161,44 @@ def _one_kernel(
 
 
 @triton.jit
+def _whole_kernel(
+    raw, bias, shift, res1, res2, skip, skip_more, out, gamma, beta, y, c1, c2, eps, shift_stride,
+    hw: tl.constexpr, group: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_SHIFT: tl.constexpr, HAS_RES1: tl.constexpr, HAS_RES2: tl.constexpr,
+    HAS_SKIP: tl.constexpr, HAS_MORE: tl.constexpr, WRITE: tl.constexpr, SILU: tl.constexpr,
+    BR: tl.constexpr, GP: tl.constexpr,
+):  # fmt: skip
+    """As ``_one_kernel``, with the whole group in registers: read once, all loads in flight together."""
+    batch = tl.program_id(1)
+    lane = tl.arange(0, GP)[None, :]
+    channel = tl.program_id(0) * group + lane
+    channels = c1 + c2
+    inside = tl.arange(0, BR)[:, None]
+    row = batch * hw + inside
+    mask = (inside < hw) & (lane < group)
+    x = _joined(
+        raw, bias, shift, res1, res2, skip, skip_more, row, channel, batch, c1, c2, shift_stride, mask,
+        HAS_BIAS, HAS_SHIFT, HAS_RES1, HAS_RES2, HAS_SKIP, HAS_MORE,
+    )  # fmt: skip
+    if WRITE:
+        tl.store(out + row * channels + channel, x.to(out.dtype.element_ty), mask=mask)
+    x = tl.where(mask, x.to(y.dtype.element_ty).to(tl.float32), 0.0)
+    count = hw * group
+    mean = tl.sum(tl.sum(x, 1), 0) / count
+    centred = tl.where(mask, x - mean, 0.0)
+    variance = tl.sum(tl.sum(centred * centred, 1), 0) / count
+    real = lane < group
+    scale = tl.load(gamma + channel, mask=real, other=0.0).to(tl.float32) * tl.rsqrt(variance + eps)
+    value = centred * scale + tl.load(beta + channel, mask=real, other=0.0).to(tl.float32)
+    if SILU:
+        value = value / (1.0 + tl.exp(-value))
+    tl.store(y + row * channels + channel, value.to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def _layer_norm_kernel(
-    hidden, bias, gamma, beta, y, rows, width, eps,
-    HAS_BIAS: tl.constexpr, NORM: tl.constexpr, BR: tl.constexpr, CP: tl.constexpr,
+    hidden, bias, ahead, gamma, beta, y, rows, width, eps,
+    HAS_BIAS: tl.constexpr, HAS_AHEAD: tl.constexpr, NORM: tl.constexpr, BR: tl.constexpr, CP: tl.constexpr,
 ):  # fmt: skip
     row = (tl.program_id(0) * BR + tl.arange(0, BR))[:, None]
     lane = tl.arange(0, CP)[None, :]
@@ -170,6 +207,10 @@ def _layer_norm_kernel(
     x = tl.load(hidden + at, mask=mask, other=0.0).to(tl.float32)
     if HAS_BIAS:
         x += tl.load(bias + lane, mask=lane < width, other=0.0).to(tl.float32)
+    if HAS_AHEAD:
+        later = x + tl.load(ahead + lane, mask=lane < width, other=0.0).to(tl.float32)
+        tl.store(hidden + at, later.to(hidden.dtype.element_ty), mask=mask)
+    elif HAS_BIAS:
         tl.store(hidden + at, x.to(hidden.dtype.element_ty), mask=mask)
     if NORM:
         mean = tl.sum(x, 1)[:, None] / width
@@ -253,12 +294,17 @@ def join_norm(
     beside = (raw if skip is None else skip, raw if skip_more is None else skip_more)
     out = torch.empty(rows, channels, dtype=raw.dtype, device=raw.device) if write else raw
     y = torch.empty(rows, channels, dtype=raw.dtype, device=raw.device)
+    lanes, whole = _power(group), _power(hw) * _power(group)
+    if whole <= WHOLE_GROUP:
+        _whole_kernel[(groups, batch)](
+            *given, *beside, out, gamma, beta, y, c1, c2, eps, stride, hw=hw, group=group,
+            **flags, SILU=silu, BR=_power(hw), GP=lanes, num_warps=max(4, min(16, whole // 1024)),
+        )  # fmt: skip
+        return out, y
     if hw <= ONE_KERNEL_ROWS:
-        lanes = _power(group)
-        height = max(1, min(_power(hw), 4096 // lanes))
         _one_kernel[(groups, batch)](
             *given, *beside, out, gamma, beta, y, c1, c2, eps, stride, hw=hw, group=group,
-            **flags, SILU=silu, BR=height, GP=lanes, num_warps=8,
+            **flags, SILU=silu, BR=max(1, min(_power(hw), 4096 // lanes)), GP=lanes, num_warps=8,
         )  # fmt: skip
         return out, y
     height, columns = _tile(hw, channels)
@@ -301,19 +347,26 @@ def join(
 
 
 def layer_norm(
-    hidden: Tensor, gamma: Tensor, beta: Tensor, eps: float, bias: Tensor | None = None, norm: bool = True
+    hidden: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    eps: float,
+    bias: Tensor | None = None,
+    ahead: Tensor | None = None,
+    norm: bool = True,
 ) -> Tensor:
-    """The layer norm of ``hidden`` ``[rows, C]`` (+ ``bias``, which is then written to hidden in place).
+    """The layer norm of ``hidden`` ``[rows, C]`` + ``bias``; hidden becomes hidden + bias + ahead, in place.
 
-    Without ``norm`` only the bias is added and hidden comes back.
+    Without ``norm`` only the biases are added and hidden comes back.
     """
     rows, width = hidden.shape
     lanes = _power(width)
     height = max(1, min(8, 2048 // lanes))
     y = torch.empty_like(hidden) if norm else hidden
     _layer_norm_kernel[(triton.cdiv(rows, height),)](
-        hidden, hidden if bias is None else bias, gamma, beta, y, rows, width, eps,
-        HAS_BIAS=bias is not None, NORM=norm, BR=height, CP=lanes, num_warps=4,
+        hidden, hidden if bias is None else bias, hidden if ahead is None else ahead, gamma, beta, y, rows,
+        width, eps, HAS_BIAS=bias is not None, HAS_AHEAD=ahead is not None, NORM=norm, BR=height, CP=lanes,
+        num_warps=4,
     )  # fmt: skip
     return y
 

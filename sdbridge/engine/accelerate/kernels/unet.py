@@ -97,12 +97,20 @@ class TritonOps(PlainOps):
         return kernels.layer_norm(rows, norm.weight, norm.bias, norm.eps)
 
     def residual_norm(
-        self, hidden: Tensor, rows: Tensor, weight: Tensor, bias: Tensor, norm: Any | None
+        self,
+        hidden: Tensor,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        norm: Any | None,
+        ahead: Tensor | None = None,
     ) -> Tensor:
         hidden.addmm_(rows, weight.t())
-        if norm is None:
-            return kernels.layer_norm(hidden, bias, bias, 0.0, bias, norm=False)
-        return kernels.layer_norm(hidden, norm.weight, norm.bias, norm.eps, bias)
+        if norm is not None:
+            return kernels.layer_norm(hidden, norm.weight, norm.bias, norm.eps, bias, ahead)
+        if bias is not None or ahead is not None:
+            kernels.layer_norm(hidden, weight, weight, 0.0, bias, ahead, norm=False)
+        return hidden
 
     def geglu(self, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return kernels.gate(functional.linear(rows, weight), bias)
@@ -121,10 +129,18 @@ class FusedOps(TritonOps):
         return products.linear(rows, weight, bias, pick=self._pick)
 
     def residual_norm(
-        self, hidden: Tensor, rows: Tensor, weight: Tensor, bias: Tensor, norm: Any | None
+        self,
+        hidden: Tensor,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        norm: Any | None,
+        ahead: Tensor | None = None,
     ) -> Tensor:
         products.linear(rows, weight, bias, residual=hidden, out=hidden, pick=self._pick)
-        return hidden if norm is None else self.layer_norm(hidden, norm)
+        if norm is not None:
+            return kernels.layer_norm(hidden, norm.weight, norm.bias, norm.eps, None, ahead)
+        return hidden if ahead is None else hidden.add_(ahead)
 
     def geglu(self, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return products.linear_geglu(rows, weight, bias, pick=self._pick)
