@@ -23,10 +23,10 @@ def measure_parts(drive: Drive, ticks: int) -> dict[str, float]:
     clock = _Events() if engine.model.device.type == "cuda" else _Host()
     with ExitStack() as stack:
         for part, owner, name in (
-            ("upload", painter_module, "to_roles"),
-            ("encode", acceleration, "run_encode"),
+            ("upload", engine.painter._staging, "to_device"),
+            ("encode", acceleration, "run_encode_rgba"),
             ("denoise", acceleration, "run_denoise"),
-            ("decode", acceleration, "run_decode"),
+            ("decode", acceleration, "run_decode_rgba"),
             ("download", painter_module, "Handout"),
         ):
             if hasattr(owner, name):

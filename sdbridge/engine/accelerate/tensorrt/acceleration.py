@@ -26,6 +26,7 @@ from sdbridge.engine.accelerate.tensorrt.obtain import obtain_engine
 from sdbridge.engine.accelerate.tensorrt.order import Order, ranges_for
 from sdbridge.engine.accelerate.tensorrt.runtime import BuiltEngine, current_cuda_stream
 from sdbridge.engine.image.load import LoadedModel
+from sdbridge.engine.image.pictures import from_rgba, to_rgba
 from sdbridge.engine.image.seams import UnetCall
 from sdbridge.engine.interface import Progress
 from sdbridge.errors import SdbridgeError
@@ -205,6 +206,12 @@ class TensorRT:
             if found is not None:
                 return found
         return self._without.run_decode(latent)
+
+    def run_encode_rgba(self, rgba: Tensor) -> Tensor:
+        return self.run_encode(from_rgba(rgba))
+
+    def run_decode_rgba(self, latent: Tensor) -> Tensor:
+        return to_rgba(self.run_decode(latent).float().add(1).mul(0.5))
 
     def _try(self, part: _Part, tensors: Mapping[str, Tensor], output: str) -> Tensor | None:
         """The engine's answer; None once it has failed, and from then on."""
