@@ -41,6 +41,7 @@ CASES: tuple[BenchCase, ...] = (
     # At true size with random weights: these want a GPU.
     BenchCase("sd-turbo", "SD-Turbo, 1 step, 512x512", "sdbridge.bench.image:sd_turbo", "true-size"),
     BenchCase("sd-turbo-process", "slot to slot", "sdbridge.bench.process:sd_turbo_process", "true-size"),
+    BenchCase("sd-turbo-start", "cold and second start", "sdbridge.bench.start:sd_turbo_start", "true-size"),
     BenchCase("sd-turbo-4", "the same, frame batch 4", "sdbridge.bench.image:sd_turbo_batch4", "true-size"),
     BenchCase("sd15-lcm", "SD 1.5, LCM, stream batch 4", "sdbridge.bench.image:sd15_lcm", "true-size"),
     BenchCase("sd15-lcm-self", "with guidance self", "sdbridge.bench.image:sd15_lcm_self", "true-size"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sdbridge.bench import image, process
+from sdbridge.bench import image, process, start
 from sdbridge.bench.compare import compare_with_eager, picks, psnr_db
 from sdbridge.bench.drive import Drive, Recipe
 from sdbridge.engine.image.engine import ImageEngine
@@ -51,6 +51,14 @@ def test_the_process_case_says_what_the_process_adds(folder: Path, monkeypatch: 
     found = process.sd_turbo_process(seconds=0.3, model=folder, side=64)
     assert found["more_ms"] == found["median_ms"] - found["alone_median_ms"]
     assert found["latency_ms"] > 0 and not found["faults"]
+
+
+def test_the_start_case_starts_twice(folder: Path) -> None:
+    found = start.sd_turbo_start(model=folder, side=64)
+    for name in ("cold", "second"):
+        assert 0 < found[f"{name}_imported_s"] < found[f"{name}_loaded_s"] < found[f"{name}_first_frame_s"]
+        assert found[f"{name}_first_frame_s"] <= found[f"{name}_full_speed_s"]
+        assert found[f"{name}_jump_db"] == 99.0
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,108 @@
+"""How long a start takes: the first with nothing prepared, and the second with what the first one left."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sdbridge.bench.drive import Drive, Recipe, is_building, until_settled
+from sdbridge.bench.image import ONE_STEP, small_or_true, true_size
+from sdbridge.engine.interface import EngineConfig
+from sdbridge.errors import SdbridgeError
+
+Figures = Mapping[str, object]
+TIMEOUT_S = 280.0
+AFTER_FRAMES = 200
+
+
+def sd_turbo_start(seconds: float = 10.0, **options: Any) -> Figures:
+    """SD-Turbo from its files, twice, each in a new process: first frame, full speed, and what is seen."""
+    config = true_size("sd-turbo", options, on_disk=True)
+    side = small_or_true(options, ONE_STEP).width
+    figures: dict[str, object] = {}
+    with tempfile.TemporaryDirectory(prefix="sdb-start-") as home:
+        for name in ("cold", "second"):
+            found = _start(config, side, Path(home))
+            figures |= {f"{name}_{key}": value for key, value in found.items()}
+    return figures
+
+
+def _start(config: EngineConfig, side: int, home: Path) -> dict[str, Any]:
+    """One start with every cache that we, Triton and CUDA keep under ``home``."""
+    environment = {
+        **os.environ,
+        "SDBRIDGE_HOME": str(home / "sdbridge"),
+        "TRITON_CACHE_DIR": str(home / "triton"),
+        "TORCHINDUCTOR_CACHE_DIR": str(home / "inductor"),
+        "CUDA_CACHE_PATH": str(home / "cuda"),
+    }
+    given = json.dumps(
+        {"model": config.model, "acceleration": config.acceleration, "side": side, "began": time.time()}
+    )
+    command = [sys.executable, "-m", "sdbridge.bench.start", given]
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise SdbridgeError("SDB-BENCH-FAULT", f"the engine was not ready after {TIMEOUT_S:.0f} s") from None
+    try:
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        raise SdbridgeError("SDB-BENCH-FAULT", f"the start failed: {done.stderr[-300:]}") from None
+    return found
+
+
+def start_once(model: str, acceleration: str, side: int, began: float) -> dict[str, Any]:
+    """In the new process: seconds since ``began`` (``time.time()`` before it was started).
+
+    ``jump_db`` compares the picture of the first frames with that of the same input, prompt and noise at
+    full speed: what is seen when the faster form takes over.
+    """
+    from sdbridge.bench.compare import psnr_db
+    from sdbridge.engine.image.engine import ImageEngine
+
+    imported = time.time() - began
+    config = EngineConfig(model=model, acceleration=acceleration, options={"wait_for_prompts": True})
+    recipe = Recipe(ONE_STEP, side, side)
+    engine = ImageEngine(config)
+    engine.load(recipe.start_values())
+    loaded = time.time() - began
+    try:
+        engine.warm_up(side, side)
+        drive = Drive(engine, recipe, frozenset({0}))
+        drive.tick()
+        first = time.time() - began
+        before = drive.kept[0]
+        was_building = is_building(engine)
+        longest = until_settled(drive)
+        full = time.time() - began
+        usual = sorted(drive.run(AFTER_FRAMES, 10.0, at_least=5))
+        drive.number = 0
+        drive.tick()
+        after = drive.kept[0]
+    finally:
+        engine.unload()
+    return {
+        "imported_s": imported,
+        "loaded_s": loaded,
+        "first_frame_s": first,
+        "first_frame_after_load_s": first - loaded,
+        "full_speed_s": full,
+        "full_speed_after_load_s": full - loaded,
+        "built_beside": was_building,
+        "longest_meanwhile_ms": longest,
+        "median_ms": usual[len(usual) // 2],
+        "jump_db": psnr_db(before, after),
+    }
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(start_once(**json.loads(sys.argv[1]))) + "\n")
