@@ -43,6 +43,8 @@ def chosen(kind: str, channels: int, shape: tuple[int, int, int], hopper: bool =
         return picked
     if hopper and kind == "same":
         return walked(shape)
+    if hopper and kind == "up" and shape[2] >= 256:
+        return doubled(shape)
     frames, height, width = shape
     return next(config for least, config in DEFAULTS[kind] if frames * height * width >= least)
 
@@ -53,6 +55,14 @@ def walked(shape: tuple[int, int, int]) -> Config:
     strips = -(-width // 64) * frames
     groups = max(1, 2 * 132 // strips)
     return Config(min(32, -(-height // groups)), 64, 4, 3, by="halo")
+
+
+def doubled(shape: tuple[int, int, int]) -> Config:
+    """The Hopper kernel's cut for a doubling, whose weights fill a multiprocessor: one program each."""
+    frames, height, width = shape
+    strips = -(-width // 256) * frames
+    groups = max(1, 132 // strips)
+    return Config(min(32, -(-height // 2 // groups)), 128, 8, 4, by="halo")
 
 
 def remember(kind: str, channels: int, shape: tuple[int, int, int], config: Config) -> None:

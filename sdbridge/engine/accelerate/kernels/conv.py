@@ -272,10 +272,13 @@ def run_taps(
     grouped = to.value in (GROUP_PLANES.value, GROUP_RGBA.value)
     if grouped:
         side, stride = 6, 4
-    if config.by == "halo" and bias is not None:
+    if config.by == "halo":
         from sdbridge.engine.accelerate.kernels import conv_hopper  # Gluon is not in every Triton
 
-        conv_hopper.run_halo(source, weight, bias, out, config, relu, skip, chained())
+        if up:
+            conv_hopper.run_double(source, weight, out, config, chained())
+        elif bias is not None:
+            conv_hopper.run_halo(source, weight, bias, out, config, relu, skip, chained())
         return
     per = 2 if up else 4 if grouped else 1
     rows, columns = height // per, width // per
