@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdbridge.engine.accelerate.kernels.linear import Problem
-from sdbridge.engine.accelerate.kernels.linear_tuning import LinearTuning
+from sdbridge.engine.accelerate.kernels.linear import Problem, default_way
+from sdbridge.engine.accelerate.kernels.linear_tuning import LinearTuning, MeasuredWays
 from sdbridge.engine.accelerate.kernels.tuning import Progress, Timing, Tuner, identity_of, source_hash
 
 CPU = torch.device("cpu")
@@ -104,6 +104,16 @@ def test_the_identity_names_what_a_time_depends_on():
     assert set(identity) == {"card", "driver", "torch", "triton", "source"}
     assert identity["source"] == source_hash() and len(source_hash()) == 16
     assert identity["torch"] == torch.__version__
+
+
+def test_what_was_asked_for_is_what_is_tuned():
+    watch = Stopwatch()
+    ways = MeasuredWays(Tuner(None, HERE, watch))
+    assert ways(ONE.problem) == default_way(ONE.problem)
+    ways(TWO.problem), ways(ONE.problem)
+    ways.tune(CPU)
+    assert watch.asked == [ONE.key, TWO.key]
+    assert ways(TWO.problem) == TWO.candidates()[-1]
 
 
 @pytest.mark.gpu

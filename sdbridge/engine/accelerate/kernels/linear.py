@@ -194,6 +194,8 @@ def default_way(problem: Problem) -> str:
     A bare product is cuBLAS's: measured on an H200 it is a tenth to a fifth ahead of a plain tile. A tile
     wins where it saves kernels. LayerNorm folded into the product lost everywhere it was measured.
     """
+    if problem.in_place and not problem.bias:
+        return "library"
     if not (problem.residual or problem.geglu or problem.moments_wanted):
         return "separate:library" if problem.norm else "library"
     m, n = problem.m, problem.n

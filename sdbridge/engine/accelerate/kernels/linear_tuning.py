@@ -10,8 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdbridge.engine.accelerate.kernels.linear import Moments, Problem, Workspace, parse_way, run_problem
+from sdbridge.engine.accelerate.kernels.linear import (
+    Moments,
+    Problem,
+    Workspace,
+    default_way,
+    parse_way,
+    run_problem,
+)
 from sdbridge.engine.accelerate.kernels.tiles import Tile
+from sdbridge.engine.accelerate.kernels.tuning import Progress, Tuner
 
 _WORST_ERROR = 5e-3  # against plain operations in float32; a half-precision result is about 4e-4 off
 
@@ -92,7 +100,9 @@ class LinearTuning:
         found, left = run_problem(
             **given, residual=beside, weight=weight, out=out, pick=lambda _: candidate, workspace=None
         )
-        wide = {name: value.float() if isinstance(value, Tensor) else value for name, value in given.items()}
+        wide: dict[str, Any] = {
+            name: value.float() if isinstance(value, Tensor) else value for name, value in given.items()
+        }
         wide["norm"] = (
             None
             if p.norm is False
@@ -137,6 +147,22 @@ class LinearTuning:
         }
 
 
+class MeasuredWays:
+    """A ``pick`` that takes what a tuner measured, and knows what it was asked (so, what to tune)."""
+
+    def __init__(self, tuner: Tuner) -> None:
+        self._tuner = tuner
+        self._asked: dict[str, Problem] = {}
+
+    def __call__(self, problem: Problem) -> str:
+        self._asked[problem.key] = problem
+        return self._tuner.choice(LinearTuning(problem)) or default_way(problem)
+
+    def tune(self, device: torch.device, progress: Callable[[Progress], None] = lambda _: None) -> None:
+        """Time all that was asked for since the beginning: seconds a problem, never inside a frame."""
+        self._tuner.tune([LinearTuning(problem) for problem in self._asked.values()], device, progress)
+
+
 def _card() -> tuple[int, bool]:
     """How many processors the card has, and whether it has Hopper's copy engine."""
     if not torch.cuda.is_available():
@@ -165,8 +191,19 @@ def candidate_tiles(problem: Problem, processors: int = 132, copy_engine: bool =
             found.append(Tile(m, n, k, warps, stages, 8, stream=processors))
     if not copy_engine:
         return found
-    return found + [replace(tile, tma=True) for tile in found]
+    plain = [tile for tile in found if (tile.m, tile.n, tile.k, tile.warps, tile.stages) in _PLAIN_TOO]
+    return plain + [replace(tile, tma=True) for tile in found]
 
+
+#: Where there is a copy engine, these are timed without it as well.
+_PLAIN_TOO = (
+    (128, 256, 64, 8, 3),
+    (128, 128, 64, 8, 3),
+    (128, 64, 64, 4, 4),
+    (64, 128, 64, 4, 4),
+    (64, 64, 64, 4, 5),
+    (64, 32, 128, 4, 4),
+)
 
 _SHAPES = (
     # m, n, k, warps, stages: the register and shared-memory limits of sm_80 to sm_90 hold for most of them

@@ -137,7 +137,13 @@ class FusedOps(TritonOps):
         norm: Any | None,
         ahead: Tensor | None = None,
     ) -> Tensor:
-        products.linear(rows, weight, bias, residual=hidden, out=hidden, pick=self._pick)
+        bare = products.Problem(
+            rows.shape[0], weight.shape[0], rows.shape[1], str(rows.dtype)[6:], residual=True, in_place=True
+        )
+        way = (self._pick or products.default_way)(bare)
+        if way == "library":  # cuBLAS adds in place, and the norm behind it brings the bias for nothing
+            return super().residual_norm(hidden, rows, weight, bias, norm, ahead)
+        products.linear(rows, weight, bias, residual=hidden, out=hidden, pick=lambda _: way)
         if norm is not None:
             return kernels.layer_norm(hidden, norm.weight, norm.bias, norm.eps, None, ahead)
         return hidden if ahead is None else hidden.add_(ahead)
