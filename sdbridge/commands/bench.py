@@ -48,7 +48,7 @@ def run_bench(
             )
         except SdbridgeError as error:
             results[case.name] = {"error": str(error)}
-            failed = True
+        failed = failed or "error" in results[case.name]
     if as_json:
         print_json({"machine": machine_facts(), "cases": results})
     else:

@@ -30,6 +30,10 @@ Options = Mapping[str, bool | int | float | str]
 Tell = Callable[[str, "GpuState", str], None]
 
 
+class GpuUnusableError(SdbridgeError):
+    """Raised by a ``Show`` that can never work here: no use in trying the next picture."""
+
+
 class GpuState(StrEnum):
     """What the engine says of a sender of its own."""
 
@@ -187,6 +191,8 @@ class _Output:
             self._holds, self._told, self._failures = True, False, 0
         try:
             show.show(kept)
+        except GpuUnusableError:
+            raise
         except SdbridgeError:
             self._failures += 1
             if self._failures >= FAILURES_ALLOWED:

@@ -7,7 +7,7 @@ from typing import ClassVar
 import pytest
 
 from sdbridge.engine import gpu_output
-from sdbridge.engine.gpu_output import FAILURES_ALLOWED, GpuOutputs
+from sdbridge.engine.gpu_output import FAILURES_ALLOWED, GpuOutputs, GpuUnusableError
 from sdbridge.errors import SdbridgeError
 
 
@@ -149,6 +149,16 @@ def test_some_bad_pictures_are_nothing_many_end_the_sender(outputs) -> None:
     show.wait_for("close")
     outputs.offer("after")
     outputs.order("take", "show", "spout", {})
+
+
+def test_what_can_never_work_ends_the_sender_with_its_first_picture(outputs) -> None:
+    outputs, heard = outputs
+    show = ready(outputs, heard)
+    show.broken = GpuUnusableError("SDB-ENGINE-TEXTURE", "what Spout shows is not the picture")
+    outputs.order("take", "show", "spout", {})
+    outputs.offer("one")
+    assert heard.next() == ("show", "unavailable", "what Spout shows is not the picture")
+    show.wait_for("close")
 
 
 @pytest.mark.parametrize(

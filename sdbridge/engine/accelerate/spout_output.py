@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import importlib
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from sdbridge.engine.accelerate.gpu_texture import GL_TEXTURE_2D, CudaRuntime, TensorTexture
+from sdbridge.engine.gpu_output import GpuUnusableError
 from sdbridge.errors import SdbridgeError
+
+#: Looks at our own first picture before it is given up.
+_LOOKS, _LOOK_EVERY_S = 20, 0.01
 
 
 class SpoutShow:
@@ -26,6 +32,8 @@ class SpoutShow:
         self._runtime: CudaRuntime | None = None
         self._texture: TensorTexture | None = None
         self._stream: Any = None
+        self._name = ""
+        self._proven = False  # whether what Spout shows was seen to be what we sent
 
     def open(self) -> None:
         if self._platform != "win32":
@@ -54,6 +62,7 @@ class SpoutShow:
         if name in self._library.SpoutReceiver().getSenderList():
             return False  # the bridge's sender is on its way out; Spout would call us name_1
         self._native.setSenderName(name)
+        self._name = name
         return True
 
     def keep(self, tensor: torch.Tensor) -> tuple[torch.Tensor, Any]:
@@ -79,9 +88,39 @@ class SpoutShow:
         height, width = tensor.shape[:2]
         texture = self._texture_of(width, height)
         texture.write(tensor)
+        self._share(texture)
+        if not self._proven:
+            self._prove(texture)
+        texture.prepare()
+
+    def _share(self, texture: TensorTexture) -> None:
+        width, height = texture.width, texture.height
         if not self._native.sendTexture(texture.name, GL_TEXTURE_2D, width, height, self._bottom_up, 0):
             raise SdbridgeError("SDB-ENGINE-TEXTURE", f"Spout did not take a texture of {width}x{height}")
-        texture.prepare()
+
+    def _prove(self, texture: TensorTexture) -> None:
+        """Receive the first picture ourselves: a driver that shows something else is left to the bridge.
+
+        Raises GpuUnusableError, so that this is not tried again picture by picture.
+        """
+        seen = self._gl.texture((texture.width, texture.height), 4)
+        receiver = self._library.SpoutReceiver()
+        receiver.setReceiverName(self._name)
+        wanted = texture.read()
+        try:
+            for _look in range(_LOOKS):
+                received = receiver.receiveTexture(seen.glo, GL_TEXTURE_2D, self._bottom_up, 0)
+                if received and not receiver.isUpdated():  # the first answer only tells of the size
+                    shown = np.frombuffer(seen.read(), np.uint8).reshape(wanted.shape)
+                    if np.abs(shown.astype(int) - wanted).max() <= 1:
+                        self._proven = True
+                        return
+                time.sleep(_LOOK_EVERY_S)
+                self._share(texture)
+        finally:
+            receiver.releaseReceiver()
+            seen.release()
+        raise GpuUnusableError("SDB-ENGINE-TEXTURE", "what Spout shows is not the picture that was sent")
 
     def release(self) -> None:
         self._native.releaseSender()

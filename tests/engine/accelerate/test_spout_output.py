@@ -8,6 +8,7 @@ import torch
 
 from sdbridge.engine.accelerate import spout_output
 from sdbridge.engine.accelerate.spout_output import SpoutShow
+from sdbridge.engine.gpu_output import GpuUnusableError
 from sdbridge.errors import SdbridgeError
 from tests.engine.accelerate.fake_cuda import FakeCuda, OnCpu
 
@@ -21,8 +22,11 @@ class Desk:
         self.names: list[str] = []
         self.context: object = None
         self.takes = True
+        self.spoil = False  # whether another picture than the one sent is shown
+        self.shown: dict[str, np.ndarray] = {}
         self.sent: list[tuple] = []
         self.closed = 0
+        self.closed_receivers = 0
 
 
 def fake_library(desk: Desk, context_of) -> type:
@@ -45,9 +49,9 @@ def fake_library(desk: Desk, context_of) -> type:
             if not desk.takes:
                 return False
             seen = desk.context.external_texture(texture, (width, height), 4, 0, "f1")
-            desk.sent.append(
-                (self.name, np.frombuffer(seen.read(), np.uint8).reshape(height, width, 4), invert)
-            )
+            pixels = np.frombuffer(seen.read(), np.uint8).reshape(height, width, 4)
+            desk.sent.append((self.name, pixels, invert))
+            desk.shown[self.name] = pixels[::-1] if invert else pixels
             return True
 
         def releaseSender(self) -> None:  # noqa: N802
@@ -57,6 +61,24 @@ def fake_library(desk: Desk, context_of) -> type:
     class SpoutReceiver:
         def getSenderList(self) -> list[str]:  # noqa: N802
             return list(desk.names)
+
+        def setReceiverName(self, name) -> None:  # noqa: N802
+            self.name, self.updated = name, False
+
+        def isUpdated(self) -> bool:  # noqa: N802
+            updated, self.updated = self.updated, True
+            return not updated
+
+        def receiveTexture(self, texture, target, invert, host_fbo) -> bool:  # noqa: N802
+            assert target == 0x0DE1 and isinstance(invert, bool) and host_fbo == 0
+            pixels = desk.shown[self.name]
+            pixels = pixels[::-1] if invert else pixels
+            into = desk.context.external_texture(texture, pixels.shape[1::-1], 4, 0, "f1")
+            into.write((pixels * (0 if desk.spoil else 1)).tobytes())
+            return True
+
+        def releaseReceiver(self) -> None:  # noqa: N802
+            desk.closed_receivers += 1
 
     return type("SpoutGL", (), {"SpoutSender": SpoutSender, "SpoutReceiver": SpoutReceiver})
 
@@ -162,3 +184,26 @@ def test_without_cuda_it_says_so() -> None:
         pytest.skip("there is CUDA here")
     with pytest.raises(SdbridgeError, match="no CUDA runtime"):
         opened()
+
+
+def test_a_driver_that_shows_something_else_is_noticed_with_the_first_picture(desk, monkeypatch) -> None:
+    monkeypatch.setattr(spout_output, "_LOOK_EVERY_S", 0.0)
+    desk.spoil = True
+    show = opened()
+    show.take("stage")
+    with pytest.raises(GpuUnusableError, match="not the picture that was sent"):
+        show.show(show.keep(picture(4, 8, 0)))
+    assert desk.closed_receivers == 1
+    show.close()
+
+
+def test_the_first_picture_is_looked_at_and_no_other(desk) -> None:
+    show = opened()
+    show.take("stage")
+    for seed in range(3):
+        show.show(show.keep(picture(4, 8, seed)))
+    show.release()
+    show.take("stage")
+    show.show(show.keep(picture(4, 8, 5)))
+    assert desk.closed_receivers == 1
+    show.close()
