@@ -188,7 +188,7 @@ def chained() -> bool:
 
 
 @cache
-def hopper() -> bool:
+def hopper(channels: int) -> bool:
     """Whether the kernels written for Hopper can be used: its machine code, and Gluon in this Triton."""
     if interpreted() or torch.cuda.get_device_capability()[0] != 9:
         return False
@@ -196,7 +196,7 @@ def hopper() -> bool:
         from sdbridge.engine.accelerate.kernels import conv_hopper
     except (ImportError, AttributeError):
         return False
-    return conv_hopper.proven()
+    return conv_hopper.proven(channels)
 
 
 def _launch() -> dict[str, bool]:

@@ -132,7 +132,7 @@ class _Network:
             out = space[at][: frames * height * width * channels].view(frames, height, width, channels)
             conv.run_taps(
                 source, layer.weight, layer.bias, out,
-                chosen(layer_kind(layer), channels, (frames, height, width), conv.hopper()),
+                chosen(layer_kind(layer), channels, (frames, height, width), conv.hopper(channels)),
                 stride=layer.stride, up=layer.up, relu=layer.relu, skip=kept if layer.skip else None,
             )  # fmt: skip
             source = out
