@@ -91,6 +91,17 @@ def test_geglu_is_the_halves_of_the_product(tile, with_bias):
 
 
 @needs_triton
+def test_the_gate_is_gelu_far_out_too():
+    gates = torch.cat([torch.linspace(-9, 9, 399), torch.tensor([-3e4])])[:, None].half().to(DEVICE)
+    x = torch.cat([gates, torch.ones_like(gates), torch.zeros(400, 14, device=DEVICE).half()], 1)
+    weight = torch.zeros(32, 16, dtype=torch.float16, device=DEVICE)
+    weight[0, 1] = weight[16, 0] = 1  # hidden 1, gate as given
+    out = linear_geglu(x, weight, pick=lambda problem: "64x16x16.w4.s2.g8.split1")[:, 0].double()
+    error = (out - F.gelu(gates[:, 0].double())).abs()
+    assert bool((error < 2e-6 + out.abs() * 6e-4).all())
+
+
+@needs_triton
 @pytest.mark.parametrize("tile", TILES)
 @pytest.mark.parametrize("way", ["separate", "inside", "given"])
 @pytest.mark.parametrize("kind", ["plain", "geglu", "residual"])
@@ -274,3 +285,14 @@ def test_calls_to_time_read_other_weights_each():
     calls = tuning.bind(DEVICE, slab, 5)("torch")
     weights = {call.keywords["weight"].data_ptr() for call in calls}
     assert len(weights) == 5 and all(call()[0].shape == (8, 32) for call in calls)
+
+
+def test_the_shipped_ways_are_ways_of_their_problems():
+    from sdbridge.engine.accelerate.kernels.linear import shipped_ways
+
+    for key, way in shipped_ways().items():
+        size, dtype, said = key.removeprefix("linear ").split(" ")
+        flags = {} if said == "plain" else dict.fromkeys(said.split("+"), True)
+        problem = Problem(*map(int, size.split("x")), dtype, **flags)
+        assert problem.key == key
+        assert parse_way(way, problem) is not None
