@@ -64,6 +64,7 @@ class ImageEngine:
         self._model: LoadedModel | None = None
         self._painter: Painter | None = None
         self._extensions: tuple[StreamExtension, ...] = ()
+        self._capable: frozenset[str] = frozenset()
         self._beside: ThreadPoolExecutor | None = None
         self._load_s = 0.0
         self._tick_ms: deque[float] = deque(maxlen=_TIMED_TICKS)
@@ -129,6 +130,7 @@ class ImageEngine:
             report(self._progress)
         self._extensions = build_extensions(self._context(self._painter))
         self._painter.extensions = self._extensions
+        self._capable = self._capabilities()
         for rejection in self.apply(dict(self._values), self._revision):
             log.warning("%s", rejection.message)
         self._settle()
@@ -273,7 +275,7 @@ class ImageEngine:
                 first_out=settings.frames,
                 size_multiple=8,
                 pipeline_ticks=0 if settings.mode == "bypass" else settings.plan.count - 1,
-                capabilities=self._capabilities(),
+                capabilities=self._capable,
             )
         assert painter.settings is not None
         return painter.settings

@@ -187,10 +187,9 @@ class StyleImages(StreamExtension):
     # --- one frame ---
 
     def enter(self, roles: RoleImages, latent: Tensor) -> Sequence[None]:
-        main = roles.get("main")
         for slot in self._slots.values():
-            if slot.grab and main is not None:
-                slot.grabbed, slot.grab = shrink(main[-1:, :3]).clone(), False
+            if slot.grab and "main" in roles:
+                slot.grabbed, slot.grab = shrink(roles["main"][-1:, :3]).clone(), False
             if slot.source == "input" and self._network is not None:
                 slot.missing = "style" not in roles
                 slot.looked_at = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -133,6 +133,7 @@ class PromptMixer:
         self._shown: TextEmbedding | None = None
         self._from: TextEmbedding | None = None
         self._started_s = 0.0
+        self._arcs = Arcs()
         self._result: Conditioning | None = None
         self._stale = True
 
@@ -226,6 +227,7 @@ class PromptMixer:
             settings.blend,
             normalize=settings.normalize,
             blank=self._blank(),
+            arcs=self._arcs,
         )
 
     def _blank(self) -> TextEmbedding:
@@ -240,6 +242,7 @@ def mix_embeddings(
     *,
     normalize: bool = True,
     blank: TextEmbedding | None = None,
+    arcs: Arcs | None = None,
 ) -> TextEmbedding:
     """One embedding from weighted ones, tokens and pooled alike (section 2.8).
 
@@ -254,15 +257,17 @@ def mix_embeddings(
     elif len({e.tokens.shape[1] for e in embeddings}) > 1:
         longest = max(e.tokens.shape[1] for e in embeddings)
         embeddings = [_lengthened(e, longest, None) for e in embeddings]
-    tokens = _mix([e.tokens for e in embeddings], weights, blend)
+    tokens = _mix([e.tokens for e in embeddings], weights, blend, arcs)
     pooled = [e.pooled for e in embeddings if e.pooled is not None]
-    mixed = _mix(pooled, weights, blend) if len(pooled) == len(embeddings) else None
+    mixed = _mix(pooled, weights, blend, arcs) if len(pooled) == len(embeddings) else None
     return TextEmbedding(tokens * factor, None if mixed is None else mixed * factor)
 
 
-def _mix(tensors: list[Tensor], weights: list[float], blend: Blend) -> Tensor:
+def _mix(tensors: list[Tensor], weights: list[float], blend: Blend, arcs: Arcs | None) -> Tensor:
     total = sum(weights)
-    wide = [tensor if tensor.dtype == torch.float64 else tensor.float() for tensor in tensors]
+    if blend == "slerp" and len(tensors) == 2 and arcs is not None:
+        return arcs.between(*tensors).at(weights[1] / total).to(tensors[0].dtype)
+    wide = [_wide(tensor) for tensor in tensors]
     if blend == "linear":
         mixed = sum((t * (w / total) for t, w in zip(wide, weights, strict=True)), torch.zeros_like(wide[0]))
         return mixed.to(tensors[0].dtype)
@@ -273,17 +278,50 @@ def _mix(tensors: list[Tensor], weights: list[float], blend: Blend) -> Tensor:
     return mixed.to(tensors[0].dtype)
 
 
+class Arc:
+    """The way from ``a`` to ``b``, vector by vector of the last axis: all that no share changes."""
+
+    def __init__(self, a: Tensor, b: Tensor) -> None:
+        self.ends = (a, b)
+        wide_a, wide_b = _wide(a), _wide(b)
+        self._norm_a = wide_a.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        self._norm_b = wide_b.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        self._unit_a, self._unit_b = wide_a / self._norm_a, wide_b / self._norm_b
+        self._angle = (self._unit_a * self._unit_b).sum(dim=-1, keepdim=True).clamp(-1.0, 1.0).acos()
+        sine = self._angle.sin()
+        self._straight = sine < 1e-4
+        self._inverse = sine.clamp_min(1e-12).reciprocal()
+
+    def at(self, share: float) -> Tensor:
+        """The vectors turned by ``share`` of the angle; their norm goes straight from end to end."""
+        norm = torch.lerp(self._norm_a, self._norm_b, share)
+        of_a = torch.where(self._straight, 1 - share, ((1 - share) * self._angle).sin() * self._inverse)
+        of_b = torch.where(self._straight, share, (share * self._angle).sin() * self._inverse)
+        return torch.addcmul(of_a * norm * self._unit_a, of_b * norm, self._unit_b)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+class Arcs:
+    """The arcs between embeddings that were blended lately, so that no frame computes them again."""
+
+    def __init__(self) -> None:
+        self._kept: deque[Arc] = deque(maxlen=8)
+
+    def between(self, a: Tensor, b: Tensor) -> Arc:
+        for arc in self._kept:
+            if arc.ends[0] is a and arc.ends[1] is b:
+                return arc
+        arc = Arc(a, b)
+        self._kept.append(arc)
+        return arc
+
+
 def slerp_tokens(a: Tensor, b: Tensor, share: float) -> Tensor:
     """Turn each vector of the last axis from ``a`` to ``b``; its norm goes straight from one to the other."""
-    norm_a = a.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    norm_b = b.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    unit_a, unit_b = a / norm_a, b / norm_b
-    angle = (unit_a * unit_b).sum(dim=-1, keepdim=True).clamp(-1.0, 1.0).acos()
-    sine = angle.sin()
-    straight = torch.lerp(unit_a, unit_b, share)
-    turned = (((1 - share) * angle).sin() * unit_a + (share * angle).sin() * unit_b) / sine.clamp_min(1e-12)
-    unit = torch.where(sine < 1e-4, straight, turned)
-    return unit * torch.lerp(norm_a, norm_b, share)
+    return Arc(a, b).at(share)
 
 
 def _equally_long(
