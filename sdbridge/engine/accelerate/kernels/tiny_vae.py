@@ -88,30 +88,26 @@ def _features(modules: list[nn.Module]) -> Iterator[Layer]:
 
 
 class _Network:
-    """The layers of one half, and three buffers for each shape that they pass on in turn."""
+    """The layers of one half."""
 
     def __init__(self, first: Layer, inner: list[Layer], last: Layer) -> None:
         self.layers = [first, *inner, last]
         self._inner = inner
-        self._buffers: dict[tuple[int, int, int], tuple[Tensor, ...]] = {}
 
     def refresh(self) -> None:
         """The module's weights changed: repack them in place, captured graphs stay valid."""
         for layer in self.layers:
             layer.refresh()
 
-    def close(self) -> None:
-        """Give the buffers back; graphs that were captured with them must be gone."""
-        self._buffers.clear()
+    def _space(self, pixels: int) -> tuple[Tensor, ...]:
+        """Three buffers that the layers pass on in turn.
 
-    def _space(self, frames: int, height: int, width: int, pixels: int) -> tuple[Tensor, ...]:
-        """Three buffers for this shape of input; they stay where they are, graphs know their addresses."""
-        key = (frames, height, width)
-        if key not in self._buffers:
-            count = pixels * self.layers[0].weight.shape[-1]
-            device = self.layers[0].weight.device
-            self._buffers[key] = tuple(torch.empty(count, dtype=torch.half, device=device) for _ in range(3))
-        return self._buffers[key]
+        Made in every call: a graph that captures it then has its own, and may replay while another
+        form of this network is being tried on another stream.
+        """
+        count = pixels * self.layers[0].weight.shape[-1]
+        device = self.layers[0].weight.device
+        return tuple(torch.empty(count, dtype=torch.half, device=device) for _ in range(3))
 
     def _run_inner(self, space: tuple[Tensor, ...], shape: tuple[int, int, int]) -> Tensor:
         """From the first buffer through the inner layers; what the last layer is to read."""
@@ -163,7 +159,7 @@ class TinyEncoder(_Network):
         rgba = image.dtype == torch.uint8
         frames = image.shape[0]
         height, width = (image.shape[1], image.shape[2]) if rgba else (image.shape[2], image.shape[3])
-        space = self._space(frames, height, width, frames * height * width)
+        space = self._space(frames * height * width)
         first, last = self.layers[0], self.layers[-1]
         channels = first.weight.shape[-1]
         entry = space[0].view(frames, height, width, channels)
@@ -205,7 +201,7 @@ class TinyDecoder(_Network):
         frames, _, height, width = latent.shape
         times = 2 ** sum(layer.up for layer in self._inner)
         tall, wide = height * times, width * times
-        space = self._space(frames, height, width, frames * tall * wide)
+        space = self._space(frames * tall * wide)
         first, last = self.layers[0], self.layers[-1]
         channels = first.weight.shape[-1]
         entry = space[0][: frames * height * width * channels].view(frames, height, width, channels)
