@@ -1,0 +1,300 @@
+"""How do the UNet's 3x3 convolutions run: by cuDNN, or by which kernel of ours?
+
+Pictures are channels-last rows ``[batch * height * width, C]``; the weight is the module's own
+``[N, C, 3, 3]`` in channels-last memory, that is ``[N, 9 C]`` rows. Neither is ever copied or laid out anew,
+so a LoRA that writes into a weight needs nothing from here. ``pick`` names the way for a ``ConvProblem``:
+
+- ``torch``: plain operations, on any device;
+- ``library``: cuDNN (an upsampling is a kernel of its own before it);
+- a tile such as ``64x128x64.w4.s4.g8.split3``: pixels x channels x depth, one kernel of ours;
+- ``swap:TILE``: the same with the weight as the left factor; ``wide:TILE``: a quarter more channels, 160 or
+  320, so that 128 programs make 320 channels of 64x64 pixels, 640 of 32x32 and so on; ``apart:TILE`` and
+  ``wide-apart:TILE``: the parts of a split are summed by a second kernel;
+- ``whole:TILE``: ``TILE.m`` is the whole picture, whose pixels then are read once instead of nine times.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sdbridge.engine.accelerate.kernels import interpreted
+from sdbridge.engine.accelerate.kernels.linear import Workspace, default_workspace, triton_here
+from sdbridge.engine.accelerate.kernels.tiles import Tile, parse_tile
+
+_FORMS = ("", "swap", "wide", "apart", "wide-apart", "whole")
+
+
+@dataclass(frozen=True)
+class ConvProblem:
+    """What a choice may depend on: the input's size, and what is done with it."""
+
+    batch: int
+    height: int
+    width: int
+    channels: int
+    outputs: int
+    stride: int = 1
+    upsample: bool = False
+    bias: bool = False
+    dtype: str = "float16"
+
+    @property
+    def key(self) -> str:
+        flags = (("half", self.stride == 2), ("double", self.upsample), ("bias", self.bias))
+        said = "+".join(name for name, holds in flags if holds) or "plain"
+        size = f"{self.batch}x{self.height}x{self.width}"
+        return f"conv3x3 {size} {self.channels}>{self.outputs} {self.dtype} {said}"
+
+    @property
+    def out_size(self) -> tuple[int, int]:
+        """Height and width of the result."""
+        if self.upsample:
+            return 2 * self.height, 2 * self.width
+        return (self.height - 1) // self.stride + 1, (self.width - 1) // self.stride + 1
+
+    @property
+    def pixels(self) -> int:
+        """Rows of the result."""
+        height, width = self.out_size
+        return self.batch * height * width
+
+
+@dataclass(frozen=True)
+class ConvWay:
+    """A parsed choice: which form of kernel, and the tile (None: the library)."""
+
+    form: str
+    tile: Tile | None
+
+    @property
+    def columns(self) -> int:
+        """Channels that one program computes."""
+        assert self.tile is not None
+        return self.tile.n * 5 // 4 if "wide" in self.form else self.tile.n
+
+
+Pick = Callable[[ConvProblem], str]
+
+
+def conv3x3(
+    rows: Tensor,
+    batch: int,
+    height: int,
+    width: int,
+    weight: Tensor,
+    stride: int = 1,
+    upsample: bool = False,
+    bias: Tensor | None = None,
+    pick: Pick | None = None,
+    workspace: Workspace | None = None,
+) -> Tensor:
+    """The 3x3 convolution (padding 1) of the picture, nearest-doubled before it for ``upsample``; as rows."""
+    dtype = str(rows.dtype).removeprefix("torch.")
+    problem = ConvProblem(
+        batch, height, width, rows.shape[1], weight.shape[0], stride, upsample, bias is not None, dtype
+    )
+    if not _fits_triton(rows, weight):
+        return conv_torch(rows, problem, weight, bias)
+    text = (pick or default_way)(problem)
+    way = parse_way(text, problem) or parse_way(default_way(problem), problem)
+    if text == "torch" or way is None or way.tile is None:
+        return conv_torch(rows, problem, weight, bias)
+    out = torch.empty((problem.pixels, problem.outputs), dtype=rows.dtype, device=rows.device)
+    shared = _parts(way, problem, workspace or default_workspace(rows.device))
+    if way.form == "whole":
+        _kernels().launch_whole(way.tile, rows, weight, out, (height, width), bias=bias, workspace=shared)
+        return out
+    _kernels().launch_taps(
+        way.tile,
+        way.form,
+        rows,
+        weight,
+        out,
+        ((height, width), problem.out_size),
+        stride=stride,
+        upsample=upsample,
+        bias=bias,
+        workspace=shared,
+    )
+    return out
+
+
+def conv_torch(rows: Tensor, problem: ConvProblem, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The same by PyTorch's own functions, on any device: what all others are compared with."""
+    picture = rows.view(problem.batch, problem.height, problem.width, -1).permute(0, 3, 1, 2)
+    if problem.upsample:
+        picture = functional.interpolate(picture, scale_factor=2.0, mode="nearest")
+    out = functional.conv2d(picture, weight, bias, problem.stride, 1)
+    return out.permute(0, 2, 3, 1).reshape(problem.pixels, problem.outputs)
+
+
+def parse_way(text: str, problem: ConvProblem) -> ConvWay | None:
+    """The way that ``text`` spells for this problem, or None where it is none or does not fit."""
+    form, _, rest = text.rpartition(":")
+    if form not in _FORMS or (form == "" and ":" in text):
+        return None
+    if rest == "library":
+        return ConvWay("", None) if form == "" else None
+    tile = parse_tile(rest)
+    if tile is None or ("wide" in form and tile.n < 64) or ("apart" in form and tile.split == 1):
+        return None
+    small = problem.height * problem.width == tile.m and problem.stride == 1 and not problem.upsample
+    if form == "whole" and (not small or tile.n > 32):
+        return None
+    return ConvWay(form, tile)
+
+
+def default_way(problem: ConvProblem) -> str:
+    """A sensible way where nothing was measured."""
+    return "library"
+
+
+def _parts(way: ConvWay, problem: ConvProblem, workspace: Workspace) -> tuple[Tensor, Tensor] | None:
+    tile = way.tile
+    if tile is None or tile.split == 1:
+        return None
+    if "apart" in way.form:
+        return workspace.hold(tile.split * problem.pixels * problem.outputs, 1)
+    tiles = -(-problem.pixels // tile.m) * -(-problem.outputs // way.columns)
+    return workspace.hold(tiles * tile.split * tile.m * way.columns, tiles)
+
+
+def _fits_triton(rows: Tensor, weight: Tensor) -> bool:
+    """Whether the kernels can read these: half precision where they lie, channels last."""
+    if not triton_here() or not (rows.is_cuda or interpreted()):
+        return False
+    if rows.dtype not in (torch.float16, torch.bfloat16) or weight.dtype != rows.dtype:
+        return False
+    return rows.stride(1) == 1 and weight.permute(0, 2, 3, 1).is_contiguous()
+
+
+@cache
+def _kernels() -> ModuleType:
+    return importlib.import_module("sdbridge.engine.accelerate.kernels.unet_conv_triton")
+
+
+@dataclass(frozen=True)
+class ConvTuning:
+    """A ``ConvProblem`` as the tuner wants it: candidates, and calls that rotate among weights."""
+
+    problem: ConvProblem
+
+    @property
+    def key(self) -> str:
+        return self.problem.key
+
+    @property
+    def weight_bytes(self) -> int:
+        return 18 * self.problem.channels * self.problem.outputs
+
+    def candidates(self) -> tuple[str, ...]:
+        return ("library", *candidate_ways(self.problem))
+
+    def allowed(self, candidate: str) -> bool:
+        return parse_way(candidate, self.problem) is not None
+
+    def bind(
+        self, device: torch.device, slab: Tensor, copies: int
+    ) -> Callable[[str], list[Callable[[], object]]]:
+        """For a candidate, calls that each read other weights out of ``slab`` (random, flat)."""
+        p = self.problem
+        dtype = getattr(torch, p.dtype)
+        size = 9 * p.channels * p.outputs
+        last = max(1, slab.numel() - size)
+        step = -(-size // 64) * 64
+        weights = [
+            slab[at : at + size].view(p.outputs, 3, 3, p.channels).permute(0, 3, 1, 2)
+            for at in (i * step % last // 64 * 64 for i in range(copies))
+        ]
+        pixels = p.batch * p.height * p.width
+        inputs = [torch.randn(pixels, p.channels, device=device).to(dtype) for _ in range(2)]
+        bias = torch.randn(p.outputs, device=device).to(dtype) if p.bias else None
+        workspace = Workspace(device)
+
+        def calls(candidate: str) -> list[Callable[[], object]]:
+            return [
+                partial(
+                    conv3x3,
+                    inputs[i % 2],
+                    p.batch,
+                    p.height,
+                    p.width,
+                    weight,
+                    p.stride,
+                    p.upsample,
+                    bias,
+                    lambda _problem: candidate,
+                    workspace,
+                )
+                for i, weight in enumerate(weights)
+            ]
+
+        return calls
+
+
+def candidate_ways(problem: ConvProblem) -> list[str]:
+    """The cuts worth timing: those that waste little and fill the card, with the splits that help."""
+    found = []
+    if problem.height * problem.width == 64 and problem.stride == 1 and not problem.upsample:
+        for n, k, stages, splits in _WHOLE:
+            found += [f"whole:{Tile(64, n, k, 4, stages, 8, split)}" for split in splits]
+    for form, m, n, k, warps, stages in _SHAPES:
+        if m > max(64, problem.pixels) or problem.channels % k and problem.channels > k:
+            continue
+        columns = n * 5 // 4 if form else n
+        across = -(-problem.outputs // columns)
+        if across * columns > 1.25 * problem.outputs:
+            continue
+        tiles = -(-problem.pixels // m) * across
+        for split in _splits(tiles, 9 * problem.channels // k):
+            named = [form] if split * m * columns < 1 << 16 else [form, f"{form}-apart".strip("-")]
+            if form == "swap":
+                named = [form]
+            spelled = str(Tile(m, n, k, warps, stages, 8, split))
+            found += [f"{name}:{spelled}" if name else spelled for name in named if split > 1 or name == form]
+    return found
+
+
+def _splits(tiles: int, steps: int) -> list[int]:
+    """How many programs may share a tile's sum: about one, or about two, for each of 132 processors."""
+    if tiles > 264:
+        return [1]
+    wanted = {max(1, 132 // tiles), max(1, 264 // tiles)}
+    if tiles >= 80:
+        wanted.add(1)
+    return sorted(split for split in wanted if split <= 32 and steps // split >= 4)
+
+
+_WHOLE = (
+    # channels, depth, stages, splits
+    (16, 64, 3, (3, 4, 5)),
+    (16, 64, 2, (3, 5)),
+    (32, 64, 2, (3, 6)),
+    (32, 32, 3, (3, 6)),
+)
+
+_SHAPES = (
+    # form, m, n, k, warps, stages
+    ("", 128, 128, 64, 8, 3),
+    ("", 128, 128, 64, 4, 4),
+    ("", 128, 64, 64, 4, 4),
+    ("", 64, 256, 64, 4, 3),
+    ("", 64, 128, 64, 4, 4),
+    ("", 64, 128, 128, 4, 3),
+    ("", 64, 64, 64, 4, 5),
+    ("", 64, 64, 128, 4, 3),
+    ("wide", 64, 128, 64, 4, 4),
+    ("wide", 64, 128, 64, 8, 4),
+    ("wide", 128, 128, 64, 8, 4),
+    ("swap", 128, 64, 64, 4, 4),
+    ("swap", 256, 64, 64, 4, 4),
+    ("swap", 128, 128, 64, 8, 4),
+)
