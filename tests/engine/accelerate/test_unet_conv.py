@@ -66,6 +66,7 @@ WAYS = [
     "wide:16x64x64.w4.s2.g8.split2",
     "apart:32x32x32.w4.s2.g8.split4",
     "wide-apart:32x64x32.w4.s2.g8.split3",
+    "swap-apart:32x32x64.w4.s2.g8.split3",
 ]
 
 
@@ -177,9 +178,7 @@ def test_a_way_is_checked_against_its_problem():
         "narrow:64x64x64.w4.s2.g8.split1",
     ):
         assert parse_way(wrong, problem) is None
-    assert (
-        parse_way("whole:64x16x64.w4.s2.g8.split1", ConvProblem(1, 8, 8, 64, 64, stride=2)) is None
-    )
+    assert parse_way("whole:64x16x64.w4.s2.g8.split1", ConvProblem(1, 8, 8, 64, 64, stride=2)) is None
 
 
 def test_problems_that_differ_are_remembered_apart():

@@ -8,8 +8,8 @@ so a LoRA that writes into a weight needs nothing from here. ``pick`` names the 
 - ``library``: cuDNN (an upsampling is a kernel of its own before it);
 - a tile such as ``64x128x64.w4.s4.g8.split3``: pixels x channels x depth, one kernel of ours;
 - ``swap:TILE``: the same with the weight as the left factor; ``wide:TILE``: a quarter more channels, 160 or
-  320, so that 128 programs make 320 channels of 64x64 pixels, 640 of 32x32 and so on; ``apart:TILE`` and
-  ``wide-apart:TILE``: the parts of a split are summed by a second kernel;
+  320, so that 128 programs make 320 channels of 64x64 pixels, 640 of 32x32 and so on; ``apart:TILE``,
+  ``swap-apart:TILE``, ``wide-apart:TILE``: the parts of a split are summed by a second kernel;
 - ``whole:TILE``: ``TILE.m`` is the whole picture, whose pixels then are read once instead of nine times.
 """
 
@@ -29,7 +29,7 @@ from sdbridge.engine.accelerate.kernels import interpreted
 from sdbridge.engine.accelerate.kernels.linear import Workspace, default_workspace, triton_here
 from sdbridge.engine.accelerate.kernels.tiles import Tile, parse_tile
 
-_FORMS = ("", "swap", "wide", "apart", "wide-apart", "whole")
+_FORMS = ("", "swap", "wide", "apart", "swap-apart", "wide-apart", "whole")
 
 
 @dataclass(frozen=True)
@@ -247,19 +247,20 @@ def candidate_ways(problem: ConvProblem) -> list[str]:
         for n, k, stages, splits in _WHOLE:
             found += [f"whole:{Tile(64, n, k, 4, stages, 8, split)}" for split in splits]
     for form, m, n, k, warps, stages in _SHAPES:
-        if m > max(64, problem.pixels) or problem.channels % k and problem.channels > k:
+        if m > max(64, problem.pixels) or (problem.channels % k and problem.channels > k):
             continue
-        columns = n * 5 // 4 if form else n
+        columns = n * 5 // 4 if form == "wide" else n
         across = -(-problem.outputs // columns)
         if across * columns > 1.25 * problem.outputs:
             continue
         tiles = -(-problem.pixels // m) * across
         for split in _splits(tiles, 9 * problem.channels // k):
-            named = [form] if split * m * columns < 1 << 16 else [form, f"{form}-apart".strip("-")]
-            if form == "swap":
-                named = [form]
+            together = split * m * columns  # what the last arriver of a tile would have to read
+            named = [form] if together < 1 << 17 else []
+            if together >= 1 << 16 and split > 1:
+                named.append(f"{form}-apart".strip("-"))
             spelled = str(Tile(m, n, k, warps, stages, 8, split))
-            found += [f"{name}:{spelled}" if name else spelled for name in named if split > 1 or name == form]
+            found += [f"{name}:{spelled}" if name else spelled for name in named]
     return found
 
 

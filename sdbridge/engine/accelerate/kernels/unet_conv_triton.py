@@ -1,4 +1,4 @@
-"""How is a UNet's 3x3 convolution computed as one matrix product over gathered pixels? (Triton source, launch.)
+"""How is a UNet's 3x3 convolution computed as one matrix product over gathered pixels? (Triton, launch.)
 
 Imported only where Triton is installed; ``unet_conv.py`` decides when. The product is ``[pixels, 9 C] x
 [9 C, N]``: its left factor is gathered from the channels-last rows, one kernel position ("tap") and
@@ -40,7 +40,7 @@ def _inside(ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     return tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["in_height", "in_width", "out_height", "out_width"])
 def conv_taps(
     x, weight, bias, out, partials, arrivals,
     M, N, C, x_stride, in_height, in_width, out_height, out_width,
@@ -187,7 +187,7 @@ def _shifted(total, value, place, cols_zero, height, width, TAP: tl.constexpr):
     return total + tl.where(there[:, None], moved, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height", "width"])
 def conv_whole(
     x, weight, bias, out, partials, arrivals, M, N, C, x_stride, height, width,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr,
