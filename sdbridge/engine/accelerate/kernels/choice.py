@@ -53,8 +53,11 @@ def walked(shape: tuple[int, int, int]) -> Config:
     """The Hopper kernel's cut: so many rows that two programs for each multiprocessor do the picture."""
     frames, height, width = shape
     strips = -(-width // 64) * frames
-    groups = max(1, 2 * 132 // strips)
-    return Config(min(32, -(-height // groups)), 64, 4, 3, by="halo")
+    places = 264
+    while height * strips > 64 * places:  # in several turns, rather than ever longer walks
+        places += 264
+    groups = max(1, places // strips)
+    return Config(min(64, -(-height // groups)), 64, 4, 3, by="halo")
 
 
 def doubled(shape: tuple[int, int, int]) -> Config:
