@@ -144,7 +144,7 @@ def bench(
     ] = False,
     json: AsJson = False,
 ) -> None:
-    """Measure speed on this machine: bridge, engine, control, start-up."""
+    """Measure speed on this machine: a configuration's engine, or bridge, demo and control."""
     from sdbridge.commands.bench import run_bench
 
     raise typer.Exit(run_bench(config, tuple(case or ()), weights, seconds, faults, json, acceleration))

@@ -17,6 +17,7 @@ from sdbridge.bench.drive import Drive, Recipe, moves_with_lora, until_settled
 from sdbridge.bench.parts import measure_parts
 from sdbridge.config import load_config
 from sdbridge.engine.interface import EngineConfig
+from sdbridge.engine.making import engine_config
 from sdbridge.errors import SdbridgeError
 from sdbridge.meters import percentile
 from sdbridge.models.footprint import footprint
@@ -41,22 +42,24 @@ Figures = Mapping[str, object]
 
 def config_case(seconds: float = 10.0, config: Path | None = None, **options: Any) -> Figures:
     """The engine of a config file (default: the demo's model), at the config's size and parameters."""
+    engine, recipe, repeatable = of_config(config, options)
+    return measure(engine, recipe, seconds, check=repeatable)
+
+
+def of_config(config: Path | None, options: Mapping[str, Any]) -> tuple[EngineConfig, Recipe, bool]:
+    """Engine and recipe of a config file, and whether a frame of it can be painted again."""
     given = load_config(config)
-    engine = EngineConfig(
-        model=str(resolve_model(given.engine.model)),
-        device=given.engine.device,
-        dtype=given.engine.dtype,
-        vae=given.engine.vae,
-        acceleration=given.engine.acceleration,
-        threads=given.engine.threads,
-        options=given.engine.options,
-    )
     values = dict(given.parameters)
+    engine = engine_config(given.engine, values)
+    engine = replace(engine, model=str(resolve_model(engine.model)))
     width, height = (given.engine.width, given.engine.height) if config else (256, 256)
     endless = bool(values.get("feature_bank.enabled")) or float(values.get("latent_feedback", 0.0)) > 0
-    recipe = Recipe(values, width, height, endless=endless)
-    by_chance = values.get("seed_mode", "fixed") != "fixed"
-    return measure(_asked(engine, options), recipe, seconds, check=not by_chance)
+    repeatable = (
+        values.get("seed_mode", "fixed") == "fixed"
+        and values.get("mode", "img2img") == "img2img"
+        and not float(values.get("prompt_transition", 0.0))
+    )
+    return _asked(engine, options), Recipe(values, width, height, endless=endless), repeatable
 
 
 def sd_turbo(seconds: float = 10.0, **options: Any) -> Figures:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from sdbridge.bench.image import (
     PACED_S,
     figures_of,
     measure,
+    of_config,
     small_or_true,
     true_size,
 )
@@ -38,8 +40,21 @@ SETTLE_S = 45.0
 def sd_turbo_process(seconds: float = 10.0, **options: Any) -> Figures:
     """SD-Turbo through the engine's process, and the milliseconds that it adds to the engine alone."""
     config, recipe = true_size("sd-turbo", options, on_disk=True), small_or_true(options, ONE_STEP)
+    return _both(config, recipe, seconds)
+
+
+def config_process(seconds: float = 10.0, config: Path | None = None, **options: Any) -> Figures:
+    """The same for the engine of a config file."""
+    engine, recipe, repeatable = of_config(config, options)
+    return _both(engine, recipe, seconds, check=repeatable)
+
+
+def _both(config: EngineConfig, recipe: Recipe, seconds: float, *, check: bool = True) -> Figures:
+    """Through the process, beside the engine alone; those of a chunk come out of the slot one by one."""
     alone = measure(config, recipe, seconds, check=False)
-    through = measure_process(config, recipe, seconds, usual_ms=float(alone["median_ms"]))
+    through = measure_process(
+        config, recipe, seconds, usual_ms=float(alone["median_ms"]), check=check and recipe.rows == 1
+    )
     return {
         **through,
         "alone_median_ms": alone["median_ms"],
@@ -50,7 +65,7 @@ def sd_turbo_process(seconds: float = 10.0, **options: Any) -> Figures:
 
 
 def measure_process(
-    config: EngineConfig, recipe: Recipe, seconds: float, usual_ms: float = 0.0
+    config: EngineConfig, recipe: Recipe, seconds: float, usual_ms: float = 0.0, *, check: bool = True
 ) -> dict[str, Any]:
     """Start the real engine process, keep its input slot full, and time what comes out of its output slot.
 
@@ -102,7 +117,7 @@ def measure_process(
     finally:
         client.stop()
         ready.close()
-    if figures["acceleration"] != "eager":
+    if check and figures["acceleration"] != "eager":
         try:
             figures |= compare_with_eager(config, recipe, feed.kept)
         except SdbridgeError as error:  # the times were measured and stand

@@ -31,6 +31,7 @@ CASES: tuple[BenchCase, ...] = (
     BenchCase("bridge-start", "from the command to page and output", "sdbridge.bench.bridge:bridge_start"),
     BenchCase("demo", "page, first frame and rate of a config or the demo", "sdbridge.bench.demo:demo"),
     BenchCase("engine", "the engine alone on a config's model", "sdbridge.bench.image:config_case"),
+    BenchCase("engine-process", "slot to slot", "sdbridge.bench.process:config_process", "config"),
     BenchCase(
         "fault-gaps", "gaps and recovery under faults", "sdbridge.bench.fault_shows:fault_gaps", "faults"
     ),
@@ -52,6 +53,10 @@ CASES: tuple[BenchCase, ...] = (
     BenchCase("controlnet-add", "added live", "sdbridge.bench.conditioning:controlnet_add", "true-size"),
     BenchCase("feature-bank", "SD-Turbo, bank on and off", "sdbridge.bench.image:feature_bank", "true-size"),
 )
+
+
+#: What ``sdbridge bench CONFIG`` measures: the engine alone, and through its process.
+OF_A_CONFIG = ("engine", "engine-process")
 
 
 def find(name: str) -> BenchCase | None:

@@ -35,6 +35,8 @@ def run_bench(
             f"SDB-BENCH-UNKNOWN: no case {', '.join(unknown)}; 'sdbridge bench --case list' names them."
         )
         return 2
+    if config is not None and not names and not faults:
+        names = registry.OF_A_CONFIG
     group = "faults" if faults else "true-size" if weights == "random" else "default"
     cases = [c for c in registry.CASES if (c.name in names if names else c.group == group)]
     length = {} if seconds is None else {"seconds": seconds}  # each case knows how long it wants

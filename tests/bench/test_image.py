@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from typer.testing import CliRunner
 
 from sdbridge.bench import image, process, start
 from sdbridge.bench.compare import compare_with_eager, picks, psnr_db
 from sdbridge.bench.drive import Drive, Recipe
+from sdbridge.cli import app
 from sdbridge.engine.image.engine import ImageEngine
 from sdbridge.engine.interface import EngineConfig
 from sdbridge.models.small import build_small_checkpoint
@@ -51,6 +55,20 @@ def test_the_process_case_says_what_the_process_adds(folder: Path, monkeypatch: 
     found = process.sd_turbo_process(seconds=0.3, model=folder, side=64)
     assert found["more_ms"] == found["median_ms"] - found["alone_median_ms"]
     assert found["latency_ms"] > 0 and not found["faults"]
+
+
+def test_a_config_is_measured_alone_and_through_its_process(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "SETTLE_S", 1.0)
+    file = tmp_path / "c.yaml"
+    engine = {"kind": "image", "model": str(folder), "width": 64, "height": 64, "device": "cpu"}
+    file.write_text(yaml.safe_dump({"engine": engine, "parameters": {"steps": 2}}))
+    result = CliRunner().invoke(app, ["bench", str(file), "--seconds", "1", "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert set(found["cases"]) == {"engine", "engine-process"}
+    assert found["cases"]["engine"].keys() >= USUAL and found["machine"]["torch"]
 
 
 def test_the_start_case_starts_twice(folder: Path) -> None:
