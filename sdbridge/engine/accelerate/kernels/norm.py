@@ -16,6 +16,7 @@ from torch import Tensor
 _SCALE = tl.constexpr(1048576.0)
 #: Values of one group (rows times channels, both rounded up to a power of two) that one program holds.
 WHOLE_GROUP = 32768
+WHOLE_WARP = 1024  # values of each of its warps
 #: Pictures up to this many rows a batch entry are normalised by one program per group, in one kernel.
 ONE_KERNEL_ROWS = 256
 
@@ -240,13 +241,13 @@ def _power(value: int) -> int:
     return 1 << (value - 1).bit_length()
 
 
-def _tile(rows: int, channels: int) -> tuple[int, int]:
-    """Rows and channels of one program: some 2048 values, and enough programs to fill a large card."""
+def _tile(rows: int, channels: int) -> tuple[int, int, int]:
+    """Rows, channels and warps of one program: some 2048 values, and enough programs to fill a large card."""
     columns = min(_power(channels), 64)
     height = 2048 // columns
     while height > 8 and -(-rows // height) * -(-channels // columns) < 256:
         height //= 2
-    return height, columns
+    return height, columns, 4
 
 
 def join_norm(
@@ -298,7 +299,7 @@ def join_norm(
     if whole <= WHOLE_GROUP:
         _whole_kernel[(groups, batch)](
             *given, *beside, out, gamma, beta, y, c1, c2, eps, stride, hw=hw, group=group,
-            **flags, SILU=silu, BR=_power(hw), GP=lanes, num_warps=max(4, min(16, whole // 1024)),
+            **flags, SILU=silu, BR=_power(hw), GP=lanes, num_warps=max(4, min(16, whole // WHOLE_WARP)),
         )  # fmt: skip
         return out, y
     if hw <= ONE_KERNEL_ROWS:
@@ -307,17 +308,17 @@ def join_norm(
             **flags, SILU=silu, BR=max(1, min(_power(hw), 4096 // lanes)), GP=lanes, num_warps=8,
         )  # fmt: skip
         return out, y
-    height, columns = _tile(hw, channels)
+    height, columns, warps = _tile(hw, channels)
     grid = (triton.cdiv(hw, height), triton.cdiv(channels, columns), batch)
     _settle_kernel[grid](
         *given, *beside, out, sums, hw, c1, c2, stride, **flags, STATS=True, BR=height, BC=columns,
-        num_warps=4,
+        num_warps=warps,
     )  # fmt: skip
     joined_here = not write  # the second pass adds bias and shift again where they were not written
     _apply_kernel[grid](
         out, given[1], shift_given, sums, gamma, beta, y, hw, channels, eps, stride, group=group,
         HAS_BIAS=joined_here and bias is not None, HAS_SHIFT=joined_here and shift is not None, SILU=silu,
-        BR=height, BC=columns, num_warps=4,
+        BR=height, BC=columns, num_warps=warps,
     )  # fmt: skip
     return out, y
 
@@ -335,13 +336,13 @@ def join(
     out = torch.empty(rows, c1 + c2, dtype=raw.dtype, device=raw.device)
     first = residuals[0] if residuals else raw
     second = residuals[1] if len(residuals) > 1 else raw
-    height, columns = _tile(rows, c1 + c2)
+    height, columns, warps = _tile(rows, c1 + c2)
     _settle_kernel[(triton.cdiv(rows, height), triton.cdiv(c1 + c2, columns), 1)](
         raw, raw if bias is None else bias, raw, first, second, raw if skip is None else skip,
         raw if skip_more is None else skip_more, out, out, rows, c1, c2, 0,
         HAS_BIAS=bias is not None, HAS_SHIFT=False, HAS_RES1=len(residuals) > 0, HAS_RES2=len(residuals) > 1,
         HAS_SKIP=skip is not None, HAS_MORE=skip_more is not None, WRITE=True, STATS=False,
-        BR=height, BC=columns, num_warps=4,
+        BR=height, BC=columns, num_warps=warps,
     )  # fmt: skip
     return out
 
