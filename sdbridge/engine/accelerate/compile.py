@@ -58,15 +58,15 @@ class Compiled:
         self._packed = None if why else PackedUnet(model.unet, PlainOps())
         if why:
             self._say(f"the UNet runs unpacked: it has {why}")
-        self._fast: UnetOps | None = None
+        self._make_fast: Callable[[], UnetOps] | None = None  # each graph has buffers of its own
         self._beside: BesideTheStream | None = None
         able, why = kernels.available()
         if able and not (model.unet.dtype == torch.float16 or model.unet.dtype == torch.bfloat16):
             able, why = False, f"the model is in {model.unet.dtype}"
         if able and self._packed is not None:
-            from sdbridge.engine.accelerate.kernels.unet import TritonOps
+            from sdbridge.engine.accelerate.kernels.unet import FusedOps
 
-            self._fast = TritonOps()
+            self._make_fast = lambda: FusedOps(model.device)
             self._beside = BesideTheStream(model.device)
             self._tiny = self._tiny_vae()
         else:
@@ -118,7 +118,7 @@ class Compiled:
         self, key: Key, call: UnetCall, names: tuple[str, ...], tensors: tuple[Tensor, ...]
     ) -> None:
         """The time projections have a graph of their own: they change with the steps, not with the frame."""
-        packed, fast = self._packed, self._fast
+        packed = self._packed
         assert packed is not None
         time_names, time_tensors = _time_inputs(call)
         time_key: Key = ("times", time_names, *_shapes(time_tensors))
@@ -129,7 +129,8 @@ class Compiled:
         with torch.inference_mode():
             both = (*tensors, packed.times(call))
         self._add(key, lambda *given: packed.run(_unflat(call, names, given[:-1]), times=given[-1]), both)
-        if fast is not None:
+        if self._make_fast is not None:
+            fast = self._make_fast()
 
             def faster(*given: Tensor) -> Tensor:
                 return packed.run(_unflat(call, names, given[:-1]), fast, given[-1])

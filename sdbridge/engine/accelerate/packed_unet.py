@@ -236,11 +236,16 @@ class _Pass:
             if block.upsamplers:
                 here, _ = walk.settle()
                 to = walk.skips[-1][0]
-                larger = ops.upsample(here, to.height, to.width)
-                walk.pending = self._convolved(larger, block.upsamplers[0].conv)
+                walk.pending = self._enlarged(here, to, block.upsamplers[0].conv)
         _, normed = walk.settle(unet.conv_norm_out, True)
         done, _ = ops.settle(self._convolved(normed, unet.conv_out), None)
         return done.tensor()
+
+    def _enlarged(self, picture: Picture, to: Picture, conv: Any) -> Pending:
+        doubled = (to.height, to.width) == (2 * picture.height, 2 * picture.width)
+        if not doubled:  # an odd size on the way down
+            picture = self._ops.upsample(picture, to.height, to.width)
+        return Pending(self._ops.conv(picture, conv, doubled), conv.bias)
 
     def _convolved(self, picture: Picture, conv: Any) -> Pending:
         return Pending(self._ops.conv(picture, conv), conv.bias)

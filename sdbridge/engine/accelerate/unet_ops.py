@@ -51,8 +51,8 @@ class UnetOps(Protocol):
     def begin(self, batch: int, device: torch.device) -> None:
         """Before each pass."""
 
-    def conv(self, picture: Picture, conv: Any) -> Picture:
-        """The convolution without its bias."""
+    def conv(self, picture: Picture, conv: Any, doubled: bool = False) -> Picture:
+        """The convolution without its bias; of the picture at twice its size where ``doubled``."""
         ...
 
     def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor: ...
@@ -95,7 +95,9 @@ class UnetOps(Protocol):
         """Rows ``[batch * tokens, C]`` (views with a larger stride are fine) -> rows of the queries."""
         ...
 
-    def upsample(self, picture: Picture, height: int, width: int) -> Picture: ...
+    def upsample(self, picture: Picture, height: int, width: int) -> Picture:
+        """To another size by the nearest pixel."""
+        ...
 
 
 class PlainOps:
@@ -104,7 +106,9 @@ class PlainOps:
     def begin(self, batch: int, device: torch.device) -> None:
         """Nothing is kept between passes."""
 
-    def conv(self, picture: Picture, conv: Any) -> Picture:
+    def conv(self, picture: Picture, conv: Any, doubled: bool = False) -> Picture:
+        if doubled:
+            picture = self.upsample(picture, 2 * picture.height, 2 * picture.width)
         out = functional.conv2d(picture.tensor(), conv.weight, None, conv.stride, conv.padding)
         return Picture.of(out)
 

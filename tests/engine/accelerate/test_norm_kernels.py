@@ -120,4 +120,7 @@ def test_the_packed_pass_on_kernels_is_the_module(kind: str, ops: type[TritonOps
         timestep_cond=None if call.timestep_cond is None else call.timestep_cond.float().to(DEVICE),
     )
     wanted = plainly(unet, call)
-    assert error(PackedUnet(unet, ops()).run(call), wanted) < 1e-5
+    assert (
+        error(PackedUnet(unet, ops(torch.device(DEVICE)) if ops is FusedOps else ops()).run(call), wanted)
+        < 1e-5
+    )

@@ -175,7 +175,7 @@ def test_what_gets_better_beside_the_stream_takes_over_at_a_frame_edge(checkpoin
         return StandInGraph(run, tensors)
 
     acceleration = Compiled(rig.model, capture=capture)
-    acceleration._fast, acceleration._beside = PlainOps(), BesideTheStream(torch.device("cpu"))
+    acceleration._make_fast, acceleration._beside = PlainOps, BesideTheStream(torch.device("cpu"))
     put_in(rig, acceleration)
     found = [rig.latent_of(frame(0)).clone()]
     first = dict(acceleration._graphs)
@@ -201,7 +201,7 @@ def test_when_the_better_form_fails_the_first_one_goes_on(checkpoint, caplog) ->
         return StandInGraph(run, tensors)
 
     acceleration = Compiled(rig.model, capture=capture)
-    acceleration._fast, acceleration._beside = PlainOps(), BesideTheStream(torch.device("cpu"))
+    acceleration._make_fast, acceleration._beside = PlainOps, BesideTheStream(torch.device("cpu"))
     put_in(rig, acceleration)
     before = rig.latent_of(frame(0)).clone()
     assert acceleration.settled(30)

@@ -10,7 +10,9 @@ from torch.nn import functional
 
 from sdbridge.engine.accelerate.kernels import linear as products
 from sdbridge.engine.accelerate.kernels import norm as kernels
-from sdbridge.engine.accelerate.kernels.linear import Pick
+from sdbridge.engine.accelerate.kernels.linear import Pick, Workspace
+from sdbridge.engine.accelerate.kernels.unet_conv import Pick as ConvPick
+from sdbridge.engine.accelerate.kernels.unet_conv import conv3x3
 from sdbridge.engine.accelerate.unet_ops import Pending, Picture, PlainOps
 
 _FEW_ROWS = 16  # a product of so few rows is a matter of reading the weights once, which cuBLAS does well
@@ -117,16 +119,41 @@ class TritonOps(PlainOps):
 
 
 class FusedOps(TritonOps):
-    """Matrix products by our own kernels too, bias, GEGLU and residual inside; ``pick`` names the way."""
+    """Matrix products and 3x3 convolutions by our own kernels too, where that was measured to be faster.
 
-    def __init__(self, pick: Pick | None = None) -> None:
+    Bias, GEGLU and residual are inside the products. An instance has buffers of its own: two graphs that
+    may run at the same time, or one that runs while another is captured, need one each.
+    """
+
+    def __init__(
+        self, device: torch.device, pick: Pick | None = None, pick_conv: ConvPick | None = None
+    ) -> None:
         super().__init__()
         self._pick = pick
+        self._pick_conv = pick_conv
+        self._workspace = Workspace(device)
 
     def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if rows.shape[0] < _FEW_ROWS:
             return functional.linear(rows, weight, bias)
-        return products.linear(rows, weight, bias, pick=self._pick)
+        return products.linear(rows, weight, bias, pick=self._pick, workspace=self._workspace)
+
+    def conv(self, picture: Picture, conv: Any, doubled: bool = False) -> Picture:
+        channels = picture.rows.shape[1]
+        if conv.kernel_size != (3, 3) or conv.padding != (1, 1) or channels % 32 or conv.groups != 1:
+            return super().conv(picture, conv, doubled)
+        rows = conv3x3(
+            picture.rows,
+            picture.batch,
+            picture.height,
+            picture.width,
+            conv.weight,
+            conv.stride[0],
+            doubled,
+            pick=self._pick_conv,
+            workspace=self._workspace,
+        )
+        return resized(picture, rows, conv.stride[0], doubled)
 
     def residual_norm(
         self,
@@ -137,16 +164,19 @@ class FusedOps(TritonOps):
         norm: Any | None,
         ahead: Tensor | None = None,
     ) -> Tensor:
-        bare = products.Problem(
-            rows.shape[0], weight.shape[0], rows.shape[1], str(rows.dtype)[6:], residual=True, in_place=True
-        )
-        way = (self._pick or products.default_way)(bare)
-        if way == "library":  # cuBLAS adds in place, and the norm behind it brings the bias for nothing
-            return super().residual_norm(hidden, rows, weight, bias, norm, ahead)
-        products.linear(rows, weight, bias, residual=hidden, out=hidden, pick=lambda _: way)
+        space, pick = self._workspace, self._pick
+        products.linear(rows, weight, bias, residual=hidden, out=hidden, pick=pick, workspace=space)
         if norm is not None:
             return kernels.layer_norm(hidden, norm.weight, norm.bias, norm.eps, None, ahead)
         return hidden if ahead is None else hidden.add_(ahead)
 
     def geglu(self, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return products.linear_geglu(rows, weight, bias, pick=self._pick)
+        return products.linear_geglu(rows, weight, bias, pick=self._pick, workspace=self._workspace)
+
+
+def resized(picture: Picture, rows: Tensor, stride: int, doubled: bool) -> Picture:
+    """``rows`` as what a 3x3 convolution with padding 1 makes of a picture of that size."""
+    if doubled:
+        return Picture(rows, picture.batch, 2 * picture.height, 2 * picture.width)
+    height, width = (picture.height - 1) // stride + 1, (picture.width - 1) // stride + 1
+    return Picture(rows, picture.batch, height, width)
