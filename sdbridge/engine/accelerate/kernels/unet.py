@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from sdbridge.engine.accelerate.kernels import linear as products
 from sdbridge.engine.accelerate.kernels import norm as kernels
-from sdbridge.engine.accelerate.kernels.linear import Pick, Workspace
+from sdbridge.engine.accelerate.kernels.linear import Pick, Problem, Workspace, default_way
 from sdbridge.engine.accelerate.kernels.unet_conv import Pick as ConvPick
 from sdbridge.engine.accelerate.kernels.unet_conv import conv3x3
 from sdbridge.engine.accelerate.unet_ops import Pending, Picture, PlainOps
@@ -126,7 +126,7 @@ class FusedOps(TritonOps):
     """
 
     def __init__(
-        self, device: torch.device, pick: Pick | None = None, pick_conv: ConvPick | None = None
+        self, device: torch.device, pick: Pick = default_way, pick_conv: ConvPick | None = None
     ) -> None:
         super().__init__()
         self._pick = pick
@@ -165,6 +165,10 @@ class FusedOps(TritonOps):
         ahead: Tensor | None = None,
     ) -> Tensor:
         space, pick = self._workspace, self._pick
+        kind = str(rows.dtype).removeprefix("torch.")
+        size = (hidden.shape[0], hidden.shape[1], rows.shape[1])
+        if pick(Problem(*size, kind, bias is not None, residual=True, in_place=True)) == "library":
+            return super().residual_norm(hidden, rows, weight, bias, norm, ahead)
         products.linear(rows, weight, bias, residual=hidden, out=hidden, pick=pick, workspace=space)
         if norm is not None:
             return kernels.layer_norm(hidden, norm.weight, norm.bias, norm.eps, None, ahead)
