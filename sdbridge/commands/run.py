@@ -10,7 +10,7 @@ import signal
 import sys
 import webbrowser
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
@@ -84,10 +84,10 @@ def _signals_stop(bridge: Bridge) -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         if bridge.stopping:
-            ERR.print("sdbridge: stopping at once")
+            _say_at_once("sdbridge: stopping at once")
             bridge.kill()
             os._exit(130)
-        ERR.print("sdbridge: stopping (again to stop at once)")
+        _say_at_once("sdbridge: stopping (again to stop at once)")
         bridge.stop()
 
     names = ("SIGINT", "SIGTERM", "SIGBREAK")
@@ -99,6 +99,12 @@ def _signals_stop(bridge: Bridge) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _say_at_once(line: str) -> None:
+    """From a signal handler, which may have interrupted anything, the console in mid-line included."""
+    with suppress(OSError):  # a terminal that is gone
+        os.write(2, f"{line}\n".encode())
 
 
 def _say_where_everything_is(config: Config, bridge: Bridge, log_file: Path | None) -> None:

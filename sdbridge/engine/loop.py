@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 FAILURES_ALLOWED = 10
 #: Without input for so long (or three frame times) what is still inside the pipe is brought out.
 IDLE_S = 0.1
-#: With a tick under way the loop looks so often whether it is finished.
-POLL_S = 0.002
+#: With a tick under way the loop looks so often whether it is finished; about its end, so often.
+POLL_S, SHORT_S = 0.002, 0.0003
 #: A frame waits so long for a change that was sent before it and is still in the pipe.
 CHANGE_S = 1.0
 #: Rate of pictures made from the prompt alone while ``output.fps`` is 0.
@@ -146,7 +146,7 @@ class EngineLoop:
             if not ticks.pending:
                 self._rest(engine, ticks)
             elif not self._collect(ticks, wait=not gathers):
-                self._wake.wait(POLL_S)
+                self._wake.wait(min(max((ticks.finish_ns - now) / 1e9, SHORT_S), POLL_S))
             return
         if self._last_main_ns:
             gap = min((now - self._last_main_ns) / 1e9, 1.0)

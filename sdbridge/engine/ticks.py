@@ -70,12 +70,16 @@ class Ticks:
         return self._last_ns
 
     @property
-    def best_ns(self) -> int:
-        """When the next frame is best taken; in the past if nothing is pending or nothing is known yet."""
+    def finish_ns(self) -> int:
+        """When the oldest tick should be finished; in the past if none is pending or nothing is known yet."""
         if not self._tickets or self._expected_ns is None:
             return 0
-        lead_ns = 2 * self._host_ns + SLACK_NS
-        return int(max(self._tickets[0].began_ns, self._free_ns) + self._expected_ns - lead_ns)
+        return int(max(self._tickets[0].began_ns, self._free_ns) + self._expected_ns)
+
+    @property
+    def best_ns(self) -> int:
+        """When the next frame is best taken: so long before the device is free as the host needs."""
+        return int(self.finish_ns - 2 * self._host_ns - SLACK_NS)
 
     def submit(self, chunk: Chunk | None, revision: int, taken_ns: int) -> None:
         """Queue a tick whose frame began to be taken at ``taken_ns``. What the engine raises passes."""

@@ -52,7 +52,7 @@ class Show:
             self.ready.wait(1 / 60)
             frame = self.engine.take("generated")
             if frame is not None:
-                self.frames.append(frame)
+                self.frames.append(frame.own())  # what is lent is not to be kept
 
     def __enter__(self):
         self.engine.start()
