@@ -45,7 +45,8 @@ class Inlet:
             slot = self._slots.get(role)
             frame = None
             if slot is not None:
-                frame = slot.borrow() if self._borrow else slot.take()
+                # A chunk of several keeps its first frames while the others come: those are copied.
+                frame = slot.borrow() if self._borrow and self._wanted == 1 else slot.take()
             if frame is not None:
                 self._newest[role] = frame
                 fresh = frame if role == "main" else fresh
