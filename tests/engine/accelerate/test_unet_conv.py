@@ -104,6 +104,16 @@ def test_a_whole_small_picture_at_once(way, size, channels):
 
 
 @needs_triton
+@pytest.mark.parametrize("pixels", [16, 32, 64])
+def test_a_box_of_the_picture_by_the_copy_engine(pixels):
+    way = f"swap:{pixels}x32x32.w4.s2.g8.split2.tma"
+    rows, weight = random(2 * 64, 40), weight_of(40, 40)
+    out = conv3x3(rows, 2, 4, 16, weight, pick=lambda problem: way)
+    assert parse_way(way, ConvProblem(2, 4, 16, 40, 40)) is not None
+    assert distance(out, truth_of(rows, 2, 4, 16, weight)) < 1e-3
+
+
+@needs_triton
 def test_the_channels_of_a_wider_row_are_read_where_they_lie():
     wide, weight = random(36, 96), weight_of(32, 64)
     part = wide[:, 32:]
@@ -176,6 +186,9 @@ def test_a_way_is_checked_against_its_problem():
         "whole:32x16x64.w4.s2.g8.split1",
         "whole:64x64x64.w4.s2.g8.split1",
         "narrow:64x64x64.w4.s2.g8.split1",
+        "64x64x64.w4.s2.g8.split1.tma",
+        "swap:128x64x64.w4.s2.g8.split1.tma",
+        "64x64x64.w4.s2.g8.stream132",
     ):
         assert parse_way(wrong, problem) is None
     assert parse_way("whole:64x16x64.w4.s2.g8.split1", ConvProblem(1, 8, 8, 64, 64, stride=2)) is None

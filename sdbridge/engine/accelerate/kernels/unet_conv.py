@@ -146,10 +146,21 @@ def parse_way(text: str, problem: ConvProblem) -> ConvWay | None:
     tile = parse_tile(rest)
     if tile is None or ("wide" in form and tile.n < 64) or ("apart" in form and tile.split == 1):
         return None
+    if tile.stream or (tile.tma and not _boxed(form, tile, problem)):
+        return None
     small = problem.height * problem.width == tile.m and problem.stride == 1 and not problem.upsample
     if form == "whole" and (not small or tile.n > 32):
         return None
     return ConvWay(form, tile)
+
+
+def _boxed(form: str, tile: Tile, problem: ConvProblem) -> bool:
+    """Whether the tile's pixels are a box of the picture, as the copy engine wants it."""
+    plain = problem.stride == 1 and not problem.upsample and problem.channels % 8 == 0
+    fits = problem.width % tile.m == 0 or (
+        tile.m % problem.width == 0 and problem.height * problem.width % tile.m == 0
+    )
+    return plain and fits and form.startswith("swap") and problem.dtype == "float16"
 
 
 def default_way(problem: ConvProblem) -> str:
@@ -259,8 +270,13 @@ def candidate_ways(problem: ConvProblem) -> list[str]:
             named = [form] if together < 1 << 17 else []
             if together >= 1 << 16 and split > 1:
                 named.append(f"{form}-apart".strip("-"))
-            spelled = str(Tile(m, n, k, warps, stages, 8, split))
-            found += [f"{name}:{spelled}" if name else spelled for name in named]
+            for copied in (False, True):
+                tile = Tile(m, n, k, warps, stages, 8, split, tma=copied)
+                found += [
+                    text
+                    for text in (f"{name}:{tile}".strip(":") for name in named)
+                    if parse_way(text, problem)
+                ]
     return found
 
 
@@ -295,7 +311,10 @@ _SHAPES = (
     ("wide", 64, 128, 64, 4, 4),
     ("wide", 64, 128, 64, 8, 4),
     ("wide", 128, 128, 64, 8, 4),
+    ("swap", 64, 64, 64, 4, 6),
+    ("swap", 64, 128, 64, 8, 5),
     ("swap", 128, 64, 64, 4, 4),
     ("swap", 256, 64, 64, 4, 4),
     ("swap", 128, 128, 64, 8, 4),
+    ("swap", 256, 128, 64, 8, 4),
 )

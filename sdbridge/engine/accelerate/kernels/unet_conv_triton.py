@@ -13,6 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from sdbridge.engine.accelerate.kernels.linear_triton import _chain, _fetch_ahead
 from sdbridge.engine.accelerate.kernels.tiles import Tile
@@ -42,7 +43,7 @@ def _inside(ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["in_height", "in_width", "out_height", "out_width"])
 def conv_taps(
-    x, weight, bias, out, partials, arrivals,
+    x, weight, x_tma, weight_tma, bias, out, partials, arrivals,
     M, N, C, x_stride, in_height, in_width, out_height, out_width,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
     SPLIT: tl.constexpr, STRIDE: tl.constexpr, UP: tl.constexpr, EVEN_C: tl.constexpr,
@@ -50,7 +51,8 @@ def conv_taps(
 ):  # fmt: skip
     """``BLOCK_M`` pixels of ``BLOCK_N`` (WIDE: and a quarter more) channels.
 
-    With SPLIT > 1 the last arriving part finishes the tile, or, APART, another kernel does.
+    With the copy engine (``x_tma``, SWAP only) a tile is a box of the picture; what lies outside it
+    arrives as zeros. With SPLIT > 1 the last arriving part finishes the tile, or, APART, another kernel does.
     """
     WIDTH: tl.constexpr = BLOCK_N + BLOCK_N // 4 if WIDE else BLOCK_N
     ROWS: tl.constexpr = BLOCK_N if SWAP else BLOCK_M
@@ -100,6 +102,11 @@ def conv_taps(
         reach_y = in_height * 2
         reach_x = in_width * 2
 
+    box_picture = (tile_m * BLOCK_M) // area
+    box_place = tile_m * BLOCK_M - box_picture * area
+    box_y = box_place // out_width - 1
+    box_x = box_place % out_width - 1
+
     offset = tl.arange(0, BLOCK_K)
     weight_at = weight + column * K
     more_at = weight + more_column * K
@@ -118,9 +125,16 @@ def conv_taps(
         keep = there[:, None]
         if not EVEN_C:
             keep = keep & (k < C)[None, :]
-        a = tl.load(x + pixel[:, None] * x_stride + k[None, :], mask=keep, other=0.0)
         w = tap * C + k
-        if SWAP:
+        if x_tma is not None:
+            a = x_tma.load([box_picture, box_y + tap // 3, box_x + tap % 3, channel])
+            b = weight_tma.load([tile_n * BLOCK_N, tap * C + channel])
+            value = tl.dot(b, tl.reshape(a, (BLOCK_M, BLOCK_K)).T, value)
+        else:
+            a = tl.load(x + pixel[:, None] * x_stride + k[None, :], mask=keep, other=0.0)
+        if x_tma is not None:
+            pass
+        elif SWAP:
             if EVEN_C:
                 b = tl.load(weight_at[:, None] + w[None, :])
             else:
@@ -321,8 +335,9 @@ def launch_taps(
     width = tile.n * 5 // 4 if wide else tile.n
     tiles = triton.cdiv(m, tile.m) * triton.cdiv(n, width)
     partials, arrivals = workspace or (None, None)
+    x_tma, weight_tma = _boxes(tile, rows, weight, m // (out_height * out_width), in_height, in_width)
     conv_taps[(tiles, tile.split)](
-        rows, weight, None if apart else bias, out, partials, arrivals,
+        rows, weight, x_tma, weight_tma, None if apart else bias, out, partials, arrivals,
         m, n, c, rows.stride(0), in_height, in_width, out_height, out_width,
         BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k, GROUP=tile.group, SPLIT=tile.split,
         STRIDE=stride, UP=upsample, EVEN_C=c % tile.k == 0, SWAP="swap" in form, WIDE=wide, APART=apart,
@@ -334,6 +349,22 @@ def launch_taps(
             partials, bias, out, m * n, n, SPLIT=tile.split, BLOCK=block, CHAINED=tile.chained, num_warps=4,
             **_chain(tile.chained),
         )  # fmt: skip
+
+
+def _boxes(tile: Tile, rows, weight, batch, height, width):
+    """What the copy engine is told: boxes of ``tile.m`` pixels of the picture, and rows of the weight."""
+    if not tile.tma:
+        return None, None
+    c, stride = rows.shape[1], rows.stride(0)
+    across = min(width, tile.m)
+    picture = TensorDescriptor(
+        rows,
+        [batch, height, width, c],
+        [height * width * stride, width * stride, stride, 1],
+        [1, tile.m // across, across, tile.k],
+    )
+    n = weight.shape[0]
+    return picture, TensorDescriptor(weight, [n, 9 * c], [9 * c, 1], [tile.n, tile.k])
 
 
 def launch_whole(tile: Tile, rows, weight, out, size, *, bias=None, workspace=None):
