@@ -45,6 +45,8 @@ def chosen(kind: str, channels: int, shape: tuple[int, int, int], hopper: bool =
         return walked(shape)
     if hopper and kind == "up" and shape[2] >= 256:
         return doubled(shape)
+    if hopper and kind == "halve":
+        return halved(shape)
     frames, height, width = shape
     return next(config for least, config in DEFAULTS[kind] if frames * height * width >= least)
 
@@ -66,6 +68,13 @@ def doubled(shape: tuple[int, int, int]) -> Config:
     strips = -(-width // 256) * frames
     groups = max(1, 132 // strips)
     return Config(min(32, -(-height // 2 // groups)), 128, 8, 4, by="halo")
+
+
+def halved(shape: tuple[int, int, int]) -> Config:
+    """The Hopper kernel's cut for a halving: one program for each multiprocessor."""
+    frames, height, width = shape
+    groups = max(1, 132 // (-(-width // 64) * frames))
+    return Config(min(32, -(-height // groups)), 64, 4, 4, by="halo")
 
 
 def remember(kind: str, channels: int, shape: tuple[int, int, int], config: Config) -> None:

@@ -188,15 +188,15 @@ def chained() -> bool:
 
 
 @cache
-def hopper(channels: int) -> bool:
-    """Whether the kernels written for Hopper can be used: its machine code, and Gluon in this Triton."""
+def hopper(channels: int) -> frozenset[str]:
+    """The kinds of layer that the Hopper kernels do: on its machine code, with Gluon in this Triton."""
     if interpreted() or torch.cuda.get_device_capability()[0] != 9:
-        return False
+        return frozenset()
     try:
-        from sdbridge.engine.accelerate.kernels import conv_hopper
+        from sdbridge.engine.accelerate.kernels import conv_proof
     except (ImportError, AttributeError):
-        return False
-    return conv_hopper.proven(channels)
+        return frozenset()
+    return conv_proof.proven(channels)
 
 
 def _launch() -> dict[str, bool]:
@@ -273,12 +273,7 @@ def run_taps(
     if grouped:
         side, stride = 6, 4
     if config.by == "halo":
-        from sdbridge.engine.accelerate.kernels import conv_hopper  # Gluon is not in every Triton
-
-        if up:
-            conv_hopper.run_double(source, weight, out, config, chained())
-        elif bias is not None:
-            conv_hopper.run_halo(source, weight, bias, out, config, relu, skip, chained())
+        _run_on_hopper(source, weight, bias, out, config, stride, up, relu, skip)
         return
     per = 2 if up else 4 if grouped else 1
     rows, columns = height // per, width // per
@@ -291,6 +286,22 @@ def run_taps(
         SWAP=config.swap, STAGES=config.stages,
         num_warps=config.warps, CHAIN=chained(), **_launch(),
     )  # fmt: skip
+
+
+def _run_on_hopper(
+    source: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, config: Config,
+    stride: int, up: bool, relu: bool, skip: Tensor | None,
+) -> None:  # fmt: skip
+    # Gluon is not in every Triton.
+    from sdbridge.engine.accelerate.kernels import conv_double, conv_halve, conv_hopper
+
+    if up:
+        conv_double.run_double(source, weight, out, config, chained())
+    elif stride == 2:
+        conv_halve.run_halve(source, weight, out, config, chained())
+    else:
+        assert bias is not None
+        conv_hopper.run_halo(source, weight, bias, out, config, relu, skip, chained())
 
 
 def run_entry(

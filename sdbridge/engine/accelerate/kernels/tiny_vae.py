@@ -126,9 +126,12 @@ class _Network:
                 height, width = (height + 1) // 2, (width + 1) // 2
             at = next(i for i in range(3) if i not in (at, kept_at if layer.relu else at))
             out = space[at][: frames * height * width * channels].view(frames, height, width, channels)
+            # A row of odd length has no pairs of pixels, which the Hopper kernel halves.
+            kind = layer_kind(layer)
+            hopper = kind in conv.hopper(channels) and not (layer.stride == 2 and source.shape[2] % 2)
             conv.run_taps(
                 source, layer.weight, layer.bias, out,
-                chosen(layer_kind(layer), channels, (frames, height, width), conv.hopper(channels)),
+                chosen(kind, channels, (frames, height, width), hopper),
                 stride=layer.stride, up=layer.up, relu=layer.relu, skip=kept if layer.skip else None,
             )  # fmt: skip
             source = out
