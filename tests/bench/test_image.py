@@ -57,6 +57,7 @@ def test_the_process_case_says_what_the_process_adds(folder: Path, monkeypatch: 
     assert found["latency_ms"] > 0 and not found["faults"]
 
 
+@pytest.mark.slow  # processes that import torch
 def test_a_config_is_measured_alone_and_through_its_process(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,6 +72,7 @@ def test_a_config_is_measured_alone_and_through_its_process(
     assert found["cases"]["engine"].keys() >= USUAL and found["machine"]["torch"]
 
 
+@pytest.mark.slow  # processes that import torch
 def test_the_start_case_starts_twice(folder: Path) -> None:
     found = start.sd_turbo_start(model=folder, side=64)
     for name in ("cold", "second"):
