@@ -10,7 +10,9 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 
 from sdbridge.engine.accelerate.kernels import unet_conv as subject
 from sdbridge.engine.accelerate.kernels.linear import Workspace
-from sdbridge.engine.accelerate.kernels.unet_conv import ConvProblem, ConvTuning, conv3x3, parse_way
+from sdbridge.engine.accelerate.kernels.tuning import Timing, Tuner
+from sdbridge.engine.accelerate.kernels.unet_conv import ConvProblem, conv3x3, parse_way
+from sdbridge.engine.accelerate.kernels.unet_conv_tuning import ConvTuning, MeasuredConvs
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 needs_triton = pytest.mark.skipif(not subject.triton_here(), reason="Triton is not installed")
@@ -75,11 +77,11 @@ WAYS = [
 @pytest.mark.parametrize(
     "batch,height,width,channels,outputs,stride,upsample,with_bias",
     [
-        (1, 8, 8, 64, 80, 1, False, False),
-        (2, 5, 7, 40, 48, 1, False, True),  # ragged: pixels, channels and outputs
-        (2, 6, 5, 32, 33, 2, False, False),
-        (1, 3, 4, 72, 40, 1, True, True),
-        (1, 6, 6, 4, 32, 1, False, False),
+        (1, 4, 6, 64, 40, 1, False, False),
+        (2, 3, 5, 40, 48, 1, False, True),  # ragged: pixels, channels and outputs
+        (2, 5, 6, 32, 33, 2, False, False),
+        (1, 2, 4, 40, 40, 1, True, True),
+        (1, 5, 5, 4, 32, 1, False, False),
     ],
 )
 def test_it_is_the_convolution(way, batch, height, width, channels, outputs, stride, upsample, with_bias):
@@ -203,6 +205,45 @@ def test_problems_that_differ_are_remembered_apart():
         ConvProblem(1, 8, 8, 64, 64, bias=True),
     ]
     assert len({problem.key for problem in problems}) == 5
+
+
+@needs_triton
+def test_a_candidate_is_looked_at_before_it_is_trusted(monkeypatch):
+    tuning = ConvTuning(ConvProblem(1, 4, 4, 32, 32, bias=True))
+    assert tuning.agrees(DEVICE, "16x32x32.w4.s2.g8.split2")
+    assert tuning.agrees(DEVICE, "library")
+    sound = subject._parts
+    monkeypatch.setattr(subject, "_parts", lambda *given: (sound(*given)[0], sound(*given)[1] + 1))
+    assert not tuning.agrees(DEVICE, "16x32x32.w4.s2.g8.split2")  # nobody is the last to arrive
+
+
+def test_what_was_measured_is_picked_and_what_was_asked_is_measured():
+    timed = []
+
+    def measure(problem, device):
+        timed.append(problem.key)
+        return [Timing("64x64x64.w4.s5.g8.split2", 1.0)]
+
+    pick = MeasuredConvs(Tuner(None, {}, measure))
+    problem = ConvProblem(1, 8, 8, 64, 64)
+    assert pick(problem) == subject.default_way(problem)
+    pick.tune(DEVICE)
+    assert timed == [problem.key]
+    assert pick(problem) == "64x64x64.w4.s5.g8.split2"
+
+
+def test_what_is_shipped_fits_its_problem():
+    problems = [
+        ConvProblem(batch, size, size, channels, outputs, stride, upsample)
+        for batch in (1, 2, 4)
+        for size in (8, 16, 32, 64)
+        for channels in (320, 640, 960, 1280, 1920, 2560)
+        for outputs in (320, 640, 1280)
+        for stride, upsample in ((1, False), (2, False), (1, True))
+    ]
+    known = {problem.key: problem for problem in problems}
+    for key, way in subject.shipped_ways().items():
+        assert parse_way(way, known[key]) is not None, key
 
 
 @pytest.mark.gpu
