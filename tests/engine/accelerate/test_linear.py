@@ -212,6 +212,19 @@ def test_the_default_way_is_a_way(flags, m):
             assert parse_way(candidate, problem) is not None
 
 
+@needs_triton
+def test_float32_stays_float32():
+    x, weight = random(9, 32, dtype=torch.float32), random(24, 32, seed=1, dtype=torch.float32)
+    assert distance(linear(x, weight, pick=lambda problem: TILES[0]), x.double() @ weight.double().T) < 1e-6
+
+
+def test_a_bare_product_is_the_librarys_and_geglu_is_ours():
+    assert default_way(Problem(4096, 320, 320, bias=True)) == "library"
+    assert default_way(Problem(4096, 320, 320, residual=True, in_place=True)) == "library"
+    for m in (64, 256, 4096):
+        assert parse_tile(default_way(Problem(m, 1280, 320, bias=True, geglu=True))) is not None
+
+
 def test_without_a_gpu_the_plain_operations_answer(monkeypatch):
     monkeypatch.setattr(subject, "_fits_triton", lambda *tensors: False)
     x, weight, bias = random(9, 32), random(24, 32, seed=1), random(24, seed=2)

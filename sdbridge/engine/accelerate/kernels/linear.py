@@ -191,10 +191,10 @@ def parse_way(text: str, problem: Problem) -> Way | None:
 
 
 def default_way(problem: Problem) -> str:
-    """A sensible way where nothing was measured.
+    """A sensible way where nothing was measured on this card.
 
-    A bare product is cuBLAS's: measured on an H200 it is a tenth to a fifth ahead of a plain tile. A tile
-    wins where it saves kernels. LayerNorm folded into the product lost everywhere it was measured.
+    A product alone is cuBLAS's: on an H200 it is a tenth to a third ahead of any tile. A tile wins where it
+    saves kernels, and that is GEGLU. LayerNorm folded into the product lost everywhere it was measured.
     """
     known = _measured_on_hopper().get(problem.key)
     if known is not None:
@@ -204,22 +204,30 @@ def default_way(problem: Problem) -> str:
     if not (problem.residual or problem.geglu or problem.moments_wanted):
         return "separate:library" if problem.norm else "library"
     m, n = problem.m, problem.n
-    shapes = ((128, 64), (64, 64), (64, 32))
-    tile_m, tile_n = next((s for s in shapes if -(-m // s[0]) * -(-n // s[1]) >= 120), (64, 32))
+    tile_m, tile_n = next((s for s in _DEFAULT_SHAPES if -(-m // s[0]) * -(-n // s[1]) >= 240), (64, 32))
     tiles = -(-m // tile_m) * -(-n // tile_n)
     split = 1
     while tiles * split < 100 and split < 8 and problem.k >= 256 * split:
         split *= 2
-    tile = Tile(tile_m, tile_n, 64, 8 if problem.geglu and tile_m > 64 else 4, 3, 8, split)
+    hopper = _on_hopper()
+    stages = 2 if hopper and tile_m > 64 else 3
+    warps = 4 if hopper or tile_m == 64 else 8
+    tile = Tile(tile_m, tile_n, 64, warps, stages, 8, split, tma=hopper)
     return f"separate:{tile}" if problem.norm else str(tile)
+
+
+_DEFAULT_SHAPES = ((128, 64), (64, 64), (64, 32))
+
+
+@cache
+def _on_hopper() -> bool:
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 
 
 @cache
 def _measured_on_hopper() -> dict[str, str]:
     """The ways measured on an H200, for cards of its kind; nothing on others."""
-    if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
-        return {}
-    return shipped_ways()
+    return shipped_ways() if _on_hopper() else {}
 
 
 def shipped_ways() -> dict[str, str]:
@@ -382,6 +390,8 @@ def _run_torch(
 
 
 def _fits_triton(x: Tensor, weight: Tensor, residual: Tensor | None) -> bool:
+    if x.dtype not in (torch.float16, torch.bfloat16):
+        return False  # float32 products would be rounded to tf32
     if not triton_here() or not (x.is_cuda or _interpreting()):
         return False
     return all(tensor is None or tensor.stride(1) == 1 for tensor in (x, weight, residual))
