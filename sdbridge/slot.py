@@ -199,7 +199,7 @@ class SharedSlot:
     def _claim(self, number: int) -> tuple[int, Any, Any, Any]:
         """Mark the next buffer as being written, or the one after it if the reader has borrowed that."""
         latest = int(self._words[_LATEST])
-        for step in (1, 2):
+        for step in (1, 2) * 32:  # the reader may move its mark from one to the other as we come by
             index = (latest + step) % BUFFERS
             if int(self._words[_BORROWED]) == index + 1:
                 continue
@@ -210,7 +210,7 @@ class SharedSlot:
             if int(self._words[_BORROWED]) != index + 1:
                 return index, longs, words, pixels
             longs[_SEQUENCE] = before  # untouched: the reader goes on looking at it
-        raise AssertionError("one reader cannot borrow two buffers")
+        raise AssertionError("one reader cannot be quicker than the writer that many times in a row")
 
     def borrow(self) -> Frame | None:
         """The newest frame that this reader has not taken yet, uncopied; only the counting reader may.

@@ -167,6 +167,28 @@ def test_a_borrowed_frame_is_good_although_its_writer_died_in_the_middle_of_a_wr
     del borrowed
 
 
+def test_a_reader_that_moves_its_mark_as_the_writer_comes_by_costs_no_frame():
+    """The mark stood on the first candidate when that was looked at, and stands on the second now."""
+
+    class Words:
+        def __init__(self, words):
+            self.words = words
+            self.marks = [(int(words[5]) + step) % 3 + 1 for step in (1, 2)]
+
+        def __getitem__(self, at):
+            return self.marks.pop(0) if at == 13 and self.marks else self.words[at]
+
+        def __setitem__(self, at, value):
+            self.words[at] = value
+
+    with SharedSlot.create(128) as slot, SharedSlot.attach(slot.name) as reader:
+        slot.write(frame(1))
+        slot._words = Words(slot._words)
+        assert slot.write(frame(2))
+        assert not slot._words.marks and reader.take().frame_id == 2
+        slot._words = slot._words.words
+
+
 def test_an_onlooker_is_lent_a_frame_and_told_when_it_is_gone():
     with SharedSlot.create(128) as slot, SharedSlot.attach(slot.name, counting=False) as onlooker:
         assert onlooker.lend() is None
