@@ -27,6 +27,8 @@ from sdbridge.meters import percentile
 from sdbridge.textures.ndi import library as ndi
 
 SETBACK_S = 3600
+#: How long each fault is watched at least: some hundred frames.
+WATCH_S = 5.0
 
 
 def fault_gaps(seconds: float = 10.0, only: tuple[str, ...] = (), **options: Any) -> Mapping[str, object]:
@@ -64,7 +66,7 @@ def common_faults() -> dict[str, object]:
         quiet = rig.gaps_ms(began)
         figures.update({"quiet_gap_p99_ms": percentile(quiet, 99), "quiet_gap_max_ms": quiet[-1]})
         for name, fault in FAULTS.items():
-            figures.update(meet(rig, fault).figures(name))
+            figures.update(meet(rig, fault, WATCH_S).figures(name))
             rest(rig)
     return figures
 
@@ -74,13 +76,13 @@ def embedded_model() -> dict[str, object]:
     engine = {"kind": "image", "model": "embedded", "width": 256, "height": 256}
     with FaultRig(side=256, more={"engine": engine}) as rig:
         rig.watch_state()
-        return meet(rig, faults.kill_engine).figures("model_killed")
+        return meet(rig, faults.kill_engine, WATCH_S).figures("model_killed")
 
 
 def another_format() -> dict[str, object]:
     """A Shared Mem Out TOP whose pixel format is changed."""
     with format_rig() as rig:
-        return meet(rig, faults.source_changes_format).figures("source_format")
+        return meet(rig, faults.source_changes_format, WATCH_S).figures("source_format")
 
 
 @contextmanager
@@ -93,7 +95,7 @@ def full_disk() -> dict[str, object]:
     """Logs, presets and the home folder on a disk of 256 KB that is full."""
     with small_disk() as home, FaultRig(home=home) as rig:
         rig.watch_state()
-        return meet(rig, faults.disk_is_full).figures("disk_full")
+        return meet(rig, faults.disk_is_full, WATCH_S).figures("disk_full")
 
 
 @contextmanager
@@ -115,7 +117,7 @@ def small_disk() -> Iterator[Path]:
 def clock_back() -> dict[str, object]:
     """The wall clock of bridge and engine goes back an hour."""
     with shifted_rig() as (rig, fault):
-        return meet(rig, fault).figures("clock_back")
+        return meet(rig, fault, WATCH_S).figures("clock_back")
 
 
 @contextmanager
@@ -182,7 +184,7 @@ def outcome_of_another_port() -> Outcome:
 def _in_the_network() -> None:
     """The part of ``another_port`` that runs inside its network."""
     with FaultRig(backend="ndi", source=run_ndi_source, patience_s=60.0) as rig:
-        outcome = meet(rig, _port_changes)
+        outcome = meet(rig, _port_changes, WATCH_S)
     sys.stdout.write(json.dumps(vars(outcome)) + "\n")
 
 

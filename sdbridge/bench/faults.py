@@ -32,6 +32,7 @@ class Outcome:
     gap_p99_ms: float
     gap_max_ms: float
     frames: int
+    long_gaps: int  # of more than 100 ms
     recovery_s: float  # from the end of the cause to the first new picture
     after_load_s: float | None  # from the new engine's "streaming", if one was started
 
@@ -39,6 +40,7 @@ class Outcome:
         figures: dict[str, object] = {
             f"{name}_gap_p99_ms": self.gap_p99_ms,
             f"{name}_gap_max_ms": self.gap_max_ms,
+            f"{name}_long_gaps": f"{self.long_gaps} of {self.frames - 1}",
             f"{name}_recovery_s": self.recovery_s,
         }
         if self.after_load_s is not None:
@@ -46,18 +48,23 @@ class Outcome:
         return figures
 
 
-def meet(rig: FaultRig, fault: Fault) -> Outcome:
-    """Let ``fault`` happen and wait for new pictures. Raises SDB-BENCH-FAULT if none come."""
+def meet(rig: FaultRig, fault: Fault, watch_s: float = 0.0) -> Outcome:
+    """Let ``fault`` happen, wait for new pictures, watch for ``watch_s`` in all.
+
+    Raises SDB-BENCH-FAULT if none come.
+    """
     began = time.monotonic()
     gone = fault(rig)
     recovered = rig.wait_fresh(10, since=gone)
     rig.wait(lambda: rig.status()["state"] == "streaming", "the engine to stream")
+    time.sleep(max(0.0, began + watch_s - time.monotonic()))  # enough frames for a percentile
     gaps = rig.gaps_ms(began)
     loaded = rig.loaded_at(began)
     return Outcome(
         gap_p99_ms=percentile(gaps, 99),
         gap_max_ms=gaps[-1],
         frames=len(gaps) + 1,
+        long_gaps=sum(gap > 100 for gap in gaps),
         recovery_s=max(0.0, recovered - gone),
         after_load_s=None if loaded is None else max(0.0, recovered - loaded),
     )

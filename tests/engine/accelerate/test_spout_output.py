@@ -84,7 +84,7 @@ def fake_library(desk: Desk, context_of) -> type:
 
 
 @pytest.fixture
-def desk(monkeypatch):
+def desk(request, monkeypatch):
     try:
         context = moderngl.create_context(standalone=True, backend="egl")
     except Exception as error:
@@ -92,7 +92,8 @@ def desk(monkeypatch):
     desk = Desk()
     monkeypatch.setitem(sys.modules, "SpoutGL", fake_library(desk, lambda: context))
     monkeypatch.setattr(moderngl, "create_context", lambda: context)
-    monkeypatch.setattr(spout_output, "CudaRuntime", lambda: OnCpu(FakeCuda()))
+    if not request.node.get_closest_marker("gpu"):
+        monkeypatch.setattr(spout_output, "CudaRuntime", lambda: OnCpu(FakeCuda()))
     yield desk
     context.release()
 
@@ -207,3 +208,28 @@ def test_the_first_picture_is_looked_at_and_no_other(desk) -> None:
     show.show(show.keep(picture(4, 8, 5)))
     assert desk.closed_receivers == 1
     show.close()
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_pictures_that_are_still_being_made_go_out_whole(desk) -> None:
+    """The engine queues a picture behind long work, offers it at once, and goes on in the same memory."""
+    show = opened()
+    assert show.take("stage")
+    engine = torch.cuda.Stream()
+    slow = torch.randn(4096, 4096, device="cuda")
+    with torch.cuda.stream(engine):
+        made = torch.empty(512, 512, 4, dtype=torch.uint8, device="cuda")
+    for seed in range(10):
+        wanted = picture(512, 512, seed)
+        coming = wanted.cuda()
+        torch.cuda.synchronize()
+        with torch.cuda.stream(engine):
+            for _ in range(5):
+                slow = slow @ slow * 1e-3
+            made.copy_(coming)
+            kept = show.keep(made)
+            made.zero_()
+        show.show(kept)
+        assert (desk.sent[-1][1] == wanted.numpy()).all()
+    show.close()
+    assert desk.names == []
