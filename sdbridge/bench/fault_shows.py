@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from sdbridge.bench import faults
 from sdbridge.bench.faults import FAULTS, STALL_S, Fault, Outcome, meet, rest
@@ -183,43 +183,40 @@ def outcome_of_another_port() -> Outcome:
 
 def _in_the_network() -> None:
     """The part of ``another_port`` that runs inside its network."""
-    with FaultRig(backend="ndi", source=run_ndi_source, patience_s=60.0) as rig:
-        outcome = meet(rig, _port_changes, WATCH_S)
+    # Another program's source is there first and has the first port; when it has left, that port is free.
+    other = SPAWN.Process(target=run_ndi_source, args=("somebody else", 64, 64, 1.0), daemon=True)
+    other.start()
+    _port_of(other.pid)
+
+    def port_changes(rig: FaultRig) -> float:
+        before = _port(rig)
+        rig.kill_source()
+        other.kill()
+        other.join()
+        for _attempt in range(10):  # the library may choose its old port again
+            rig.start_source()
+            if _port_of(rig.source_id) != before:
+                break
+            rig.kill_source()
+        up = time.monotonic()
+        rig.wait(lambda: _port(rig) not in (0, before), "the source on another port")
+        return up
+
+    with FaultRig(backend="ndi", source=run_ndi_source) as rig:
+        outcome = meet(rig, port_changes, WATCH_S)
     sys.stdout.write(json.dumps(vars(outcome)) + "\n")
 
 
-def _port_changes(rig: FaultRig) -> float:
-    """Another program's source takes the port while ours is away, so that it comes back on the next one."""
-    before = _port(rig)
-    others: list[Any] = []
-    try:
-        for _attempt in range(4):  # a port that is still being closed is nobody's, then its own again
-            rig.kill_source()
-            rig.wait(lambda: _port(rig) == 0, "the bridge to miss its source")
-            args = (f"somebody else {len(others)}", 64, 64, 1.0)
-            others.append(SPAWN.Process(target=run_ndi_source, args=args, daemon=True))
-            others[-1].start()
-            rig.wait(lambda: _listening() > len(others) - 1, "another source")
-            rig.start_source()
-            up = time.monotonic()
-            rig.wait(lambda: _port(rig) != 0, "the source")
-            if _port(rig) != before:
-                return up
-    finally:
-        for other in others:
-            other.kill()
-            other.join()
-    raise SdbridgeError("SDB-BENCH-FAULT", f"the source came back on its old port {before} again and again")
-
-
-def _listening() -> int:
-    """How many NDI sources have a port in this network."""
-    count = 0
-    for port in range(5961, 5970):
-        with contextlib.suppress(OSError):
-            socket.create_connection(("10.98.7.1", port), 0.2).close()
-            count += 1
-    return count
+def _port_of(process: int | None) -> int:
+    """The port on which an NDI source offers its pictures, once it does; 5960 is for messages."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        for one in psutil.Process(process).net_connections("tcp"):
+            port = int(one.laddr[1]) if one.laddr else 0
+            if one.status == psutil.CONN_LISTEN and 5961 <= port < 6100:
+                return port
+        time.sleep(0.01)
+    raise SdbridgeError("SDB-BENCH-FAULT", "an NDI source did not begin to listen within 30 s")
 
 
 def _port(rig: FaultRig) -> int:

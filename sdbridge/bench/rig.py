@@ -54,14 +54,12 @@ class FaultRig:
         source: Callable[..., None] = run_source,
         source_fps: float = 60.0,
         environment: Mapping[str, str] | None = None,
-        patience_s: float = 60.0,
     ) -> None:
         self._stack = ExitStack()
         self.side = side
         self.source_fps = source_fps
         self._run_source = source
         self._environment = dict(environment or {})
-        self._patience_s = patience_s  # for the first pictures
         self.home = home or Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="sdb-rig-")))
         self.port = free_port(lan=False)
         self.name = f"rig{self.port}"
@@ -92,7 +90,7 @@ class FaultRig:
             self._stack.callback(self.end_source)
             self._observer.start()
             self._stack.callback(self._stop_observing)
-            self.wait_fresh(5, timeout_s=self._patience_s)
+            self.wait_fresh(5)
             self._stack = self._stack.pop_all()
         return self
 
@@ -140,11 +138,19 @@ class FaultRig:
             daemon=True,
         )
         self._source.start()
+        if hasattr(os, "sched_setscheduler"):
+            # Under ``chrt`` its start would have the show's own priority, as no other program's has.
+            os.sched_setscheduler(self._source.pid, os.SCHED_OTHER, os.sched_param(0))
 
     def kill_source(self) -> None:
         if self._source is not None:
             self._source.kill()
             self._source.join()
+
+    @property
+    def source_id(self) -> int:
+        """Its process."""
+        return int(self._source.pid)
 
     def end_source(self) -> None:
         """Have the source close its block, as a program does that is quit."""
