@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -206,7 +207,7 @@ class FaultRig:
             while not self._over.wait(0.05):
                 try:
                     state = self.status()["state"]
-                except (OSError, ValueError):
+                except (OSError, ValueError, HTTPException):
                     continue  # the daemon is busy or gone; the faults' own waits say so
                 if not self.states or self.states[-1][1] != state:
                     self.states.append((time.monotonic(), state))
