@@ -12,7 +12,7 @@ from sdbridge.engine.accelerate.kernels.choice import Config
 @pytest.mark.parametrize("side", [64, 128, 256, 512, 768, 1024])
 def test_walks_fill_the_card(frames: int, side: int) -> None:
     config = choice.walked((frames, side, side))
-    assert config.by == "halo" and 1 <= config.rows <= 64
+    assert config.by == "ring" and 1 <= config.rows <= 64
     programs = frames * -(-side // config.columns) * -(-side // config.rows)
     turns = -(-programs // 264)
     assert programs / (264 * turns) > 0.85 or config.rows == 1

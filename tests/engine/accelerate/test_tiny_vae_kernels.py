@@ -101,7 +101,7 @@ def test_cuts(device: torch.device) -> None:
     packed = conv.pack_taps(weight).half()
     configs = [Config(4, 16), Config(8, 8, 8, 2), Config(4, 16, swap=True)]
     if device.type == "cuda" and torch.cuda.get_device_capability()[0] == 9:
-        configs += [Config(4, 64, 4, 3, by="halo"), Config(16, 128, 8, 2, by="halo")]
+        configs += [Config(4, 64, 4, 4, by="ring"), Config(16, 128, 8, 5, by="ring")]
     for config in configs:
         out = torch.full_like(source, float("nan"))
         conv.run_taps(source, packed, bias, out, config, relu=True, skip=skip)
@@ -154,12 +154,21 @@ def test_refusals(device: torch.device) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_hopper_kernels_prove_themselves() -> None:
+    if torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("not a Hopper")
+    for channels in (32, 64):
+        assert conv.hopper(channels) == {"same", "up", "halve"}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_replay(device: torch.device) -> None:
     """A captured graph follows new pixels and refreshed weights."""
     vae = make(device, 64)
     encoder = tiny_vae.TinyEncoder(vae)
     pixels = torch.zeros(1, 64, 64, 4, dtype=torch.uint8, device=device)
-    out = torch.empty(1, 4, 8, 8, dtype=torch.half, device=device)
+    out = torch.empty(1, 4, 16, 16, dtype=torch.half, device=device)
     encoder(pixels, out)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()

@@ -59,7 +59,7 @@ def walked(shape: tuple[int, int, int]) -> Config:
     while height * strips > 64 * places:  # in several turns, rather than ever longer walks
         places += 264
     groups = max(1, places // strips)
-    return Config(min(64, -(-height // groups)), 64, 4, 3, by="halo")
+    return Config(min(64, -(-height // groups)), 64, 4, 4, by="ring")
 
 
 def doubled(shape: tuple[int, int, int]) -> Config:
