@@ -194,10 +194,11 @@ class Painter:
         self, entries: Sequence[Entry] | None, settings: StreamSettings, revision: int
     ) -> Painting | None:
         now_ns = self._clock.now_ns()
-        self._refresh_noise(settings, now_ns)
-        conditioning = self._mixer.at_frame_edge(now_ns * 1e-9, wait=self._wait)
         roles = Roles(entries or (), self._staging, settings.width, settings.height)
         entering = self._entering(entries, roles, settings, now_ns)
+        # A GPU encodes while the host draws noise and mixes prompts.
+        self._refresh_noise(settings, now_ns)
+        conditioning = self._mixer.at_frame_edge(now_ns * 1e-9, wait=self._wait)
         leaving = self._step(entering, settings, conditioning)
         return None if leaving is None else self._decode(leaving, revision)
 
