@@ -196,6 +196,28 @@ def test_a_way_is_checked_against_its_problem():
     assert parse_way("whole:64x16x64.w4.s2.g8.split1", ConvProblem(1, 8, 8, 64, 64, stride=2)) is None
 
 
+def test_the_hopper_kernel_takes_whole_lines_that_fit():
+    problem = ConvProblem(1, 32, 32, 640, 640)
+    good = "halo:256x64x64.w4.s3.g8.stream132"
+    assert parse_way(good, problem) is not None
+    assert parse_way(good, ConvProblem(1, 32, 32, 640, 640, upsample=True)) is not None
+    for wrong in (
+        "halo:256x64x64.w4.s3.g8.split2",
+        "halo:256x64x64.w8.s3.g8.stream132",
+        "halo:256x64x64.w4.s8.g8.stream132",
+        "halo:256x64x32.w4.s3.g8.stream132",
+    ):
+        assert parse_way(wrong, problem) is None
+    for other in (
+        ConvProblem(1, 32, 32, 640, 640, stride=2),
+        ConvProblem(1, 32, 32, 640, 640, bias=True),
+        ConvProblem(1, 32, 32, 100, 640),
+        ConvProblem(1, 36, 32, 640, 640),
+        ConvProblem(1, 40, 40, 640, 640),
+    ):
+        assert parse_way(good, other) is None
+
+
 def test_problems_that_differ_are_remembered_apart():
     problems = [
         ConvProblem(1, 8, 8, 64, 64),
@@ -256,6 +278,6 @@ def test_on_the_card_the_default_and_some_candidates_are_right(size, channels, o
     rows, weight = random(2 * size * size, channels), weight_of(outputs, channels)
     truth = truth_of(rows, 2, size, size, weight, stride, upsample)
     ways = ConvTuning(problem).candidates()
-    for way in (subject.default_way(problem), *ways[1::5]):
+    for way in (subject.default_way(problem), *ways[1::5], *(way for way in ways if way.startswith("halo"))):
         out = conv3x3(rows, 2, size, size, weight, stride, upsample, pick=lambda _, way=way: way)
         assert distance(out, truth) < 1e-3, way

@@ -10,7 +10,9 @@ so a LoRA that writes into a weight needs nothing from here. ``pick`` names the 
 - ``swap:TILE``: the same with the weight as the left factor; ``wide:TILE``: a quarter more channels, 160 or
   320, so that 128 programs make 320 channels of 64x64 pixels, 640 of 32x32 and so on; ``apart:TILE``,
   ``swap-apart:TILE``, ``wide-apart:TILE``: the parts of a split are summed by a second kernel;
-- ``whole:TILE``: ``TILE.m`` is the whole picture, whose pixels then are read once instead of nine times.
+- ``whole:TILE``: ``TILE.m`` is the whole picture, whose pixels then are read once instead of nine times;
+- ``halo:TILE``: Hopper only, ``TILE.m`` pixels are whole lines, fetched once for three taps; ``TILE.stream``
+  programs have equal shares of the whole sum.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from sdbridge.engine.accelerate.kernels import interpreted
 from sdbridge.engine.accelerate.kernels.linear import Workspace, default_workspace, triton_here
 from sdbridge.engine.accelerate.kernels.tiles import Tile, parse_tile
 
-_FORMS = ("", "swap", "wide", "apart", "swap-apart", "wide-apart", "whole")
+_FORMS = ("", "swap", "wide", "apart", "swap-apart", "wide-apart", "whole", "halo")
+_SHARED = 232448 - 4096  # bytes a program of the Hopper kernel may take for its ring
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,14 @@ def conv3x3(
     if text == "torch" or way is None or way.tile is None:
         return conv_torch(rows, problem, weight, bias)
     out = torch.empty((problem.pixels, problem.outputs), dtype=rows.dtype, device=rows.device)
+    if (way.form == "halo" or way.tile.tma) and not _fits_copy_engine(rows, weight):
+        return conv_torch(rows, problem, weight, bias)
     shared = _parts(way, problem, workspace or default_workspace(rows.device))
+    if way.form == "halo":
+        _halo().launch_halo(
+            way.tile, rows, weight, out, batch, (height, width), upsample=upsample, workspace=shared
+        )
+        return out
     if way.form == "whole":
         _kernels().launch_whole(way.tile, rows, weight, out, (height, width), bias=bias, workspace=shared)
         return out
@@ -148,6 +158,8 @@ def parse_way(text: str, problem: ConvProblem) -> ConvWay | None:
     tile = parse_tile(rest)
     if tile is None or ("wide" in form and tile.n < 64) or ("apart" in form and tile.split == 1):
         return None
+    if form == "halo":
+        return ConvWay(form, tile) if _haloed(tile, problem) else None
     if tile.stream or (tile.tma and not _boxed(form, tile, problem)):
         return None
     small = problem.height * problem.width == tile.m and problem.stride == 1 and not problem.upsample
@@ -163,6 +175,24 @@ def _boxed(form: str, tile: Tile, problem: ConvProblem) -> bool:
         tile.m % problem.width == 0 and problem.height * problem.width % tile.m == 0
     )
     return plain and fits and form.startswith("swap") and problem.dtype == "float16"
+
+
+def lines_of(pixels: int, width: int) -> tuple[int, int]:
+    """Height and width of a tile's box of the picture: whole lines, or a piece of one."""
+    across = min(width, pixels)
+    return pixels // across, across
+
+
+def _haloed(tile: Tile, problem: ConvProblem) -> bool:
+    """Whether the Hopper kernel can take this tile: its lines divide the picture, its ring fits."""
+    high, wide = lines_of(tile.m, problem.width)
+    lines = problem.height % high == 0 and problem.width % wide == 0 and high * wide == tile.m
+    ring = tile.stages * (((high + 2) * wide + 3 * tile.n) * 128 + 8)
+    sound = tile.stream > 0 and tile.k == 64 and tile.n in (64, 128) and tile.n == 16 * tile.warps
+    plain = problem.stride == 1 and not problem.bias and problem.dtype == "float16"
+    deep = problem.channels % 64 == 0 and problem.outputs % 8 == 0
+    pieces = wide >= 8 and wide & (wide - 1) == 0 and tile.stages >= 2
+    return lines and sound and plain and deep and pieces and ring <= _SHARED
 
 
 def default_way(problem: ConvProblem) -> str:
@@ -188,8 +218,11 @@ def shipped_ways() -> dict[str, str]:
 
 def _parts(way: ConvWay, problem: ConvProblem, workspace: Workspace) -> tuple[Tensor, Tensor] | None:
     tile = way.tile
-    if tile is None or tile.split == 1:
+    if tile is None or (tile.split == 1 and not tile.stream):
         return None
+    if way.form == "halo":
+        tiles = -(-problem.pixels // tile.m) * -(-problem.outputs // tile.n)
+        return workspace.hold(2 * tile.stream * tile.m * tile.n, tiles)
     if "apart" in way.form:
         return workspace.hold(tile.split * problem.pixels * problem.outputs, 1)
     tiles = -(-problem.pixels // tile.m) * -(-problem.outputs // way.columns)
@@ -203,6 +236,18 @@ def _fits_triton(rows: Tensor, weight: Tensor) -> bool:
     if rows.dtype not in (torch.float16, torch.bfloat16) or weight.dtype != rows.dtype:
         return False
     return rows.stride(1) == 1 and weight.permute(0, 2, 3, 1).is_contiguous()
+
+
+def _fits_copy_engine(rows: Tensor, weight: Tensor) -> bool:
+    """Whether the card has Hopper's copy engine (or the interpreter plays it), and the addresses suit it."""
+    if rows.stride(0) % 8 or rows.data_ptr() % 16 or weight.data_ptr() % 16:
+        return False
+    return interpreted() or torch.cuda.get_device_capability(rows.device) >= (9, 0)
+
+
+@cache
+def _halo() -> ModuleType:
+    return importlib.import_module("sdbridge.engine.accelerate.kernels.unet_conv_hopper")
 
 
 @cache

@@ -117,6 +117,13 @@ def candidate_ways(problem: ConvProblem) -> list[str]:
     if problem.height * problem.width == 64 and problem.stride == 1 and not problem.upsample:
         for n, k, stages, splits in _WHOLE:
             found += [f"whole:{Tile(64, n, k, 4, stages, 8, split)}" for split in splits]
+    for m, n, stages, streams in _HALO:
+        for stream in streams:
+            way = f"halo:{Tile(m, n, 64, n // 16, stages, 8, stream=stream)}"
+            if torch.cuda.is_available() and torch.cuda.get_device_capability() != (9, 0):
+                continue
+            if parse_way(way, problem) is not None:
+                found.append(way)
     for form, m, n, k, warps, stages in _SHAPES:
         if m > max(64, problem.pixels) or (problem.channels % k and problem.channels > k):
             continue
@@ -156,6 +163,19 @@ _WHOLE = (
     (16, 64, 2, (3, 5)),
     (32, 64, 2, (3, 6)),
     (32, 32, 3, (3, 6)),
+)
+
+_HALO = (
+    # pixels, channels, stages, programs
+    (256, 64, 3, (132,)),
+    (256, 64, 2, (132,)),
+    (256, 128, 2, (132,)),
+    (128, 128, 3, (132,)),
+    (128, 64, 4, (132,)),
+    (128, 64, 2, (132, 264)),
+    (64, 64, 6, (132,)),
+    (64, 64, 3, (132, 264)),
+    (64, 128, 3, (132,)),
 )
 
 _SHAPES = (
