@@ -6,6 +6,7 @@ import faulthandler
 import logging
 import os
 import signal
+import sys
 import threading
 import traceback
 from multiprocessing.connection import Connection
@@ -18,6 +19,9 @@ from sdbridge.errors import SdbridgeError
 
 log = logging.getLogger(__name__)
 
+#: How long another thread, such as one that compiles kernels, may keep a frame waiting for the interpreter.
+SWITCH_S = 0.0005
+
 
 def run_engine_process(start: EngineStart, connection: Connection, wake: Wake, ready: Wake) -> None:
     """The child's main function."""
@@ -26,6 +30,7 @@ def run_engine_process(start: EngineStart, connection: Connection, wake: Wake, r
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     faulthandler.enable()  # a crash in a driver leaves at least a trace
+    sys.setswitchinterval(SWITCH_S)
     if start.config.threads:
         os.environ.setdefault("OMP_NUM_THREADS", str(start.config.threads))
     inbox = Inbox(connection, wake, start.revision, own_process=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections import deque
@@ -251,6 +252,7 @@ class ImageEngine:
         on_cuda = self._model is not None and self._model.device.type == "cuda"
         self._model = None
         if on_cuda:
+            gc.collect()  # diffusers' modules refer to each other in circles
             torch.cuda.empty_cache()
 
     # --- settings ---

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 Mode = Literal["none", "full", "self", "initialize"]
@@ -46,7 +47,7 @@ def to_noise_and_clean(
         return alpha * out + sigma * latents, alpha * latents - sigma * out
     if prediction == "sample":
         return (latents - alpha * out) / sigma, out
-    return out, (latents - sigma * out) / alpha
+    return out, torch.addcmul(latents, sigma, out, value=-1) / alpha
 
 
 def virtual_noise(latents: Tensor, source: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:

@@ -121,6 +121,8 @@ class Painter:
         self.prompts.close()
         self._bank.close()
         self.acceleration.close()
+        self.extensions = ()  # they hold on to us as we do to them
+        self._last = self._last_latent = None
 
     # --- frames ---
 

@@ -72,6 +72,7 @@ class StreamBatch:
         self._device = model.device
         self.precision = precision or (torch.float64 if model.dtype == torch.float64 else torch.float32)
         self._plan: StepPlan | None = None
+        self._replays = True  # whether any row is noised with its own predicted noise
         self._frames = 1
         nothing = torch.zeros(0)
         self._rows: Tensor = torch.zeros(7, 0)
@@ -113,6 +114,7 @@ class StreamBatch:
             self._change_length(plan.count)
         if plan != self._plan or self._rows.shape[1] != plan.count * frames:
             self._plan = plan
+            self._replays = any(plan.replay)
             self._rows = self._coefficients(plan)
             self._timesteps = torch.tensor(plan.timesteps, device=self._device).repeat_interleave(frames)
 
@@ -138,7 +140,9 @@ class StreamBatch:
         assert self._plan is not None
         self._shift_in(entering)
         alpha, sigma, keep, replay, fresh, c_skip, c_out = self._rows.unbind(0)
-        latents = keep * self._clean + replay * self._predicted + fresh * self._noise
+        latents = torch.addcmul(fresh * self._noise, keep, self._clean)
+        if self._replays:
+            latents = torch.addcmul(latents, replay, self._predicted)
         frames, count = self._frames, latents.shape[0]
         extra = guidance.extra_rows(self.steps, frames)
         rows = Rows(
@@ -201,10 +205,14 @@ class StreamBatch:
         frames = self._frames
         first = self._clean[:frames] if entering is None else entering.latent.to(self.precision)
         source = self._source[:frames] if entering is None else entering.source.to(self.precision)
-        self._clean = torch.cat([first, self._next_clean[:-frames]])
-        self._predicted = torch.cat([self._noise[:frames], self._next_predicted[:-frames]])
-        self._source = torch.cat([source, self._source[:-frames]])
-        self._virtual = torch.cat([first, self._virtual[:-frames]])
+        if self.steps == 1:
+            self._clean = self._virtual = first
+            self._predicted, self._source = self._noise[:frames], source
+        else:
+            self._clean = torch.cat([first, self._next_clean[:-frames]])
+            self._predicted = torch.cat([self._noise[:frames], self._next_predicted[:-frames]])
+            self._source = torch.cat([source, self._source[:-frames]])
+            self._virtual = torch.cat([first, self._virtual[:-frames]])
         self._tags = [None if entering is None else entering.tags, *self._tags[:-1]]
         if entering is None or not entering.fills:
             return

@@ -94,8 +94,15 @@ class WeightStore:
         for name in changed:
             if name not in self._bases:
                 self._bases[name] = self._tensors[name].clone()
-        torch._foreach_copy_([self._tensors[n] for n in changed], [self._bases[n] for n in changed])
-        self._add({name: wanted.get(name, []) for name in changed})
+        alone = {name: terms[0] for name, terms in wanted.items() if len(terms) == 1 and terms[0][1]}
+        for name in changed:
+            if name in alone:  # read once, written once: the fader of one LoRA, which moves with every frame
+                product, weight = alone[name]
+                torch.add(self._bases[name], product, alpha=weight, out=self._tensors[name])
+        rest = [name for name in changed if name not in alone]
+        if rest:
+            torch._foreach_copy_([self._tensors[n] for n in rest], [self._bases[n] for n in rest])
+            self._add({name: wanted.get(name, []) for name in rest})
         for name in changed:
             if name in wanted:
                 self._sums[name] = wanted[name]

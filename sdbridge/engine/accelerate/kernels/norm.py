@@ -16,6 +16,7 @@ from torch import Tensor
 _SCALE = tl.constexpr(1048576.0)
 #: Values of one group (rows times channels, both rounded up to a power of two) that one program holds.
 WHOLE_GROUP = 32768
+WHOLE_ROWS = 256  # with more of them, programs that share a group are faster (measured on an H200)
 WHOLE_WARP = 1024  # values of each of its warps
 #: Pictures up to this many rows a batch entry are normalised by one program per group, in one kernel.
 ONE_KERNEL_ROWS = 256
@@ -242,12 +243,8 @@ def _power(value: int) -> int:
 
 
 def _tile(rows: int, channels: int) -> tuple[int, int, int]:
-    """Rows, channels and warps of one program: some 2048 values, and enough programs to fill a large card."""
-    columns = min(_power(channels), 64)
-    height = 2048 // columns
-    while height > 8 and -(-rows // height) * -(-channels // columns) < 256:
-        height //= 2
-    return height, columns, 4
+    """Rows, channels and warps of one program: few programs share a channel's sums (``lab/norm_lab.py``)."""
+    return (128 if rows >= 512 else 32), min(_power(channels), 32), 4
 
 
 def join_norm(
@@ -296,7 +293,7 @@ def join_norm(
     out = torch.empty(rows, channels, dtype=raw.dtype, device=raw.device) if write else raw
     y = torch.empty(rows, channels, dtype=raw.dtype, device=raw.device)
     lanes, whole = _power(group), _power(hw) * _power(group)
-    if whole <= WHOLE_GROUP:
+    if hw <= WHOLE_ROWS and whole <= WHOLE_GROUP:
         _whole_kernel[(groups, batch)](
             *given, *beside, out, gamma, beta, y, c1, c2, eps, stride, hw=hw, group=group,
             **flags, SILU=silu, BR=_power(hw), GP=lanes, num_warps=max(4, min(16, whole // WHOLE_WARP)),
