@@ -10,6 +10,7 @@ operation by operation.
 from __future__ import annotations
 
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +22,7 @@ from sdbridge.engine.accelerate import kernels
 from sdbridge.engine.accelerate.beside import BesideTheStream
 from sdbridge.engine.accelerate.eager import Eager
 from sdbridge.engine.accelerate.packed_unet import PackedUnet, obstacle
-from sdbridge.engine.accelerate.replay import CudaGraph, Replayed, TensorCall
+from sdbridge.engine.accelerate.replay import Captured, CudaGraph, Replayed, TensorCall, Uncaptured
 from sdbridge.engine.accelerate.unet_ops import PlainOps, UnetOps
 from sdbridge.engine.image.load import LoadedModel
 from sdbridge.engine.image.seams import UnetCall
@@ -44,7 +45,7 @@ class Compiled:
         self._eager = Eager(model)
         self._capture = capture
         self._said: set[str] = set()
-        self._graphs: OrderedDict[Key, CudaGraph] = OrderedDict()
+        self._graphs: OrderedDict[Key, Captured] = OrderedDict()
         self._denoise: Key | None = None
         self._size = (0, 0, 0)
         self._times_at: Key = ()  # what the time projections below were made of
@@ -93,6 +94,10 @@ class Compiled:
     # --- getting ready ---
 
     def prepare_denoise(self, call: UnetCall) -> None:
+        bank = call.bank
+        if bank is not None and bank.seeding:  # one frame, which the feature bank makes its buffers from
+            self._denoise = None
+            return
         why = self._obstacle(call)
         if why:
             self._denoise = None
@@ -100,8 +105,12 @@ class Compiled:
             return
         names, tensors = _flat(call)
         packs = self._packs(call)
-        key: Key = ("unet", names, packs, *_shapes(tensors))
+        generation = 0 if bank is None else bank.generation
+        key: Key = ("unet", generation, names, packs, *_shapes(tensors))
         self._denoise = key
+        for other in [other for other in self._graphs if other[0] == "unet"]:
+            if other[1] not in (0, generation) and bank is not None:
+                del self._graphs[other]  # its feature bank is no more
         if key in self._graphs:
             self._graphs.move_to_end(key)
             return
@@ -128,12 +137,19 @@ class Compiled:
         self._times_at = ()
         with torch.inference_mode():
             both = (*tensors, packed.times(call))
-        self._add(key, lambda *given: packed.run(_unflat(call, names, given[:-1]), times=given[-1]), both)
+
+        def plainly(*given: Tensor) -> Tensor:
+            return packed.run(_unflat(call, names, given[:-1]), times=given[-1])
+
+        if self._make_fast is None or call.bank is None:
+            self._add(key, plainly, both)
+        else:  # switched on in a running stream, which would see the capture: slower frames, and none missed
+            self._graphs[key] = Uncaptured(plainly)
         if self._make_fast is not None:
-            fast = self._make_fast()
+            fast, rehearse = self._make_fast(), _rehearsal(call)
 
             def faster(*given: Tensor) -> Tensor:
-                return packed.run(_unflat(call, names, given[:-1]), fast, given[-1])
+                return packed.run(_unflat(rehearse(), names, given[:-1]), fast, given[-1])
 
             self._improve(key, faster, both)
 
@@ -232,7 +248,7 @@ class Compiled:
 
     def wrap(self, run: TensorCall, name: str) -> TensorCall:
         """``run`` of another network, such as a ControlNet: captured once it has run a while."""
-        return Replayed(run, name)
+        return Replayed(run, name, self._capture, self._beside)
 
     def weights_changed(self) -> None:
         """Replays read the tensors where they are; the time projections are made again for the next frame."""
@@ -265,6 +281,27 @@ class Compiled:
         if line not in self._said:
             self._said.add(line)
             log.info("%s", line)
+
+
+def _rehearsal(call: UnetCall) -> Callable[[], UnetCall]:
+    """The call to make now. Beside the stream nothing may be written where frames are read, unless a
+    capture only notes it down: what runs there until then has a feature bank of its own.
+    """
+    if call.bank is None:
+        return lambda: call
+    frames_thread, own = threading.get_ident(), [call]
+    on_cuda = call.sample.is_cuda
+
+    def now() -> UnetCall:
+        in_stream = threading.get_ident() == frames_thread
+        if in_stream or (on_cuda and torch.cuda.is_current_stream_capturing()):
+            own[:] = [call]
+            return call
+        if own[0] is call:
+            own[:] = [replace(call, bank=call.bank and call.bank.rehearsal())]
+        return own[0]
+
+    return now
 
 
 def _first_line(error: Exception) -> str:

@@ -269,10 +269,20 @@ class _Pass:
         even = ops.layer_norm(hidden, blocks[0].norm1)
         for index, block in enumerate(blocks):
             packed, heads = self._packed.heads[block], block.attn1.heads
-            query, key, value = ops.linear(even, packed.qkv).chunk(3, dim=-1)
-            seen = ops.attention(query, key, value, batch, heads)
+            product = ops.linear(even, packed.qkv)
+            query, key, value = product.chunk(3, dim=-1)
             out = block.attn1.to_out[0]
-            even = ops.residual_norm(hidden, seen, out.weight, out.bias, block.norm2)
+            layer = None if self._call.bank is None else self._call.bank.layers[block.attn1]
+            if layer is not None:  # earlier frames' keys and values beside the frame's own
+                fresh = product[:, query.shape[1] :].unflatten(0, (batch, -1))
+                key, value = (tensor.flatten(0, 1) for tensor in layer.extend(fresh))
+            seen = ops.attention(query, key, value, batch, heads)
+            if layer is not None and layer.fuses:
+                plain = ops.linear(seen, out.weight, out.bias)
+                hidden.add_(layer.blend(plain.unflatten(0, (batch, -1))).flatten(0, 1))
+                even = ops.layer_norm(hidden, block.norm2)
+            else:
+                even = ops.residual_norm(hidden, seen, out.weight, out.bias, block.norm2)
             query = ops.linear(even, block.attn2.to_q.weight)
             key, value = text[:, packed.text].chunk(2, dim=-1)
             seen = ops.attention(query, key, value, batch, block.attn2.heads)

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sdbridge.engine.accelerate.beside import BesideTheStream
+
 log = logging.getLogger(__name__)
 
 #: Runs of one shape before it is captured: they warm up what a capture must not do, and frames go on.
@@ -20,7 +22,23 @@ TensorCall = Callable[..., Any]
 class Captured(Protocol):
     """A recorded call: same shapes in, the same output tensors out, overwritten by every run."""
 
+    def takes(self, *tensors: Tensor) -> bool: ...
+
     def run(self, tensors: tuple[Tensor, ...]) -> Any: ...
+
+
+class Uncaptured:
+    """A call in a recorded call's place until that is there: runs operation by operation."""
+
+    def __init__(self, run: TensorCall) -> None:
+        self._run = run
+
+    def takes(self, *tensors: Tensor) -> bool:
+        """Whatever is given."""
+        return True
+
+    def run(self, tensors: tuple[Tensor, ...]) -> Any:
+        return self._run(*tensors)
 
 
 class Replayed:
@@ -28,7 +46,7 @@ class Replayed:
 
     What it gives is overwritten by the next call: use it, or copy it, before. A new shape starts
     over. The capture comes after WARM_CALLS plain runs, so that adding a network never delays a
-    frame by more than about one run of it.
+    frame by more than about one run of it; with ``beside`` it is made there and delays none.
     """
 
     def __init__(
@@ -36,10 +54,12 @@ class Replayed:
         run: TensorCall,
         name: str,
         capture: Callable[[TensorCall, tuple[Tensor, ...]], Captured] | None = None,
+        beside: BesideTheStream | None = None,
     ) -> None:
         self._run = run
         self._name = name
         self._capture = capture or CudaGraph
+        self._beside = beside
         self._key: tuple[object, ...] = ()
         self._calls = 0
         self._graph: Captured | None = None
@@ -49,19 +69,45 @@ class Replayed:
         key = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
         if key != self._key:
             self._key, self._calls, self._graph = key, 0, None
-        if self._graph is not None:
-            return self._graph.run(tensors)
+        graph = self._graph
+        if graph is not None:
+            return graph.run(tensors)
         self._calls += 1
-        if self._calls > WARM_CALLS and not self._failed:
-            try:
-                self._graph = self._capture(self._run, tensors)
-            except RuntimeError as error:
-                self._failed = True
-                line = str(error).strip().splitlines()[0][:200]
-                log.warning("%s cannot be captured (%s); it runs operation by operation", self._name, line)
-            else:
-                return self._graph.run(tensors)
+        if not self._failed and self._calls > WARM_CALLS:
+            if self._beside is None:
+                try:
+                    self._graph = self._capture(self._run, tensors)
+                except RuntimeError as error:
+                    self._fail(error)
+                else:
+                    return self._graph.run(tensors)
+            elif self._calls == WARM_CALLS + 1:
+                self._capture_beside(self._beside, key, tensors)
         return self._run(*tensors)
+
+    def _capture_beside(
+        self, beside: BesideTheStream, key: tuple[object, ...], tensors: tuple[Tensor, ...]
+    ) -> None:
+        given = tuple(tensor.detach().clone() for tensor in tensors)
+        copied = torch.cuda.Event() if given[0].is_cuda else None
+        if copied is not None:
+            copied.record()
+
+        def job() -> Captured:
+            if copied is not None:
+                copied.synchronize()  # indices that are not there yet would lead anywhere
+            return self._capture(self._run, given)
+
+        def put_in(graph: Captured) -> None:
+            if key == self._key:
+                self._graph = graph
+
+        beside.submit(job, put_in, self._fail)
+
+    def _fail(self, error: Exception) -> None:
+        self._failed = True
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        log.warning("%s cannot be captured (%s); it runs operation by operation", self._name, line)
 
 
 class CudaGraph:

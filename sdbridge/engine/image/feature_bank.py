@@ -9,108 +9,137 @@ Written from the paper's equations. In every self-attention layer, row by row of
                               each token of one half goes to its nearest key in the other, and the mean
                               of what came together is kept: N tokens again
 
-The bank is seeded from the first frame, so the first picture is that of plain attention.
+The bank is seeded from the first frame, so the first picture is that of plain attention. The layers
+do not all merge at the same frame: a quarter of the work is done at the frame that is due, the other
+quarters at the frames after it (closer together for a small interval), each with its own frame.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sdbridge.engine.image.bank_memory import SHARES, LayerMemory, Memory
+from sdbridge.engine.image.seams import UnetCall
 from sdbridge.engine.image.settings import BankSettings
 
 _SEED = 1234
+_ORDERS = 32  # random orders drawn for each number of tokens, taken one after another
 
 
 class FeatureBank:
-    """Puts its processors on the UNet's self-attention while enabled, and the old ones back afterwards."""
+    """Puts its processors on the UNet's self-attention while enabled, and the old ones back afterwards.
 
-    def __init__(self, unet: Any) -> None:
-        self._unet = unet
-        self._layers: dict[str, _BankAttention] = {}
-        self._before: dict[str, Any] = {}
+    Around each UNet call: ``begin_frame`` gives the memory that belongs into the call, ``end_frame``
+    takes up what is due. ``wrap`` accelerates the merging, which is a call on tensors.
+    """
+
+    def __init__(
+        self,
+        unet: Any,
+        wrap: Callable[[Callable[..., Any], str], Callable[..., Any]] = lambda run, name: run,
+    ) -> None:
+        self._layers = {
+            module: name.startswith(("mid_block.", "up_blocks.0.", "up_blocks.1."))
+            for name, module in unet.named_modules()
+            if name.endswith("attn1") and hasattr(module, "to_q")
+        }
+        self._wrap = wrap
+        self._before: dict[Any, Any] = {}  # the modules' own processors, while ours are in their place
         self._settings = BankSettings()
-        self._frame = 0
-        self._generator: torch.Generator | None = None
+        self._frame = 0  # since the seeding one
+        self._memory: Memory | None = None
+        self._shape: tuple[object, ...] = ()
+        self._made = 0
+        self._dials: tuple[float, float] | None = None
+        self._orders: dict[int, Tensor] = {}
 
     @property
     def enabled(self) -> bool:
-        return bool(self._layers)
+        return bool(self._before)
+
+    @property
+    def memory(self) -> Memory:
+        """That of the running frame."""
+        assert self._memory is not None
+        return self._memory
 
     def set(self, settings: BankSettings) -> None:
         """Follow the parameters; switching on seeds the bank from the next frame."""
-        if settings.frames != self._settings.frames:
-            self.forget()
         self._settings = settings
-        if settings.enabled and not self._layers:
-            self._install()
-        elif not settings.enabled and self._layers:
+        if settings.enabled and not self._before:
+            self.forget()
+            for module in self._layers:
+                self._before[module] = module.processor
+                module.processor = _BankAttention(self)
+        elif not settings.enabled and self._before:
             self._remove()
 
-    def begin_frame(self) -> None:
-        """Once before each UNet call: tells the layers whether this frame is taken up."""
-        if not self._layers:
-            return
-        settings = self._settings
-        update = self._frame > 0 and self._frame % settings.interval == 0
-        slot = (self._frame // settings.interval) % settings.frames
+    def begin_frame(self, call: UnetCall) -> Memory:
+        """Before each UNet call; the memory stays the same, in place, until a shape changes."""
+        settings, sample = self._settings, call.sample
+        shape = (sample.shape, sample.dtype, settings.frames)
+        if self._memory is None or shape != self._shape:
+            self._made += 1
+            self._memory = Memory(self._layers, settings.frames, self._made, sample, self._wrap)
+            self._shape, self._frame, self._dials = shape, 0, None
+        self._memory.seeding = self._frame == 0
+        dials = (settings.strength, settings.threshold)
+        if dials != self._dials:
+            self._dials = dials
+            self._memory.strength.fill_(settings.strength)
+            self._memory.threshold.fill_(settings.threshold)
+        return self._memory
+
+    def end_frame(self) -> None:
+        """After each UNet call: the frame seeds the bank, or those layers take it up whose turn it is."""
+        memory, interval = self.memory, self._settings.interval
+        if memory.seeding:
+            memory.settle()
+        for share in range(SHARES):
+            since = self._frame - share % interval
+            if since > 0 and since % interval == 0:
+                turn = since // interval
+                memory.take_up(share, turn % memory.frames, lambda count, turn=turn: self._order(count, turn))  # type: ignore[misc]
         self._frame += 1
-        for layer in self._layers.values():
-            layer.settings, layer.update, layer.slot = settings, update, slot
 
     def forget(self) -> None:
         """The next frame seeds the bank anew."""
         self._frame = 0
-        self._generator = None
-        for layer in self._layers.values():
-            layer.forget()
 
     def close(self) -> None:
-        if self._layers:
+        if self._before:
             self._remove()
+        self._memory = None
+        self._orders.clear()
 
-    def shuffle(self, count: int, device: torch.device) -> Tensor:
-        """A random order of ``count`` tokens, made on the device; the same in every run."""
-        if self._generator is None:
-            self._generator = torch.Generator(device).manual_seed(_SEED)
-        return torch.rand(count, generator=self._generator, device=device).argsort()
-
-    def _install(self) -> None:
-        self._frame = 0
-        for name, module in self._unet.named_modules():
-            if name.endswith("attn1") and hasattr(module, "to_q"):
-                fuses = name.startswith(("mid_block.", "up_blocks.0.", "up_blocks.1."))
-                self._before[name] = module.processor
-                layer = _BankAttention(self, fuses)
-                self._layers[name] = layer
-                module.processor = layer
+    def _order(self, count: int, turn: int) -> Tensor:
+        """A random order of ``count`` tokens, drawn on the device; the same in every run."""
+        drawn = self._orders.get(count)
+        if drawn is None:
+            device = self.memory.strength.device
+            generator = torch.Generator(device).manual_seed(_SEED + count)
+            drawn = torch.rand(_ORDERS, count, generator=generator, device=device).argsort(dim=1)
+            self._orders[count] = drawn
+        return drawn[turn % _ORDERS]
 
     def _remove(self) -> None:
-        for name, module in self._unet.named_modules():
-            if name in self._before:
-                module.processor = self._before[name]
-        self._layers.clear()
+        for module, processor in self._before.items():
+            module.processor = processor
         self._before.clear()
 
 
 class _BankAttention:
-    """The processor of one layer, with the layer's part of the bank: ``[rows, frames * N, width]``."""
+    """Self-attention with the bank, for a UNet that runs module by module."""
 
-    def __init__(self, bank: FeatureBank, fuses: bool) -> None:
+    graph_safe = True  # past the seeding frame nothing is allocated, and what is written lies still
+
+    def __init__(self, bank: FeatureBank) -> None:
         self._bank = bank
-        self._fuses = fuses
-        self.settings = BankSettings()
-        self.update = False
-        self.slot = 0
-        self.forget()
-
-    def forget(self) -> None:
-        self._keys: Tensor | None = None
-        self._values: Tensor | None = None
-        self._outputs: Tensor | None = None
 
     def __call__(
         self,
@@ -123,83 +152,16 @@ class _BankAttention:
         **keywords: Any,
     ) -> Tensor:
         """``hidden_states`` ``[rows, N, width]`` -> the same shape."""
-        query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
-        rows, tokens, _ = key.shape
-        wanted = (rows, tokens * self.settings.frames, key.shape[2])
-        if self._keys is None or self._values is None or self._keys.shape != wanted:
-            repeat = (1, self.settings.frames, 1)
-            self._keys, self._values, self._outputs = key.repeat(repeat), value.repeat(repeat), None
-            output = _attend(attn, query, key, value)  # a bank of copies of itself changes nothing
-        else:
-            output = _attend(
-                attn, query, torch.cat([key, self._keys], 1), torch.cat([value, self._values], 1)
-            )
+        layer: LayerMemory = self._bank.memory.layers[attn]
+        keys, values = layer.extend(torch.cat([attn.to_k(hidden_states), attn.to_v(hidden_states)], -1))
+        output = _attend(attn.heads, attn.to_q(hidden_states), keys, values)
         output = attn.to_out[1](attn.to_out[0](output)) / attn.rescale_output_factor
-        fused = output
-        if self._fuses:
-            if self._outputs is None:
-                self._outputs = output.repeat(1, self.settings.frames, 1)
-            elif self.settings.strength > 0:
-                fused = fuse(output, self._outputs, self.settings.strength, self.settings.threshold)
-        if self.update:
-            self._take_up(key, value, output)
-        return fused
-
-    def _take_up(self, key: Tensor, value: Tensor, output: Tensor) -> None:
-        assert self._keys is not None and self._values is not None
-        kept = [self._keys, self._values, *([self._outputs] if self._outputs is not None else [])]
-        new = [key, value, output][: len(kept)]
-        if self.settings.frames == 1:
-            both = [torch.cat(pair, 1) for pair in zip(kept, new, strict=True)]
-            merged = merge(both, self._bank.shuffle(both[0].shape[1], key.device))
-        else:
-            tokens = key.shape[1]
-            here = slice(self.slot * tokens, (self.slot + 1) * tokens)
-            merged = []
-            for old, fresh in zip(kept, new, strict=True):
-                copy = old.clone()
-                copy[:, here] = fresh
-                merged.append(copy)
-        self._keys, self._values = merged[0], merged[1]
-        if self._outputs is not None:
-            self._outputs = merged[2]
+        return layer.blend(output)
 
 
-def _attend(attn: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    rows, tokens, width = query.shape
-    heads = attn.heads
-
+def _attend(heads: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     def split(tensor: Tensor) -> Tensor:
-        return tensor.view(rows, -1, heads, width // heads).transpose(1, 2)
+        return tensor.unflatten(-1, (heads, -1)).transpose(1, 2)
 
     output = functional.scaled_dot_product_attention(split(query), split(key), split(value))
-    return output.transpose(1, 2).reshape(rows, tokens, width)
-
-
-def fuse(output: Tensor, bank: Tensor, strength: float, threshold: float) -> Tensor:
-    """h' = (1 - strength) h + strength nn(h); nn(h) is the bank's most similar vector, or h below threshold.
-
-    output ``[rows, N, width]``, bank ``[rows, M, width]``. Similarity is the cosine.
-    """
-    similarity = functional.normalize(output, dim=-1) @ functional.normalize(bank, dim=-1).transpose(1, 2)
-    best, index = similarity.max(dim=-1, keepdim=True)
-    nearest = bank.gather(1, index.expand(-1, -1, bank.shape[-1]))
-    nearest = torch.where(best >= threshold, nearest, output)
-    return torch.lerp(output, nearest, strength)
-
-
-def merge(tensors: list[Tensor], order: Tensor) -> list[Tensor]:
-    """Halve the tokens of each ``[rows, 2N, width]`` by one assignment, found on the first (the keys).
-
-    ``order`` is a random permutation of the 2N tokens: its first half is merged into its second half.
-    """
-    half = order.shape[0] // 2
-    source, target = order[:half], order[half:]
-    keys = functional.normalize(tensors[0], dim=-1)
-    index = (keys[:, source] @ keys[:, target].transpose(1, 2)).argmax(dim=-1, keepdim=True)
-    merged = []
-    for tensor in tensors:
-        kept = tensor[:, target].clone()
-        where = index.expand(-1, -1, tensor.shape[-1])
-        merged.append(kept.scatter_reduce_(1, where, tensor[:, source], "mean", include_self=True))
-    return merged
+    return output.transpose(1, 2).flatten(2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ class Painter:
         self._stream = StreamBatch(model, staging=self._staging)
         self._noise = NoiseSource()
         self._similarity = SimilarityFilter()
-        self._bank = FeatureBank(model.unet)
+        self._bank = FeatureBank(model.unet, self.acceleration.wrap)
         encoder = TextEncoder(model.text_encoders, model.tokenizers, model.device, model.dtype)
         self.prompts = PromptCache(encoder.encode, model.device)
         self._mixer = PromptMixer(self.prompts)
@@ -269,19 +270,23 @@ class Painter:
         return leaving
 
     def _denoise(self, call: UnetCall) -> Tensor:
+        if self._bank.enabled:
+            call = replace(call, bank=self._bank.begin_frame(call))
         signature = (
             call.sample.shape,
             call.encoder_hidden_states.shape,
             call.down_residuals is not None,
             call.intrablock_residuals is not None,
             tuple(call.added_cond),
-            self._bank.enabled,
+            None if call.bank is None else call.bank.key,
         )
         if signature != self._ready_for:
             self.acceleration.prepare_denoise(call)
             self._ready_for = signature
-        self._bank.begin_frame()
-        return self.acceleration.run_denoise(call)
+        predicted = self.acceleration.run_denoise(call)
+        if call.bank is not None:
+            self._bank.end_frame()
+        return predicted
 
     def _decode(self, leaving: Leaving, revision: int) -> Painting:
         began = time.perf_counter()

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from sdbridge.engine.image.bank_memory import Memory
+
 #: What came in, by role: float32 RGBA ``[F, 4, H, W]`` in 0..1, at the engine's size. ``main`` is
 #: missing in txt2img without an input; the others are missing when nothing is connected.
 RoleImages = Mapping[Role, "Tensor"]
@@ -83,6 +85,7 @@ class UnetCall:
     cross_attention                 passed to attention processors (``cross_attention_kwargs``)
     timestep_cond                   ``[B, d]`` guidance embedding of fully distilled LCM models
     timesteps_host                  the same numbers on the host; () where they are not known there
+    bank                            the feature bank's memory, while self-attention has one
     """
 
     sample: Tensor
@@ -95,6 +98,7 @@ class UnetCall:
     cross_attention: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
     timestep_cond: Tensor | None = None
     timesteps_host: tuple[int, ...] = ()
+    bank: Memory | None = None
 
 
 class ModelParts(Protocol):

@@ -252,13 +252,12 @@ def test_the_bank_holds_as_many_tokens_as_asked_for_and_never_more(checkpoint) -
         rig.set(feature_bank__frames=held)
         for k in range(5):
             rig.tick(frame(k))
-        layers = rig.engine.painter._bank._layers.values()
-        assert {layer._keys.shape[1] for layer in layers} <= {64 * held, 16 * held}
-        assert all(layer._keys.shape == layer._values.shape for layer in layers)
+        layers = rig.engine.painter._bank.memory.layers.values()
+        assert {layer.kv.shape[1] for layer in layers} <= {64 * (1 + held), 16 * (1 + held)}, "and the frame"
 
 
 def test_fusion_and_merging_follow_their_definitions_token_by_token() -> None:
-    from sdbridge.engine.image.feature_bank import fuse, merge
+    from sdbridge.engine.image.bank_memory import fuse, merge
 
     generator = torch.Generator().manual_seed(0)
     h = torch.randn(2, 5, 4, generator=generator, dtype=torch.float64)
