@@ -15,6 +15,7 @@ from sdbridge import paths
 from sdbridge.bench.compare import compare_with_eager, picks
 from sdbridge.bench.drive import Drive, Recipe, moves_with_lora, until_settled
 from sdbridge.bench.parts import measure_parts
+from sdbridge.collector import spare_the_collector
 from sdbridge.config import load_config
 from sdbridge.engine.interface import EngineConfig
 from sdbridge.engine.making import engine_config
@@ -166,6 +167,7 @@ def measure(config: EngineConfig, recipe: Recipe, seconds: float, *, check: bool
     loaded = time.perf_counter()
     try:
         report = engine.warm_up(recipe.width, recipe.height)
+        spare_the_collector()
         drive, start = _get_ready(engine, recipe, began, loaded, report.warm_up_s)
         engine.reset("hard")
         drive.number = 0

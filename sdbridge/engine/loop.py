@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import traceback
@@ -10,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from sdbridge.clock import Clock, SystemClock
+from sdbridge.collector import spare_the_collector
 from sdbridge.engine.gpu_output import GpuOutputs
 from sdbridge.engine.inbox import Inbox
 from sdbridge.engine.inlet import Inlet
@@ -89,7 +89,7 @@ class EngineLoop:
         self._tell(EngineState.WARMING_UP, spec=engine.spec)
         warm = engine.warm_up(*self._size())
         if self._inbox.own_process:
-            _spare_the_collector()
+            spare_the_collector()
             if self._start.config.kind == "image" and warm.device == "cpu":
                 _give_way()
         self._ticks = Ticks(engine, self._clock)
@@ -321,15 +321,6 @@ def _pictures_on_gpu(engine: Engine, warm: WarmUpReport) -> tuple[bool, str]:
     if not warm.device.startswith("cuda"):
         return False, f"the engine runs on {warm.device}"
     return True, ""
-
-
-def _spare_the_collector() -> None:
-    """What is here once the model is warm stays to the end, so it need not be searched for garbage.
-
-    PyTorch and diffusers alone are 440,000 objects: a full search stops the frames for half a second.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 def _give_way() -> None:

@@ -1,4 +1,4 @@
-"""Pictures between numpy and OpenGL textures through pixel buffers, memory that the GPU reads and writes itself.
+"""Pictures between numpy and OpenGL textures through pixel buffers, memory that the GPU itself accesses.
 
 Two buffers take turns, so that one is filled while the GPU still works with the other. A download is
 waited for, though: a buffer that is only read when the next picture comes is a picture late, and the
