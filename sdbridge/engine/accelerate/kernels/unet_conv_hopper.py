@@ -83,6 +83,27 @@ def _fetch(lines, edges, weight, space, factors, bars, at, unit, units, tiles_m,
 
 
 @gluon.jit
+def _fetch_ahead(weights, first, stop, units, tiles_m, N, C, CHANNELS: gl.constexpr,
+                 num_warps: gl.constexpr):  # fmt: skip
+    """Ask for the share's weights into the L2 cache while the kernel before this one still runs."""
+    each: gl.constexpr = gl.BlockedLayout([1], [32], [num_warps], [0])
+    for unit in range(first, stop):
+        tile = unit // units
+        step = unit - tile * units
+        row = gl.minimum(tile // tiles_m * CHANNELS + gl.arange(0, CHANNELS, each), N - 1)
+        line = weights + row * (9 * C) + step % 3 * C + step // 3 * DEEP
+        for tap in gl.static_range(3):
+            gl.inline_asm_elementwise(
+                "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+                "=r,l",
+                [(line + tap * 3 * C).to(gl.int64)],
+                dtype=gl.int32,
+                is_pure=False,
+                pack=1,
+            )
+
+
+@gluon.jit
 def _emit(acc, out, picture, y, x, parity, tile_n, height, width, N, PIXELS: gl.constexpr,
           CHANNELS: gl.constexpr, WIDE: gl.constexpr, UP: gl.constexpr, plain: gl.constexpr):  # fmt: skip
     """Write a finished tile, ``[channels, pixels]``, as rows."""
@@ -100,8 +121,8 @@ def _emit(acc, out, picture, y, x, parity, tile_n, height, width, N, PIXELS: gl.
 
 
 @gluon.jit(do_not_specialize=["height", "width", "units", "tiles_m", "total", "share"])
-def halo_stream(lines, edges, weight, out, partials, arrivals, height, width, N, C, units, tiles_m, total,
-                share, HIGH: gl.constexpr, WIDE: gl.constexpr, CHANNELS: gl.constexpr, UP: gl.constexpr,
+def halo_stream(lines, edges, weight, weights, out, partials, arrivals, height, width, N, C, units, tiles_m,
+                total, share, HIGH: gl.constexpr, WIDE: gl.constexpr, CHANNELS: gl.constexpr, UP: gl.constexpr,
                 STAGES: gl.constexpr, CHAIN: gl.constexpr, num_warps: gl.constexpr):  # fmt: skip
     """``share`` of ``total`` units; ``units`` make a tile."""
     PIXELS: gl.constexpr = HIGH * WIDE
@@ -120,6 +141,7 @@ def halo_stream(lines, edges, weight, out, partials, arrivals, height, width, N,
     stop = gl.minimum(first + share, total)
     if CHAIN:
         gdc_launch_dependents()
+        _fetch_ahead(weights, first, stop, units, tiles_m, N, C, CHANNELS, num_warps)
         gdc_wait()  # from here on what the kernel before wrote is read
     for early in gl.static_range(STAGES - 1):
         _fetch(lines, edges, weight, space, factors, bars, early, first + early, units, tiles_m, height,
@@ -193,7 +215,7 @@ def launch_halo(tile: Tile, rows, weight, out, batch, size, *, upsample=False, w
     flat = gl.NVMMASharedLayout(128, 16, rank=2)
     factors = TensorDescriptor(weight, [n, 9 * c], [9 * c, 1], [tile.n, DEEP.value], flat)
     halo_stream[(triton.cdiv(total, share),)](
-        lines, edges, factors, out, *workspace, height, width, n, c, units, tiles_m, total, share,
+        lines, edges, factors, weight, out, *workspace, height, width, n, c, units, tiles_m, total, share,
         HIGH=high, WIDE=wide, CHANNELS=tile.n, UP=upsample, STAGES=tile.stages, CHAIN=tile.chained,
         num_warps=tile.warps, **({"launch_pdl": True} if tile.chained else {}),
     )  # fmt: skip
