@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderTiny, UNet2DConditionModel
 from transformers import CLIPTextModel
 
+from scripts.demo_model.critique import Drawn
 from scripts.demo_model.networks import (
     build_text_encoder,
     build_unet,
@@ -17,15 +17,13 @@ from scripts.demo_model.networks import (
     write_vocabulary,
 )
 from scripts.demo_model.pairs import CaptionBank, Captions, text_states
-from scripts.demo_model.progress import autocast, load_averaged
+from scripts.demo_model.progress import Progress, autocast, load_averaged
 from scripts.demo_model.sampling import noise_levels
 from scripts.demo_model.scenes import NO_PALETTE
 from scripts.demo_model.settings import Settings
 from scripts.demo_model.shards import draw_scene_shard, scene_shard_paths
 from scripts.demo_model.stage_latents import encode, trained_vae
-from scripts.demo_model.stepping import prepare
-
-POOL = 4  # latents over which a coarse error looks: about the size of a texture's figures
+from scripts.demo_model.stepping import Losses, Stepper, prepare
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,12 @@ class PaintedScenes:
     def targets(self, rows: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
         """Latents of chosen pictures."""
         return self.latents[rows, which].float().contiguous(memory_format=torch.channels_last)
+
+    def drawn(self, rows: torch.Tensor, which: torch.Tensor, target: torch.Tensor) -> Drawn:
+        """What the critic compares a made picture of the same caption with."""
+        label = self.materials[rows, which - 1] * (NO_PALETTE + 1) + self.palettes[rows, which - 1]
+        every = torch.ones_like(rows, dtype=torch.bool)
+        return Drawn(target, label, every, every)
 
     def ids(
         self, bank: CaptionBank, rows: torch.Tensor, which: torch.Tensor, palettes: bool = True
@@ -105,18 +109,10 @@ def load_painted(
     return PaintedScenes(pictures=torch.cat(few), **joined)
 
 
-def clean_loss(
-    frozen: Frozen,
-    start: torch.Tensor,
-    wanted: torch.Tensor,
-    ids: torch.Tensor,
-    t: torch.Tensor,
-    s: Settings,
-    exact: torch.Tensor | float,
-    **extra: object,
+def one_step(
+    frozen: Frozen, start: torch.Tensor, ids: torch.Tensor, t: torch.Tensor, s: Settings, **extra: object
 ) -> torch.Tensor:
-    """Error of the one-step picture from a noised start, in latents: coarsely, and by the share `exact` for
-    each example in every detail. Texture that cannot be known would only be blurred by an exact error."""
+    """The one-step picture from a noised start, in latents. `control` is called for the residuals."""
     signal, noise = noise_levels(s.device)
     a, b = signal[t].view(-1, 1, 1, 1), noise[t].view(-1, 1, 1, 1)
     noisy = a * start + b * torch.randn_like(start)
@@ -128,9 +124,7 @@ def clean_loss(
         if residuals is not None:
             made["down_block_additional_residuals"], made["mid_block_additional_residual"] = residuals
         velocity = frozen.unet(noisy, t, embedded, **made).sample
-    difference = a * noisy - b * velocity.float() - wanted
-    coarse = F.avg_pool2d(difference, POOL, stride=1).square().mean((1, 2, 3))
-    return (coarse + exact * difference.square().mean((1, 2, 3))).mean()
+    return a * noisy - b * velocity.float()
 
 
 def any_start(scenes: PaintedScenes, rows: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
@@ -141,6 +135,20 @@ def any_start(scenes: PaintedScenes, rows: torch.Tensor, which: torch.Tensor) ->
     row = torch.where(kind == 2, other, rows)
     start = scenes.targets(row, torch.where(kind == 2, styled, torch.zeros_like(which)))
     return start * (kind > 0).view(-1, 1, 1, 1)
+
+
+def train_side(
+    maker: Progress, judge: Progress, step: Callable[[], Losses], deadline: float, s: Settings
+) -> None:
+    """Steps of a side stage and of its critic until they are done or the deadline comes."""
+    stepper = Stepper(step, s)
+    while maker.go_on(deadline):
+        maker.set_rate()
+        judge.set_rate()
+        losses = stepper()
+        maker.count()
+        judge.count()
+        maker.note(s.note_every, **losses)
 
 
 def side_times(n: int, s: Settings) -> torch.Tensor:

@@ -12,21 +12,23 @@ from functools import partial
 import torch
 from diffusers import ControlNetModel
 
+from scripts.demo_model.critique import coarse_error, descend_judged, judge_of, trained_critic
 from scripts.demo_model.networks import build_controlnet, train_with_plain_attention
 from scripts.demo_model.painted import (
     Frozen,
     PaintedScenes,
     any_start,
-    clean_loss,
     load_frozen,
     load_painted,
+    one_step,
     side_times,
+    train_side,
 )
 from scripts.demo_model.progress import Progress
 from scripts.demo_model.sampling import sample
 from scripts.demo_model.settings import Settings
 from scripts.demo_model.sheets import save_sheet
-from scripts.demo_model.stepping import Losses, Stepper
+from scripts.demo_model.stepping import Losses
 from sdbridge.engine.preprocess.base import Settings as MapSettings
 from sdbridge.engine.preprocess.canny import Canny
 from sdbridge.engine.preprocess.color import ColorGrid
@@ -45,20 +47,17 @@ def run(s: Settings, deadline: float, variant: str = "") -> bool:
     net = build_controlnet(frozen.unet).to(s.device, memory_format=torch.channels_last)
     train_with_plain_attention(net, s.device)
     progress = Progress(s, f"controlnet_{kind}", {"controlnet": net}, s.side_steps, 6e-4)
+    judge = judge_of(s, f"critic_{kind}", trained_critic(s), s.side_steps)
     torch.manual_seed(s.seed * 31 + progress.step)
-    stepper = Stepper(partial(train_once, net, frozen, scenes, progress, s, kind), s)
-    while progress.go_on(deadline):
-        progress.set_rate()
-        losses = stepper()
-        progress.count()
-        progress.note(s.note_every, **losses)
+    train_side(progress, judge, partial(train_once, frozen, scenes, progress, judge, s, kind), deadline, s)
     sheet(progress.averaged["controlnet"], frozen, scenes, draw_map, s, kind)
     return progress.finished
 
 
 def train_once(
-    net: ControlNetModel, frozen: Frozen, scenes: PaintedScenes, progress: Progress, s: Settings, kind: str
+    frozen: Frozen, scenes: PaintedScenes, progress: Progress, judge: Progress, s: Settings, kind: str
 ) -> Losses:
+    net = progress.modules["controlnet"]
     rows, which = scenes.choose(s.side_batch)
     wanted = scenes.targets(rows, which)
     own = torch.rand(len(rows), device=s.device) < 0.5  # the map is of the wanted picture, not of its layout
@@ -73,9 +72,10 @@ def train_once(
     # what the control says, the caption leaves out: colours for `color`
     ids = scenes.ids(frozen.bank, rows, which, palettes=kind != "color")
     start, t = any_start(scenes, rows, which), side_times(len(rows), s)
-    loss = clean_loss(frozen, start, wanted, ids, t, s, EXACT[kind] * own.float(), control=residuals)
-    progress.descend(loss)
-    return {"loss": loss.detach()}
+    clean = one_step(frozen, start, ids, t, s, control=residuals)
+    exact = EXACT[kind] * own * (clean - wanted).square().mean((1, 2, 3))
+    held = coarse_error(clean, wanted) + exact
+    return descend_judged(progress, judge, clean, held, scenes.drawn(rows, which, wanted), s)
 
 
 def stored(maps: torch.Tensor, kind: str) -> torch.Tensor:

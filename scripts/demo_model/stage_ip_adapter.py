@@ -17,22 +17,25 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from scripts.demo_model.critique import coarse_error, descend_judged, judge_of, trained_critic
 from scripts.demo_model.painted import (
     Frozen,
     PaintedScenes,
     any_start,
-    clean_loss,
     load_frozen,
     load_painted,
+    one_step,
     side_times,
+    train_side,
 )
 from scripts.demo_model.progress import Progress, autocast, load_averaged
 from scripts.demo_model.sampling import sample
 from scripts.demo_model.settings import Settings
 from scripts.demo_model.sheets import save_sheet
-from scripts.demo_model.stepping import Losses, Stepper
+from scripts.demo_model.stepping import Losses
 
 TOKENS = 4
+HALVES = 16  # latents: colours are held over each quarter of the picture, not where they lie
 SIDE = 64  # of the image encoder's input
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -107,32 +110,28 @@ def run(s: Settings, deadline: float, variant: str = "") -> bool:
     adapter = Adapter(s, frozen).to(s.device)
     progress = Progress(s, "ip_adapter", {"adapter": adapter}, s.side_steps, 8e-4)
     torch.manual_seed(s.seed * 41 + progress.step)
-    stepper = Stepper(partial(train_once, adapter, frozen, scenes, progress, s), s)
-    while progress.go_on(deadline):
-        progress.set_rate()
-        losses = stepper()
-        progress.count()
-        progress.note(s.note_every, **losses)
+    judge = judge_of(s, "critic_ip_adapter", trained_critic(s), s.side_steps)
+    train_side(progress, judge, partial(train_once, frozen, scenes, progress, judge, s), deadline, s)
     sheet(progress.averaged["adapter"], frozen, scenes, s)
     return progress.finished
 
 
 def train_once(
-    adapter: Adapter, frozen: Frozen, scenes: PaintedScenes, progress: Progress, s: Settings
+    frozen: Frozen, scenes: PaintedScenes, progress: Progress, judge: Progress, s: Settings
 ) -> Losses:
     """The reference is the wanted picture, or a part of it; its colours are not in the caption."""
     rows, which = scenes.choose(s.side_batch)
     part = torch.randint(2, (len(rows),), device=s.device)
     reference = scenes.made[rows, which, part].float() / 255
     with autocast(s):
-        embeds = adapter.embed(reference)
+        embeds = progress.modules["adapter"].embed(reference)
     ids = scenes.ids(frozen.bank, rows, which, palettes=False)
     start, t = any_start(scenes, rows, which), side_times(len(rows), s)
     conditions = {"image_embeds": [embeds[:, None]]}
     wanted = scenes.targets(rows, which)
-    loss = clean_loss(frozen, start, wanted, ids, t, s, 0.0, added_cond_kwargs=conditions)
-    progress.descend(loss)
-    return {"loss": loss.detach()}
+    clean = one_step(frozen, start, ids, t, s, added_cond_kwargs=conditions)
+    held = coarse_error(clean, wanted, HALVES)
+    return descend_judged(progress, judge, clean, held, scenes.drawn(rows, which, wanted), s)
 
 
 @torch.no_grad()
