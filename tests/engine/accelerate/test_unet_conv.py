@@ -269,15 +269,34 @@ def test_what_is_shipped_fits_its_problem():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("size,channels,outputs", UNET)
 @pytest.mark.parametrize("stride,upsample", [(1, False), (2, False), (1, True)])
-def test_on_the_card_the_default_and_some_candidates_are_right(size, channels, outputs, stride, upsample):
-    if upsample and size == 64:
-        pytest.skip("the UNet upsamples no 64x64")
-    problem = ConvProblem(2, size, size, channels, outputs, stride, upsample)
-    rows, weight = random(2 * size * size, channels), weight_of(outputs, channels)
-    truth = truth_of(rows, 2, size, size, weight, stride, upsample)
-    ways = ConvTuning(problem).candidates()
-    for way in (subject.default_way(problem), *ways[1::5], *(way for way in ways if way.startswith("halo"))):
-        out = conv3x3(rows, 2, size, size, weight, stride, upsample, pick=lambda _, way=way: way)
-        assert distance(out, truth) < 1e-3, way
+@pytest.mark.parametrize(
+    "way",
+    [
+        "wide-apart:64x128x64.w4.s4.g8.split4",
+        "swap:64x64x64.w4.s6.g8.split3.tma",
+        "whole:64x16x64.w4.s3.g8.split3",
+        "halo:64x64x64.w4.s3.g8.stream132",
+        "halo:64x64x64.w4.s3.g8.stream50.chained",
+    ],
+)
+def test_on_the_card_each_form_is_right(way, stride, upsample):
+    problem = ConvProblem(2, 8, 8, 960, 640, stride, upsample)
+    if parse_way(way, problem) is None:
+        pytest.skip("not a way of this problem")
+    if torch.cuda.get_device_capability() != (9, 0) and ("halo" in way or "tma" in way):
+        pytest.skip("needs a Hopper GPU")
+    rows, weight = random(2 * 64, 960), weight_of(640, 960)
+    workspace = Workspace(DEVICE)
+    truth = truth_of(rows, 2, 8, 8, weight, stride, upsample)
+    for _ in range(3):
+        out = conv3x3(rows, 2, 8, 8, weight, stride, upsample, pick=lambda _: way, workspace=workspace)
+        assert distance(out, truth) < 1e-3
+
+
+@pytest.mark.gpu
+def test_on_the_card_what_is_shipped_is_right():
+    problem = ConvProblem(1, 16, 16, 1280, 1280)
+    rows, weight = random(256, 1280), weight_of(1280, 1280)
+    assert distance(conv3x3(rows, 1, 16, 16, weight), truth_of(rows, 1, 16, 16, weight)) < 1e-3
+    assert parse_way(subject.default_way(problem), problem) is not None

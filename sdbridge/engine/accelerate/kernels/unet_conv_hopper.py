@@ -122,8 +122,9 @@ def _emit(acc, out, picture, y, x, parity, tile_n, height, width, N, PIXELS: gl.
 
 @gluon.jit(do_not_specialize=["height", "width", "units", "tiles_m", "total", "share"])
 def halo_stream(lines, edges, weight, weights, out, partials, arrivals, height, width, N, C, units, tiles_m,
-                total, share, HIGH: gl.constexpr, WIDE: gl.constexpr, CHANNELS: gl.constexpr, UP: gl.constexpr,
-                STAGES: gl.constexpr, CHAIN: gl.constexpr, num_warps: gl.constexpr):  # fmt: skip
+                total, share, HIGH: gl.constexpr, WIDE: gl.constexpr, CHANNELS: gl.constexpr,
+                UP: gl.constexpr, STAGES: gl.constexpr, CHAIN: gl.constexpr,
+                num_warps: gl.constexpr):  # fmt: skip
     """``share`` of ``total`` units; ``units`` make a tile."""
     PIXELS: gl.constexpr = HIGH * WIDE
     sums: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [num_warps, 1], [16, PIXELS, 16])
