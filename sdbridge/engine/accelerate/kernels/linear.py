@@ -1,13 +1,14 @@
-"""How do the UNet's linear layers run: by which kernel, with bias, GEGLU, LayerNorm and residual folded in?
+"""How do the UNet's linear layers run: by which kernel, with bias, GEGLU and residual folded in?
 
 Every function takes row-major tokens ``x [M, K]`` and a weight ``[N, K]`` as nn.Linear has it (rows of a
 packed tensor are fine); neither is ever copied or laid out anew. ``pick`` names the way for a ``Problem``:
 
 - ``torch``: plain operations, on any device (what CPU and a CUDA without Triton get);
 - ``library``: cuBLAS, then one pointwise kernel for what cuBLAS cannot fold in;
-- a tile such as ``128x64x64.w4.s3.g8.split1``: everything in one kernel of ours;
-- with a LayerNorm the way of normalising before it: ``separate:library``, ``separate:TILE``, ``inside:TILE``
-  (the kernel takes its rows' moments itself), ``given:TILE`` (the layer before left them).
+- a tile such as ``128x64x64.w4.s2.g8.split1.tma``: everything in one kernel of ours.
+
+LayerNorm is not folded in: with the rows' moments taken inside the kernel, or left by the layer before, the
+product took twice as long on an H200 as the two kernels together (the operand then passes through registers).
 """
 
 from __future__ import annotations
@@ -26,8 +27,6 @@ from torch import Tensor
 
 from sdbridge.engine.accelerate.kernels.tiles import Tile, parse_tile
 
-Norm = tuple[Tensor, Tensor, float]
-
 
 @dataclass(frozen=True)
 class Problem:
@@ -40,31 +39,19 @@ class Problem:
     bias: bool = False
     residual: bool = False
     geglu: bool = False
-    norm: bool = False
-    moments_given: bool = False
-    moments_wanted: bool = False
     in_place: bool = False  # the result overwrites the residual
 
     @property
     def key(self) -> str:
-        flags = ("bias", "residual", "geglu", "norm", "moments_given", "moments_wanted", "in_place")
+        flags = ("bias", "residual", "geglu", "in_place")
         said = "+".join(flag for flag in flags if getattr(self, flag)) or "plain"
         return f"linear {self.m}x{self.n}x{self.k} {self.dtype} {said}"
 
 
 @dataclass(frozen=True)
-class Moments:
-    """Mean and sum of squared distances of each row in groups of ``width`` columns: ``[2, M, groups]``."""
-
-    values: Tensor
-    width: int
-
-
-@dataclass(frozen=True)
 class Way:
-    """A parsed choice: how to normalise ('' where nothing is), and the tile (None: the library)."""
+    """A parsed choice: the tile, or None for the library."""
 
-    norm: str
     tile: Tile | None
 
 
@@ -109,7 +96,7 @@ def linear(
     workspace: Workspace | None = None,
 ) -> Tensor:
     """``x W^T (+ bias) (+ residual)``: one kernel where a tile is picked."""
-    return run_problem(x, weight, bias, residual, out, pick=pick, workspace=workspace)[0]
+    return run_problem(x, weight, bias, residual, out, pick=pick, workspace=workspace)
 
 
 def linear_geglu(
@@ -122,53 +109,7 @@ def linear_geglu(
     workspace: Workspace | None = None,
 ) -> Tensor:
     """diffusers' GEGLU, ``hidden * gelu(gate)`` with (hidden, gate) the halves of ``x W^T + bias``."""
-    return run_problem(x, weight, bias, None, out, geglu=True, pick=pick, workspace=workspace)[0]
-
-
-def layer_norm_linear(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    eps: float,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    geglu: bool = False,
-    residual: Tensor | None = None,
-    moments: Moments | None = None,
-    out: Tensor | None = None,
-    *,
-    pick: Pick | None = None,
-    workspace: Workspace | None = None,
-) -> Tensor:
-    """``linear`` or ``linear_geglu`` of LayerNorm(x); ``moments`` of x, if the layer before left them."""
-    return run_problem(
-        x,
-        weight,
-        bias,
-        residual,
-        out,
-        geglu=geglu,
-        norm=(norm_weight, norm_bias, eps),
-        moments=moments,
-        pick=pick,
-        workspace=workspace,
-    )[0]
-
-
-def linear_with_moments(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-    out: Tensor | None = None,
-    *,
-    pick: Pick | None = None,
-    workspace: Workspace | None = None,
-) -> tuple[Tensor, Moments]:
-    """``linear``, and each row's moments for a ``layer_norm_linear`` that follows."""
-    result, moments = run_problem(x, weight, bias, residual, out, wanted=True, pick=pick, workspace=workspace)
-    assert moments is not None
-    return result, moments
+    return run_problem(x, weight, bias, None, out, geglu=True, pick=pick, workspace=workspace)
 
 
 @cache
@@ -177,32 +118,27 @@ def triton_here() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def parse_way(text: str, problem: Problem) -> Way | None:
-    """The way that ``text`` spells for this problem, or None where it is none or does not fit."""
-    norm, _, rest = text.rpartition(":")
-    if problem.norm != bool(norm) or norm not in ("", "separate", "inside", "given"):
+def parse_way(text: str) -> Way | None:
+    """The way that ``text`` spells, or None where it is none."""
+    if text == "library":
+        return Way(None)
+    tile = parse_tile(text)
+    if tile is None or tile.stream:  # equal shares of steps were never the fastest for a plain product
         return None
-    if norm == "given" and not problem.moments_given:
-        return None
-    if rest == "library":
-        return Way(norm, None) if norm in ("", "separate") else None
-    tile = parse_tile(rest)
-    return None if tile is None else Way(norm, tile)
+    return Way(tile)
 
 
 def default_way(problem: Problem) -> str:
     """A sensible way where nothing was measured on this card.
 
     A product alone is cuBLAS's: on an H200 it is a tenth to a third ahead of any tile. A tile wins where it
-    saves kernels, and that is GEGLU. LayerNorm folded into the product lost everywhere it was measured.
+    saves kernels, and that is GEGLU.
     """
     known = _measured_on_hopper().get(problem.key)
     if known is not None:
         return known
-    if problem.in_place and not problem.bias:
+    if not (problem.residual or problem.geglu) or (problem.in_place and not problem.bias):
         return "library"
-    if not (problem.residual or problem.geglu or problem.moments_wanted):
-        return "separate:library" if problem.norm else "library"
     m, n = problem.m, problem.n
     tile_m, tile_n = next((s for s in _DEFAULT_SHAPES if -(-m // s[0]) * -(-n // s[1]) >= 240), (64, 32))
     tiles = -(-m // tile_m) * -(-n // tile_n)
@@ -212,8 +148,7 @@ def default_way(problem: Problem) -> str:
     hopper = _on_hopper()
     stages = 2 if hopper and tile_m > 64 else 3
     warps = 4 if hopper or tile_m == 64 else 8
-    tile = Tile(tile_m, tile_n, 64, warps, stages, 8, split, tma=hopper)
-    return f"separate:{tile}" if problem.norm else str(tile)
+    return str(Tile(tile_m, tile_n, 64, warps, stages, 8, split, tma=hopper))
 
 
 _DEFAULT_SHAPES = ((128, 64), (64, 64), (64, 32))
@@ -236,25 +171,6 @@ def shipped_ways() -> dict[str, str]:
     return found
 
 
-def problem_of(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    *,
-    geglu: bool,
-    norm: bool,
-    given: bool,
-    wanted: bool,
-    in_place: bool = False,
-) -> Problem:
-    """The problem that these operands pose."""
-    n = weight.shape[0] // 2 if geglu else weight.shape[0]
-    dtype = str(x.dtype).removeprefix("torch.")
-    flags = (bias is not None, residual is not None, geglu, norm, given, wanted, in_place)
-    return Problem(x.shape[0], n, x.shape[1], dtype, *flags)
-
-
 def run_problem(
     x: Tensor,
     weight: Tensor,
@@ -263,52 +179,31 @@ def run_problem(
     out: Tensor | None,
     *,
     geglu: bool = False,
-    norm: Norm | None = None,
-    moments: Moments | None = None,
-    wanted: bool = False,
     pick: Pick | None,
     workspace: Workspace | None,
-) -> tuple[Tensor, Moments | None]:
+) -> Tensor:
     """All of the above in one: what a problem asks for, by the way that ``pick`` names."""
-    given = moments is not None
-    problem = problem_of(
-        x,
-        weight,
-        bias,
-        residual,
-        geglu=geglu,
-        norm=norm is not None,
-        given=given,
-        wanted=wanted,
-        in_place=residual is not None and out is not None and out.data_ptr() == residual.data_ptr(),
+    in_place = residual is not None and out is not None and out.data_ptr() == residual.data_ptr()
+    problem = Problem(
+        x.shape[0],
+        weight.shape[0] // 2 if geglu else weight.shape[0],
+        x.shape[1],
+        str(x.dtype).removeprefix("torch."),
+        bias is not None,
+        residual is not None,
+        geglu,
+        in_place,
     )
     text = (pick or default_way)(problem)
-    if not _fits_triton(x, weight, residual):
-        text = "torch"
-    way = None if text == "torch" else parse_way(text, problem) or parse_way(default_way(problem), problem)
-    if way is None:
-        return _run_torch(x, weight, bias, residual, out, geglu, norm, wanted)
+    if text == "torch" or not _fits_triton(x, weight, residual):
+        return _run_torch(x, weight, bias, residual, out, geglu)
+    way = parse_way(text) or parse_way(default_way(problem))
     if out is None:
         out = torch.empty((problem.m, problem.n), dtype=x.dtype, device=x.device)
-    kernels = _kernels()
-    if way.norm == "separate":
-        assert norm is not None
-        normal = torch.empty_like(x)
-        chained = way.tile is not None and way.tile.chained
-        kernels.launch_norm(x, *norm, normal, chained=chained)
-        x, norm, moments = normal, None, None
-    if way.norm == "inside":
-        moments = None
-    if way.tile is None:
-        left = _run_library(kernels, x, weight, bias, residual, out, geglu, wanted)
-        return out, left
+    if way is None or way.tile is None:
+        return _run_library(x, weight, bias, residual, out, geglu)
     tile = way.tile
-    left = None
-    if wanted:
-        groups = -(-problem.n // tile.n)
-        values = torch.empty((2, problem.m, groups), dtype=torch.float32, device=x.device)
-        left = Moments(values, tile.n)
-    kernels.launch_gemm(
+    _kernels().launch_gemm(
         tile,
         x,
         weight,
@@ -316,77 +211,46 @@ def run_problem(
         bias=bias,
         residual=residual,
         geglu=geglu,
-        norm=norm,
-        moments_in=None if moments is None else (moments.values, moments.values.shape[2], moments.width),
-        moments_out=None if left is None else left.values,
         workspace=_parts(tile, problem, workspace or default_workspace(x.device)),
     )
-    return out, left
+    return out
 
 
 def _parts(tile: Tile, problem: Problem, workspace: Workspace) -> tuple[Tensor, Tensor] | None:
-    if tile.split == 1 and not tile.stream:
+    if tile.split == 1:
         return None
     tiles = -(-problem.m // tile.m) * -(-problem.n // tile.n)
-    parts = 2 * tile.stream if tile.stream else tiles * tile.split
-    return workspace.hold(parts * tile.m * tile.n * (2 if problem.geglu else 1), tiles)
+    return workspace.hold(tiles * tile.split * tile.m * tile.n * (2 if problem.geglu else 1), tiles)
 
 
 def _run_library(
-    kernels: ModuleType,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    out: Tensor,
-    geglu: bool,
-    wanted: bool,
-) -> Moments | None:
-    """cuBLAS, which folds a bias in; a residual, GEGLU or moments take a pointwise kernel behind it."""
-    if residual is None and not geglu and not wanted:
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor, geglu: bool
+) -> Tensor:
+    """cuBLAS, which folds a bias in; a residual beside it or GEGLU takes a pointwise kernel behind it."""
+    if residual is None and not geglu:
         if bias is None:
-            torch.mm(x, weight.t(), out=out)
-        else:
-            torch.addmm(bias, x, weight.t(), out=out)
-        return None
-    if residual is not None and out.data_ptr() == residual.data_ptr() and not (geglu or wanted):
+            return torch.mm(x, weight.t(), out=out)
+        return torch.addmm(bias, x, weight.t(), out=out)
+    if residual is not None and out.data_ptr() == residual.data_ptr() and not geglu:
         out.addmm_(x, weight.t())  # cuBLAS adds in place; only a bias is left to do
         if bias is not None:
-            kernels.launch_finish(out, out, bias=bias)
-        return None
-    product = torch.mm(x, weight.t())
-    values = torch.empty((2, out.shape[0], 1), dtype=torch.float32, device=x.device) if wanted else None
-    kernels.launch_finish(product, out, bias=bias, residual=residual, geglu=geglu, moments_out=values)
-    return None if values is None else Moments(values, out.shape[1])
+            _kernels().launch_finish(out, out, bias=bias)
+        return out
+    _kernels().launch_finish(torch.mm(x, weight.t()), out, bias=bias, residual=residual, geglu=geglu)
+    return out
 
 
 def _run_torch(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    out: Tensor | None,
-    geglu: bool,
-    norm: Norm | None,
-    wanted: bool,
-) -> tuple[Tensor, Moments | None]:
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor | None, geglu: bool
+) -> Tensor:
     """The same in plain operations: the form that all others are compared with."""
-    if norm is not None:
-        x = F.layer_norm(x, (x.shape[1],), norm[0], norm[1], norm[2])
     value = F.linear(x, weight, bias)
     if geglu:
         hidden, gate = value.chunk(2, dim=-1)
         value = hidden * F.gelu(gate)
     if residual is not None:
         value = value + residual
-    if out is not None:
-        value = out.copy_(value)
-    if not wanted:
-        return value, None
-    seen = value.float()
-    mean = seen.mean(1)
-    spread = (seen - mean[:, None]).square().sum(1)
-    return value, Moments(torch.stack((mean, spread))[:, :, None].contiguous(), value.shape[1])
+    return value if out is None else out.copy_(value)
 
 
 def _fits_triton(x: Tensor, weight: Tensor, residual: Tensor | None) -> bool:

@@ -16,56 +16,6 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from sdbridge.engine.accelerate.kernels.tiles import Tile
 
-#: Where the LayerNorm of the A operand comes from.
-NO_NORM, NORM_INSIDE, NORM_GIVEN = 0, 1, 2
-
-
-@triton.jit
-def _own_moments(x, rows, x_stride, K, eps, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Mean and 1/deviation of the tile's rows, chunk by chunk merged (Chan), so no cancellation."""
-    mean = tl.zeros((BLOCK_M,), tl.float32)
-    spread = tl.zeros((BLOCK_M,), tl.float32)
-    for start in range(0, K, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        here = k[None, :] < K
-        part = tl.load(x + rows[:, None] * x_stride + k[None, :], mask=here, other=0.0).to(tl.float32)
-        count = tl.minimum(K - start, BLOCK_K) + 0.0
-        part_mean = tl.sum(part, 1) / count
-        off = tl.where(here, part - part_mean[:, None], 0.0)
-        before = start + 0.0
-        delta = part_mean - mean
-        share = count / (before + count)
-        spread += tl.sum(off * off, 1) + delta * delta * before * share
-        mean += delta * share
-    return mean, tl.rsqrt(spread / K + eps)
-
-
-@triton.jit
-def _given_moments(moments, rows, M, K, count, width, eps, BLOCK_M: tl.constexpr, COUNT_POW2: tl.constexpr):
-    """The same from (mean, spread) of column groups that a previous epilogue left: ``[2, M, count]``."""
-    group = tl.arange(0, COUNT_POW2)
-    at = rows[:, None] * count + group[None, :]
-    here = (group < count)[None, :]
-    means = tl.load(moments + at, mask=here, other=0.0)
-    spreads = tl.load(moments + M * count + at, mask=here, other=0.0)
-    columns = tl.where(group < count, tl.minimum(K - group * width, width), 0).to(tl.float32)
-    mean = tl.sum(means * columns[None, :], 1) / K
-    off = means - mean[:, None]
-    spread = tl.sum(spreads + columns[None, :] * off * off, 1)
-    return mean, tl.rsqrt(spread / K + eps)
-
-
-@triton.jit
-def _leave_moments(value, moments, rows, cols, group, M, N, groups, WIDTH: tl.constexpr):
-    """Mean and spread of these columns of each row, of the values as stored."""
-    here = (cols < N)[None, :]
-    columns = tl.minimum(N - group * WIDTH, WIDTH).to(tl.float32)
-    mean = tl.sum(tl.where(here, value, 0.0), 1) / columns
-    off = tl.where(here, value - mean[:, None], 0.0)
-    at = rows * groups + group
-    tl.store(moments + at, mean, mask=rows < M)
-    tl.store(moments + M * groups + at, tl.sum(off * off, 1), mask=rows < M)
-
 
 @triton.jit
 def _gelu(gate):
@@ -84,10 +34,9 @@ def _gelu(gate):
 
 @triton.jit
 def _finish(
-    value, gate, bias, residual, out, moments_out, rows, cols, tile_n, M, N, residual_stride, out_stride,
-    moments_groups, GEGLU: tl.constexpr, BLOCK_N: tl.constexpr,
+    value, gate, bias, residual, out, rows, cols, M, N, residual_stride, out_stride, GEGLU: tl.constexpr
 ):  # fmt: skip
-    """Bias, gate, residual; the store; the moments for a LayerNorm that follows."""
+    """Bias, gate, residual; the store."""
     column = tl.minimum(cols, N - 1)
     if bias is not None:
         value += tl.load(bias + column).to(tl.float32)[None, :]
@@ -99,11 +48,7 @@ def _finish(
     if residual is not None:
         at = residual + rows[:, None] * residual_stride + cols[None, :]
         value += tl.load(at, mask=here, other=0.0).to(tl.float32)
-    stored = value.to(out.dtype.element_ty)
-    tl.store(out + rows[:, None] * out_stride + cols[None, :], stored, mask=here)
-    if moments_out is not None:
-        seen = stored.to(tl.float32)
-        _leave_moments(seen, moments_out, rows, cols, tile_n, M, N, moments_groups, BLOCK_N)
+    tl.store(out + rows[:, None] * out_stride + cols[None, :], value.to(out.dtype.element_ty), mask=here)
 
 
 @triton.jit
@@ -135,18 +80,11 @@ def _place(program, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: t
 
 @triton.jit
 def _product(
-    x, weight, x_tma, weight_tma, norm_weight, norm_bias, moments_in, first_row, first_column, row, column,
-    begin, end, M, N, K, x_stride, weight_stride, moments_count, moments_width, eps, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GEGLU: tl.constexpr, NORM: tl.constexpr, COUNT_POW2:
-    tl.constexpr, EVEN_K: tl.constexpr,
+    x, weight, x_tma, weight_tma, first_row, first_column, row, column, begin, end, N, K, x_stride,
+    weight_stride, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GEGLU: tl.constexpr,
+    EVEN_K: tl.constexpr,
 ):  # fmt: skip
-    """One tile's sum over ``begin..end`` of K: the value, and the gate's (the value again without GEGLU)."""
-    if NORM == 1:
-        mean, scale = _own_moments(x, row, x_stride, K, eps, BLOCK_M, BLOCK_K)
-    if NORM == 2:
-        mean, scale = _given_moments(
-            moments_in, row, M, K, moments_count, moments_width, eps, BLOCK_M, COUNT_POW2
-        )
+    """One tile's sum over ``begin..end`` of K: the value, and with GEGLU the gate's."""
     offset = tl.arange(0, BLOCK_K)
     x_at = x + row[:, None] * x_stride + offset[None, :]
     weight_at = weight + column[None, :] * weight_stride + offset[:, None]
@@ -163,15 +101,6 @@ def _product(
         else:
             a = tl.load(x_at + start, mask=(k < K)[None, :], other=0.0)
             b = tl.load(weight_at + start, mask=(k < K)[:, None], other=0.0)
-        if NORM > 0:
-            if EVEN_K:
-                g = tl.load(norm_weight + k).to(tl.float32)
-                h = tl.load(norm_bias + k).to(tl.float32)
-            else:
-                g = tl.load(norm_weight + k, mask=k < K, other=0.0).to(tl.float32)
-                h = tl.load(norm_bias + k, mask=k < K, other=0.0).to(tl.float32)
-            normal = (a.to(tl.float32) - mean[:, None]) * scale[:, None]
-            a = (normal * g[None, :] + h[None, :]).to(x.dtype.element_ty)
         value = tl.dot(a, b, value)
         if GEGLU:
             if x_tma is not None:
@@ -213,12 +142,10 @@ def _add_part(partials, slot, value, gate, BLOCK_M: tl.constexpr, BLOCK_N: tl.co
 
 @triton.jit
 def gemm(
-    x, weight, x_tma, weight_tma, bias, residual, out, norm_weight, norm_bias, moments_in, moments_out,
-    partials, arrivals, M, N, K, x_stride, weight_stride, residual_stride, out_stride,
-    moments_count, moments_width, moments_groups, eps,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
-    SPLIT: tl.constexpr, GEGLU: tl.constexpr, NORM: tl.constexpr, COUNT_POW2: tl.constexpr,
-    EVEN_K: tl.constexpr, CHAINED: tl.constexpr,
+    x, weight, x_tma, weight_tma, bias, residual, out, partials, arrivals, M, N, K, x_stride, weight_stride,
+    residual_stride, out_stride, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr, SPLIT: tl.constexpr, GEGLU: tl.constexpr, EVEN_K: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
     """One ``[BLOCK_M, BLOCK_N]`` tile of the result; with SPLIT > 1 the last arriving part finishes it."""
     program = tl.program_id(0)
@@ -241,15 +168,11 @@ def gemm(
             _fetch_ahead(weight + N * weight_stride, column, weight_stride, asked, enough)
         gdc_wait()  # from here on what other kernels wrote is read
     value, gate = _product(
-        x, weight, x_tma, weight_tma, norm_weight, norm_bias, moments_in, tile_m * BLOCK_M, tile_n * BLOCK_N,
-        row, column, begin, end, M, N, K, x_stride, weight_stride, moments_count, moments_width, eps,
-        BLOCK_M, BLOCK_N, BLOCK_K, GEGLU, NORM, COUNT_POW2, EVEN_K,
+        x, weight, x_tma, weight_tma, tile_m * BLOCK_M, tile_n * BLOCK_N, row, column, begin, end, N, K,
+        x_stride, weight_stride, BLOCK_M, BLOCK_N, BLOCK_K, GEGLU, EVEN_K,
     )  # fmt: skip
     if SPLIT == 1:
-        _finish(
-            value, gate, bias, residual, out, moments_out, rows, cols, tile_n, M, N, residual_stride,
-            out_stride, moments_groups, GEGLU, BLOCK_N,
-        )  # fmt: skip
+        _finish(value, gate, bias, residual, out, rows, cols, M, N, residual_stride, out_stride, GEGLU)
     else:
         _leave_part(partials, program * SPLIT + part, value, gate, BLOCK_M, BLOCK_N, GEGLU)
         tl.debug_barrier()  # every thread's part lies in memory before the one that counts arrives
@@ -261,88 +184,16 @@ def gemm(
                 value, gate = _add_part(
                     partials, program * SPLIT + other, value, gate, BLOCK_M, BLOCK_N, GEGLU
                 )
-            _finish(
-                value, gate, bias, residual, out, moments_out, rows, cols, tile_n, M, N,
-                residual_stride, out_stride, moments_groups, GEGLU, BLOCK_N,
-            )  # fmt: skip
+            _finish(value, gate, bias, residual, out, rows, cols, M, N, residual_stride, out_stride, GEGLU)
             tl.store(arrivals + program, 0)  # ready for the next replay
 
 
 @triton.jit
-def gemm_stream(
-    x, weight, x_tma, weight_tma, bias, residual, out, norm_weight, norm_bias, moments_in, moments_out,
-    partials, arrivals, M, N, K, x_stride, weight_stride, residual_stride, out_stride,
-    moments_count, moments_width, moments_groups, eps,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
-    SPLIT: tl.constexpr, GEGLU: tl.constexpr, NORM: tl.constexpr, COUNT_POW2: tl.constexpr,
-    EVEN_K: tl.constexpr, CHAINED: tl.constexpr,
-):  # fmt: skip
-    """Stream-K: as many programs as the card holds, each with an equal share of all tiles' K steps.
-
-    A program's share is one run of steps, so at most its first and its last tile are shared with others;
-    the last to arrive at a tile adds the parts and finishes it. Nobody waits.
-    """
-    if CHAINED:
-        gdc_launch_dependents()
-        gdc_wait()
-    program = tl.program_id(0)
-    steps = tl.cdiv(K, BLOCK_K)
-    total = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N) * steps
-    share = tl.cdiv(total, tl.num_programs(0))
-    first = program * share
-    at = first
-    stop = tl.minimum(first + share, total)
-    while at < stop:
-        tile = at // steps
-        step = at - tile * steps
-        here = tl.minimum(steps - step, stop - at)
-        tile_m, tile_n = _place(tile, M, N, BLOCK_M, BLOCK_N, GROUP)
-        rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-        cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-        row = tl.minimum(rows, M - 1)
-        column = tl.minimum(cols, N - 1)
-        begin = step * BLOCK_K
-        end = tl.minimum(begin + here * BLOCK_K, K)
-        value, gate = _product(
-            x, weight, x_tma, weight_tma, norm_weight, norm_bias, moments_in, tile_m * BLOCK_M, tile_n *
-            BLOCK_N, row, column, begin, end, M, N, K, x_stride, weight_stride, moments_count, moments_width,
-            eps, BLOCK_M, BLOCK_N, BLOCK_K, GEGLU, NORM, COUNT_POW2, EVEN_K,
-        )  # fmt: skip
-        complete = here == steps
-        if here < steps:
-            _leave_part(
-                partials, program * 2 + (at != first).to(tl.int32), value, gate, BLOCK_M, BLOCK_N, GEGLU
-            )
-            tl.debug_barrier()
-            owner = (tile * steps) // share
-            last = (tile * steps + steps - 1) // share
-            if tl.atomic_add(arrivals + tile, 1, sem="acq_rel", scope="gpu") == last - owner:
-                tl.debug_barrier()
-                value = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-                gate = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-                while owner <= last:
-                    slot = owner * 2 + ((owner * share) // steps != tile).to(tl.int32)
-                    value, gate = _add_part(partials, slot, value, gate, BLOCK_M, BLOCK_N, GEGLU)
-                    owner += 1
-                tl.store(arrivals + tile, 0)
-                complete = True
-        if complete:
-            _finish(
-                value, gate, bias, residual, out, moments_out, rows, cols, tile_n, M, N, residual_stride,
-                out_stride, moments_groups, GEGLU, BLOCK_N,
-            )  # fmt: skip
-        at += here
-
-
-@triton.jit
 def finish_rows(
-    product, bias, residual, out, moments_out, M, N, product_stride, residual_stride, out_stride,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, GEGLU: tl.constexpr, CHAINED: tl.constexpr,
+    product, bias, residual, out, M, N, product_stride, residual_stride, out_stride,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, GEGLU: tl.constexpr,
 ):  # fmt: skip
-    """What a library's matrix product lacks: bias, gate, residual, moments (then COLUMNS covers the row)."""
-    if CHAINED:
-        gdc_launch_dependents()
-        gdc_wait()
+    """What a library's matrix product lacks: bias, gate, residual."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     cols = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     here = (rows < M)[:, None] & (cols < N)[None, :]
@@ -351,58 +202,19 @@ def finish_rows(
     gate = value
     if GEGLU:
         gate = tl.load(at + N, mask=here, other=0.0).to(tl.float32)
-    _finish(
-        value, gate, bias, residual, out, moments_out, rows, cols, 0, M, N, residual_stride, out_stride, 1,
-        GEGLU, COLUMNS,
-    )  # fmt: skip
+    _finish(value, gate, bias, residual, out, rows, cols, M, N, residual_stride, out_stride, GEGLU)
 
 
-@triton.jit
-def norm_rows(
-    x, norm_weight, norm_bias, out, M, K, x_stride, out_stride, eps,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHAINED: tl.constexpr,
-):  # fmt: skip
-    """LayerNorm alone, ROWS whole rows a program."""
-    if CHAINED:
-        gdc_launch_dependents()
-        gdc_wait()
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    cols = tl.arange(0, COLUMNS)
-    inside = (cols < K)[None, :]
-    here = (rows < M)[:, None] & inside
-    value = tl.load(x + rows[:, None] * x_stride + cols[None, :], mask=here, other=0.0).to(tl.float32)
-    mean = tl.sum(value, 1) / K
-    off = tl.where(inside, value - mean[:, None], 0.0)
-    scale = tl.rsqrt(tl.sum(off * off, 1) / K + eps)
-    g = tl.load(norm_weight + cols, mask=cols < K, other=0.0).to(tl.float32)
-    h = tl.load(norm_bias + cols, mask=cols < K, other=0.0).to(tl.float32)
-    value = off * scale[:, None] * g[None, :] + h[None, :]
-    tl.store(out + rows[:, None] * out_stride + cols[None, :], value.to(out.dtype.element_ty), mask=here)
-
-
-def launch_gemm(
-    tile: Tile, x, weight, out, *, bias=None, residual=None, geglu=False, norm=None, moments_in=None,
-    moments_out=None, workspace=None, compile_only=False,
-):  # fmt: skip
-    """Launch ``gemm``. ``norm`` is (weight, bias, eps); ``moments_in`` (values, groups, width);
-    ``moments_out`` a float32 ``[2, M, groups of tile.n]``; ``workspace`` (partials, arrivals) for a split."""
+def launch_gemm(tile: Tile, x, weight, out, *, bias=None, residual=None, geglu=False, workspace=None):
+    """Launch ``gemm``; ``workspace`` is (partials, arrivals), for a split."""
     (m, k), n = x.shape, out.shape[1]
-    values, count, width = moments_in or (None, 1, k)
     partials, arrivals = workspace or (None, None)
-    norm_weight, norm_bias, eps = norm or (None, None, 0.0)
-    kind = NO_NORM if norm is None else NORM_INSIDE if values is None else NORM_GIVEN
-    tiles = triton.cdiv(m, tile.m) * triton.cdiv(n, tile.n)
-    kernel = gemm_stream if tile.stream else gemm
-    grid = (min(tile.stream, tiles * triton.cdiv(k, tile.k)),) if tile.stream else (tiles, tile.split)
-    run = kernel.warmup if compile_only else kernel[grid]
-    options = {"grid": grid} if compile_only else {}
-    return run(
-        x, weight, *_copy_engine(tile, x, weight), bias, residual, out, norm_weight, norm_bias, values,
-        moments_out, partials, arrivals, m, n, k, x.stride(0), weight.stride(0), residual.stride(0) if
-        residual is not None else 0, out.stride(0), count, width, triton.cdiv(n, tile.n), float(eps),
-        BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k, GROUP=tile.group, SPLIT=tile.split, GEGLU=geglu,
-        NORM=kind, COUNT_POW2=triton.next_power_of_2(count), EVEN_K=k % tile.k == 0, CHAINED=tile.chained,
-        num_warps=tile.warps, num_stages=tile.stages, **_chain(tile.chained), **options,
+    beside = residual.stride(0) if residual is not None else 0
+    gemm[(triton.cdiv(m, tile.m) * triton.cdiv(n, tile.n), tile.split)](
+        x, weight, *_copy_engine(tile, x, weight), bias, residual, out, partials, arrivals, m, n, k,
+        x.stride(0), weight.stride(0), beside, out.stride(0), BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k,
+        GROUP=tile.group, SPLIT=tile.split, GEGLU=geglu, EVEN_K=k % tile.k == 0, CHAINED=tile.chained,
+        num_warps=tile.warps, num_stages=tile.stages, **_chain(tile.chained),
     )  # fmt: skip
 
 
@@ -417,28 +229,15 @@ def _copy_engine(tile: Tile, x, weight):
     )
 
 
-def launch_finish(product, out, *, bias=None, residual=None, geglu=False, moments_out=None, chained=False):
+def launch_finish(product, out, *, bias=None, residual=None, geglu=False):
     """Launch ``finish_rows`` on a library's product ``[M, N]`` (``[M, 2N]`` for GEGLU)."""
     m, n = out.shape
-    whole = triton.next_power_of_2(n)
-    columns = whole if moments_out is not None else min(whole, 1024)
-    rows = max(1, 2048 // columns)
+    columns = min(triton.next_power_of_2(n), 1024)
+    rows = 2048 // columns
+    beside = residual.stride(0) if residual is not None else 0
     finish_rows[(triton.cdiv(m, rows), triton.cdiv(n, columns))](
-        product, bias, residual, out, moments_out, m, n, product.stride(0),
-        residual.stride(0) if residual is not None else 0, out.stride(0),
-        ROWS=rows, COLUMNS=columns, GEGLU=geglu, CHAINED=chained, num_warps=8 if columns > 2048 else 4,
-        **_chain(chained),
-    )  # fmt: skip
-
-
-def launch_norm(x, norm_weight, norm_bias, eps, out, chained=False):
-    """Launch ``norm_rows``."""
-    m, k = x.shape
-    columns = triton.next_power_of_2(k)
-    rows = max(1, 2048 // columns)
-    norm_rows[(triton.cdiv(m, rows),)](
-        x, norm_weight, norm_bias, out, m, k, x.stride(0), out.stride(0), float(eps),
-        ROWS=rows, COLUMNS=columns, CHAINED=chained, num_warps=4, **_chain(chained),
+        product, bias, residual, out, m, n, product.stride(0), beside, out.stride(0), ROWS=rows,
+        COLUMNS=columns, GEGLU=geglu, num_warps=4,
     )  # fmt: skip
 
 
