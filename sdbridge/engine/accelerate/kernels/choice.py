@@ -47,6 +47,8 @@ def chosen(kind: str, channels: int, shape: tuple[int, int, int], hopper: bool =
         return doubled(shape)
     if hopper and kind == "halve":
         return halved(shape)
+    if hopper and kind == "last":
+        return ended(shape)
     frames, height, width = shape
     return next(config for least, config in DEFAULTS[kind] if frames * height * width >= least)
 
@@ -75,6 +77,13 @@ def halved(shape: tuple[int, int, int]) -> Config:
     frames, height, width = shape
     groups = max(1, 132 // (-(-width // 64) * frames))
     return Config(min(32, -(-height // groups)), 64, 4, 4, by="halo")
+
+
+def ended(shape: tuple[int, int, int]) -> Config:
+    """The Hopper kernel's cut for the last layer: four programs for each multiprocessor."""
+    frames, height, width = shape
+    groups = max(1, 528 // (-(-width // 64) * frames))
+    return Config(min(64, -(-height // groups)), 64, 4, 4, by="ring")
 
 
 def remember(kind: str, channels: int, shape: tuple[int, int, int], config: Config) -> None:

@@ -307,6 +307,15 @@ def _run_on_hopper(
         conv_hopper.run_halo(source, weight, bias, out, config, relu, skip, chained())
 
 
+def run_last(
+    source: Tensor, weight: Tensor, bias: Tensor, out: Tensor, config: Config, *, rgba: bool
+) -> None:
+    """The decoder's last layer on Hopper, with weights ``[9, C, 16]``; RGBA goes to int32 ``[F, H, W]``."""
+    from sdbridge.engine.accelerate.kernels import conv_last
+
+    conv_last.run_last(source, weight, bias, out, config, rgba, chained())
+
+
 def run_entry(
     source: Tensor, weight: Tensor, bias: Tensor, out: Tensor, config: Config, *,
     relu: bool = False, kind: tl.constexpr = IMAGE, scale: float = 1.0, shift: float = 0.0,

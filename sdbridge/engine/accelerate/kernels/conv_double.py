@@ -50,17 +50,17 @@ def _emit_doubled(acc, out, batch, y, x, height, width, which: gl.constexpr, N: 
 
 
 @gluon.jit
-def double_kernel(rows, edges, weight, out, height, width,
-                  C: gl.constexpr, ROWS: gl.constexpr, BW: gl.constexpr, STAGES: gl.constexpr,
+def double_kernel(rows, edges, weight, out, height, width, count,
+                  C: gl.constexpr, BW: gl.constexpr, STAGES: gl.constexpr,
                   CHAIN: gl.constexpr, num_warps: gl.constexpr):  # fmt: skip
-    """3x3 after a nearest doubling: ROWS small rows of BW columns, each large pixel from 2x2 small ones."""
+    """3x3 after a nearest doubling: ``count`` small rows of BW columns, from 2x2 each."""
     sums: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [num_warps, 1], [16, C, 16])
     flat: gl.constexpr = gl.NVMMASharedLayout(C * 2, 16, rank=2)
     wide: gl.constexpr = gl.NVMMASharedLayout(C * 2, 16, rank=4)
     plain: gl.constexpr = gl.BlockedLayout([1, 8], [256 // C, C // 8], [num_warps, 1], [1, 0])
     strips = gl.cdiv(width, BW)
     x = gl.program_id(0) % strips * BW
-    first = gl.program_id(0) // strips * ROWS
+    first = gl.program_id(0) // strips * count
     batch = gl.program_id(1)
     space = gl.allocate_shared_memory(gl.float16, [STAGES * (BW // EDGE + 1), EDGE, C], flat)
     factors = gl.allocate_shared_memory(gl.float16, [16, C, C], flat)
@@ -74,12 +74,13 @@ def double_kernel(rows, edges, weight, out, height, width,
     if CHAIN:
         gdc_wait()  # from here on what the kernel before wrote is read
         gdc_launch_dependents()
-    for early in gl.static_range(min(STAGES, ROWS + 2)):
-        fetch(rows, edges, space, bars.index(early), early, batch, first - 1 + early, x, C, BW, wide)
+    for early in gl.static_range(STAGES):
+        if early < count + 2:
+            fetch(rows, edges, space, bars.index(early), early, batch, first - 1 + early, x, C, BW, wide)
     mbarrier.wait(bars.index(STAGES), 0)
     mbarrier.wait(bars.index(0), 0)
     mbarrier.wait(bars.index(1), 0)
-    for step in range(ROWS):  # reads input rows step, step + 1 and step + 2, counted from first - 1
+    for step in range(count):  # reads input rows step, step + 1 and step + 2, counted from first - 1
         above = step % STAGES
         at = (step + 1) % STAGES
         below = (step + 2) % STAGES
@@ -96,7 +97,7 @@ def double_kernel(rows, edges, weight, out, height, width,
         _emit_doubled(c, out, batch, first + step, x, height, width, 2, C, BW, plain)
         d = warpgroup_mma_wait(0, deps=[d])
         gl.thread_barrier()
-        if step + STAGES < ROWS + 2:
+        if step + STAGES < count + 2:
             fetch(
                 rows, edges, space, bars.index(above), above, batch, first - 1 + step + STAGES, x, C, BW, wide
             )
@@ -116,7 +117,7 @@ def run_double(source: Tensor, weight: Tensor, out: Tensor, config: Config, chai
     factors = described(weight.data_ptr(), (16 * channels, channels), (channels, channels))
     programs = triton.cdiv(width, config.columns) * triton.cdiv(height, config.rows)
     double_kernel[(programs, frames)](
-        rows, edges, factors, out, height, width, C=channels, ROWS=config.rows, BW=config.columns,
-        STAGES=max(3, min(config.stages, config.rows + 2)), num_warps=config.warps, CHAIN=chained,
+        rows, edges, factors, out, height, width, config.rows, C=channels, BW=config.columns,
+        STAGES=config.stages, num_warps=config.warps, CHAIN=chained,
         **({"launch_pdl": True} if chained else {}),
     )  # fmt: skip

@@ -62,18 +62,18 @@ def _emit_plain(acc, out, batch, y, first, x, height, width, N: gl.constexpr, BW
 
 
 @gluon.jit
-def halve_kernel(rows, edges, weight, out, height, width,
-                 C: gl.constexpr, ROWS: gl.constexpr, BW: gl.constexpr, STAGES: gl.constexpr,
+def halve_kernel(rows, edges, weight, out, height, width, count,
+                 C: gl.constexpr, BW: gl.constexpr, STAGES: gl.constexpr,
                  CHAIN: gl.constexpr, num_warps: gl.constexpr):  # fmt: skip
-    """ROWS rows of BW columns of the small picture, ``height`` x ``width``."""
+    """``count`` rows of BW columns of the small picture, ``height`` x ``width``."""
     sums: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [num_warps, 1], [16, C, 16])
     flat: gl.constexpr = gl.NVMMASharedLayout(C * 2, 16, rank=2)
     wide: gl.constexpr = gl.NVMMASharedLayout(C * 2, 16, rank=4)
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // C, C // 8], [num_warps, 1], [1, 0])
-    COUNT: gl.constexpr = 2 * ROWS + 2  # input rows, from the pair above the first on
+    taken = 2 * count + 2  # input rows, from the pair above the first on
     strips = gl.cdiv(width, BW)
     x = gl.program_id(0) % strips * BW
-    first = gl.program_id(0) // strips * ROWS
+    first = gl.program_id(0) // strips * count
     batch = gl.program_id(1)
     space = gl.allocate_shared_memory(gl.float16, [STAGES * (2 * BW // EDGE + 1), EDGE, C], flat)
     factors = gl.allocate_shared_memory(gl.float16, [9, C, C], flat)
@@ -89,11 +89,12 @@ def halve_kernel(rows, edges, weight, out, height, width,
         gdc_launch_dependents()
     top = first * 2 - 2
     for early in gl.static_range(STAGES):
-        _fetch_pairs(rows, edges, space, bars.index(early), early, batch, top + early, x, C, BW, wide)
+        if early < taken:
+            _fetch_pairs(rows, edges, space, bars.index(early), early, batch, top + early, x, C, BW, wide)
     mbarrier.wait(bars.index(STAGES), 0)
     here = gl.zeros([BW, C], gl.float32, sums)
     done = here
-    for step in range(ROWS + 1):  # (an end unrolled made ptxas wait for every product)
+    for step in range(count + 1):  # (an end unrolled made ptxas wait for every product)
         even = step * 2 % STAGES
         odd = (step * 2 + 1) % STAGES
         mbarrier.wait(bars.index(even), (step * 2 // STAGES) & 1)
@@ -107,13 +108,13 @@ def halve_kernel(rows, edges, weight, out, height, width,
         _emit_plain(done, out, batch, first + step - 2, first, x, height, width, C, BW, layout)
         done, here = warpgroup_mma_wait(0, deps=[over, below])
         gl.thread_barrier()
-        if step * 2 + STAGES < COUNT:
+        if step * 2 + STAGES < taken:
             _fetch_pairs(rows, edges, space, bars.index(even), even, batch, top + step * 2 + STAGES, x,
                          C, BW, wide)  # fmt: skip
-        if step * 2 + 1 + STAGES < COUNT:
+        if step * 2 + 1 + STAGES < taken:
             _fetch_pairs(rows, edges, space, bars.index(odd), odd, batch, top + step * 2 + 1 + STAGES, x,
                          C, BW, wide)  # fmt: skip
-    _emit_plain(done, out, batch, first + ROWS - 1, first, x, height, width, C, BW, layout)
+    _emit_plain(done, out, batch, first + count - 1, first, x, height, width, C, BW, layout)
     space._keep_alive()
     factors._keep_alive()
     for each in gl.static_range(STAGES + 1):
@@ -130,7 +131,7 @@ def run_halve(source: Tensor, weight: Tensor, out: Tensor, config: Config, chain
     factors = described(weight.data_ptr(), (9 * channels, channels), (channels, channels))
     programs = triton.cdiv(width, config.columns) * triton.cdiv(height, config.rows)
     halve_kernel[(programs, frames)](
-        rows, edges, factors, out, height, width, C=channels, ROWS=config.rows, BW=config.columns,
-        STAGES=min(config.stages, 2 * config.rows + 2), num_warps=config.warps, CHAIN=chained,
+        rows, edges, factors, out, height, width, config.rows, C=channels, BW=config.columns,
+        STAGES=config.stages, num_warps=config.warps, CHAIN=chained,
         **({"launch_pdl": True} if chained else {}),
     )  # fmt: skip

@@ -27,11 +27,11 @@ from sdbridge.engine.accelerate.kernels.conv_hopper import EDGE, described, fetc
 
 
 @gluon.jit
-def _products(space, factors, top, at, low, C: gl.constexpr, BW: gl.constexpr, STAGES: gl.constexpr,
-              flat: gl.constexpr, sums: gl.constexpr):  # fmt: skip
+def products(space, factors, top, at, low, C: gl.constexpr, N: gl.constexpr, BW: gl.constexpr,
+             STAGES: gl.constexpr, flat: gl.constexpr, sums: gl.constexpr):  # fmt: skip
     """The nine products of one output row, not waited for."""
     pixels = space._reinterpret(gl.float16, [STAGES * (BW + EDGE), 1, C], flat)
-    acc = gl.zeros([BW, C], gl.float32, sums)
+    acc = gl.zeros([BW, N], gl.float32, sums)
     for tap in gl.static_range(9):
         slot = top
         if tap // 3 == 1:
@@ -110,9 +110,8 @@ def ring_kernel(rows, edges, weight, bias, skip, out, height, width, count,
             where, inside = _places(batch, first + step, first, x, height, width, C, BW, near)
             coming = gl.load(skip + where, mask=inside, other=0.0)
         mbarrier.wait(bars.index((step + 2) % STAGES), ((step + 2) // STAGES) & 1)
-        acc = _products(
-            space, factors, top, (step + 1) % STAGES, (step + 2) % STAGES, C, BW, STAGES, flat, sums
-        )
+        acc = products(space, factors, top, (step + 1) % STAGES, (step + 2) % STAGES,
+                       C, C, BW, STAGES, flat, sums)  # fmt: skip
         # Without a branch around it: registers of products under way must not cross one.
         _emit(
             done, kept, offset, out, batch, first + step - 1, first, x, height, width, C, BW, SKIP, RELU, near

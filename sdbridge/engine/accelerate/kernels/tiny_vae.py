@@ -143,6 +143,11 @@ def layer_kind(layer: Layer) -> str:
     return "up" if layer.up else "halve" if layer.stride == 2 else "same"
 
 
+def _to_sixteen(tensor: Tensor) -> Tensor:
+    """The few output channels of a last layer, as many as the tensor cores take."""
+    return conv.pad_outputs(tensor, 16)
+
+
 class TinyEncoder(_Network):
     """``vae.encode`` without the module: pictures to latents as ``Eager.run_encode`` gives them."""
 
@@ -150,11 +155,10 @@ class TinyEncoder(_Network):
         first, *inner, last = vae.encoder.layers
         self._scale, self._shift = latent_scale, latent_shift
         self._latents = int(vae.config.latent_channels)
-        pad = lambda tensor: conv.pad_outputs(tensor, 16)  # noqa: E731
         super().__init__(
             _layer(first, conv.pack_entry),
             list(_features(inner)),
-            _layer(last, lambda weight: pad(conv.pack_taps(weight)), pad),
+            _layer(last, lambda weight: _to_sixteen(conv.pack_taps(weight)), _to_sixteen),
         )
 
     def __call__(self, image: Tensor, out: Tensor | None = None) -> Tensor:
@@ -195,6 +199,8 @@ class TinyDecoder(_Network):
             list(_features(inner)),
             _layer(last, conv.pack_grouped, conv.pack_grouped_bias),
         )
+        self._narrow = _layer(last, lambda weight: _to_sixteen(conv.pack_taps(weight)), _to_sixteen)
+        self.layers.append(self._narrow)  # the last layer again, as its Hopper kernel reads it
 
     def __call__(self, latent: Tensor, out: Tensor | None = None, rgba: bool = False) -> Tensor:
         """``[F, C, h, w]`` to float ``[F, 3, H, W]`` around -1..1, or to uint8 RGBA ``[F, H, W, 4]``.
@@ -205,7 +211,7 @@ class TinyDecoder(_Network):
         times = 2 ** sum(layer.up for layer in self._inner)
         tall, wide = height * times, width * times
         space = self._space(frames * tall * wide)
-        first, last = self.layers[0], self.layers[-1]
+        first, last = self.layers[0], self.layers[-2]
         channels = first.weight.shape[-1]
         entry = space[0][: frames * height * width * channels].view(frames, height, width, channels)
         assert first.bias is not None
@@ -218,9 +224,13 @@ class TinyDecoder(_Network):
         if out is None:
             shape = (frames, tall, wide, 4) if rgba else (frames, 3, tall, wide)
             out = latent.new_empty(shape, dtype=torch.uint8 if rgba else latent.dtype)
-        conv.run_taps(
-            source, last.weight, last.bias, out.view(torch.int32)[..., 0] if rgba else out,
-            chosen("group", channels, (frames, tall, wide)),
-            to=conv.GROUP_RGBA if rgba else conv.GROUP_PLANES,
-        )  # fmt: skip
+        given = out.view(torch.int32)[..., 0] if rgba else out
+        if "last" in conv.hopper(channels) and self._narrow.bias is not None:
+            cut = chosen("last", channels, (frames, tall, wide), True)
+            conv.run_last(source, self._narrow.weight, self._narrow.bias, given, cut, rgba=rgba)
+        else:
+            conv.run_taps(
+                source, last.weight, last.bias, given, chosen("group", channels, (frames, tall, wide)),
+                to=conv.GROUP_RGBA if rgba else conv.GROUP_PLANES,
+            )  # fmt: skip
         return out
