@@ -72,19 +72,23 @@ WAYS = [
 ]
 
 
+# batch, height, width, channels, outputs, stride, upsample, with a bias
+SHAPES = [
+    (2, 3, 5, 40, 48, 1, False, True),  # ragged: pixels, channels and outputs
+    (1, 4, 6, 64, 40, 1, False, False),
+    (2, 5, 6, 32, 33, 2, False, False),
+    (1, 2, 4, 40, 40, 1, True, True),
+    (1, 5, 5, 4, 32, 1, False, False),
+]
+CASES = [(way, SHAPES[0]) for way in WAYS] + [
+    (way, SHAPES[1 + (index + more) % 4]) for index, way in enumerate(WAYS) for more in range(2)
+]
+
+
 @needs_triton
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(
-    "batch,height,width,channels,outputs,stride,upsample,with_bias",
-    [
-        (1, 4, 6, 64, 40, 1, False, False),
-        (2, 3, 5, 40, 48, 1, False, True),  # ragged: pixels, channels and outputs
-        (2, 5, 6, 32, 33, 2, False, False),
-        (1, 2, 4, 40, 40, 1, True, True),
-        (1, 5, 5, 4, 32, 1, False, False),
-    ],
-)
-def test_it_is_the_convolution(way, batch, height, width, channels, outputs, stride, upsample, with_bias):
+@pytest.mark.parametrize("way,shape", CASES)
+def test_it_is_the_convolution(way, shape):
+    batch, height, width, channels, outputs, stride, upsample, with_bias = shape
     rows, weight = random(batch * height * width, channels), weight_of(outputs, channels)
     bias = random(outputs, seed=2) if with_bias else None
     shape = (batch, height, width, weight, stride, upsample, bias)
