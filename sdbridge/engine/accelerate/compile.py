@@ -64,11 +64,12 @@ class Compiled:
         able, why = kernels.available()
         if able and not (model.unet.dtype == torch.float16 or model.unet.dtype == torch.bfloat16):
             able, why = False, f"the model is in {model.unet.dtype}"
+        if model.device.type == "cuda":
+            self._beside = BesideTheStream(model.device)
         if able and self._packed is not None:
             from sdbridge.engine.accelerate.kernels.unet import FusedOps
 
             self._make_fast = lambda: FusedOps(model.device)
-            self._beside = BesideTheStream(model.device)
             self._tiny = self._tiny_vae()
         else:
             self._say(f"our own kernels rest: {why or 'the UNet is not packed'}")
@@ -117,7 +118,7 @@ class Compiled:
         if packs:
             self._prepare_packed(key, call, names, tensors)
         else:
-            self._add(key, lambda *given: self._eager.run_denoise(_unflat(call, names, given)), tensors)
+            self._provide(key, lambda *given: self._eager.run_denoise(_unflat(call, names, given)), tensors)
         self._drop_oldest("unet", _KEPT_GRAPHS)
 
     def _packs(self, call: UnetCall) -> bool:
@@ -132,7 +133,9 @@ class Compiled:
         time_names, time_tensors = _time_inputs(call)
         time_key: Key = ("times", time_names, *_shapes(time_tensors))
         if time_key not in self._graphs:
-            self._add(time_key, lambda *given: packed.times(_at_times(call, time_names, given)), time_tensors)
+            self._provide(
+                time_key, lambda *given: packed.times(_at_times(call, time_names, given)), time_tensors
+            )
             self._drop_oldest("times", _KEPT_GRAPHS)
         self._times_at = ()
         with torch.inference_mode():
@@ -142,8 +145,8 @@ class Compiled:
             return packed.run(_unflat(call, names, given[:-1]), times=given[-1])
 
         if self._make_fast is None or call.bank is None:
-            self._add(key, plainly, both)
-        else:  # switched on in a running stream, which would see the capture: slower frames, and none missed
+            self._provide(key, plainly, both)
+        else:
             self._graphs[key] = Uncaptured(plainly)
         if self._make_fast is not None:
             fast, rehearse = self._make_fast(), _rehearsal(call)
@@ -174,10 +177,22 @@ class Compiled:
         }
         for kind in ("encode_rgba", "decode_rgba", "encode", "decode"):  # what most frames take comes first
             key: Key = (kind, *self._size)
-            self._add(key, plain[kind], (given[kind],))
+            self._provide(key, plain[kind], (given[kind],))
             if self._tiny is not None:
                 self._improve(key, self._tiny[kind], (given[kind],))
             self._drop_oldest(kind, _KEPT_SIZES)
+
+    def _provide(self, key: Key, run: TensorCall, tensors: tuple[Tensor, ...]) -> None:
+        """The call's first form: captured now where nothing streams yet, else beside the stream.
+
+        A running stream would see the capture as a stall; so it runs operation by operation until then.
+        """
+        streaming = any(other[0] == key[0] for other in self._graphs)
+        if self._beside is None or not streaming:
+            self._add(key, run, tensors)
+            return
+        self._graphs[key] = Uncaptured(run)
+        self._improve(key, run, tensors)
 
     def _add(self, key: Key, run: TensorCall, tensors: tuple[Tensor, ...]) -> None:
         """Capture now; where that fails, the call runs operation by operation."""

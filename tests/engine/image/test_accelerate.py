@@ -211,3 +211,41 @@ def test_when_the_better_form_fails_the_first_one_goes_on(checkpoint, caplog) ->
     assert relative(rig.latent_of(frame(0)), before) <= 1e-9
     assert "our own kernels rest: out of memory" in caplog.text
     rig.engine.unload()
+
+
+def test_a_new_shape_is_captured_beside_the_stream_and_no_frame_waits_for_it(checkpoint) -> None:
+    """More steps in a running stream: the frames until the capture is done run operation by operation."""
+    values = {"prompt.1.text": "fox", "scheduler": "lcm", "steps": 2}
+    changes = {2: {"steps": 3}, 4: {"width": 128}}
+    plain = Rig(checkpoint(), values, dtype="float64")
+    wanted = []
+    for k in range(7):
+        plain.set(**changes.get(k, {}))
+        wanted.append(plain.latent_of(frame(k)).clone())
+    rig = Rig(checkpoint(), values, dtype="float64")
+    captured_in: list[str] = []
+    hold = threading.Event()
+
+    def capture(run, tensors):
+        captured_in.append(threading.current_thread().name)
+        if captured_in[-1] == "accelerate":
+            hold.wait(30)
+        return StandInGraph(run, tensors)
+
+    acceleration = Compiled(rig.model, capture=capture)
+    acceleration._beside = BesideTheStream(torch.device("cpu"))
+    put_in(rig, acceleration)
+    for k in range(7):
+        rig.set(**changes.get(k, {}))
+        if k == 2:
+            before = len(captured_in)
+        assert relative(rig.latent_of(frame(k)), wanted[k]) <= 1e-9, k
+        if k == 5:
+            assert "accelerate" not in captured_in[:before]
+            assert set(captured_in[before:]) <= {"accelerate"}  # the stream itself captured nothing more
+            hold.set()
+            assert acceleration.settled(30)
+    assert not any(type(graph).__name__ == "Uncaptured" for graph in acceleration._graphs.values())
+    acceleration.close()
+    rig.engine.unload()
+    plain.engine.unload()
