@@ -93,6 +93,7 @@ def test_source_receiver_and_machine_faults(rig, fault):
     assert engine_id(rig) == before, "the engine is not at fault and is left alone"
 
 
+@pytest.mark.slow
 def test_source_changes_format(show):
     rig = show(fault_shows.format_rig())
     before = engine_id(rig)
