@@ -95,9 +95,10 @@ class EngineLoop:
         self._ticks = Ticks(engine, self._clock)
         if getattr(engine, "keeps_no_frames", False):
             self._inlet = Inlet(borrow=True)
-        if hasattr(engine, "gpu_output"):
-            engine.gpu_output = self._gpu_outputs.offer
-        self._gpu_outputs.enable(*_pictures_on_gpu(engine, warm))
+        able, why = _pictures_on_gpu(engine, warm)
+        if able:
+            engine.gpu_output = self._gpu_outputs.offer  # type: ignore[attr-defined]  # an engine may have it
+        self._gpu_outputs.enable(able, why)
         self._outlet.lent = bool(getattr(engine, "lends_pictures", False))
         self._inlet.attach(self._start.slots)
         self._outlet.attach(self._start.slots)

@@ -66,7 +66,8 @@ class SpoutShow:
         return True
 
     def keep(self, tensor: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        copy = tensor.clone()  # the engine may write its own anew while we still read
+        # A copy, since the engine may write its own anew while we still read; in rows, as OpenGL wants it.
+        copy = tensor.clone(memory_format=torch.contiguous_format)
         ready = torch.cuda.Event() if copy.is_cuda else None
         if ready is not None:
             ready.record(torch.cuda.current_stream(copy.device))

@@ -98,6 +98,15 @@ class ImageEngine:
         """True while the picture would change although the input stands still: the loop gives it again."""
         return self._painter is not None and (self._dirty or self._painter.restless)
 
+    @property
+    def gpu_output(self) -> Callable[[torch.Tensor], None] | None:
+        """Who shows pictures where they are made, if anybody does; only after ``load``."""
+        return self.painter.gpu_output
+
+    @gpu_output.setter
+    def gpu_output(self, show: Callable[[torch.Tensor], None]) -> None:
+        self.painter.gpu_output = show
+
     def load(self, values: Mapping[str, Value]) -> None:
         """Read the model (never the network) and embed the first prompts.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -44,6 +44,8 @@ class Painter:
         name, self.why_acceleration = choose_acceleration(acceleration, model.device)
         self.acceleration: Acceleration = build_acceleration(name, model)
         self.extensions: tuple[StreamExtension, ...] = ()
+        #: Gets each generated picture as uint8 ``[H, W, 4]`` on the device (``interface.py`` has the rule).
+        self.gpu_output: Callable[[Tensor], None] | None = None
         self.settings: StreamSettings | None = None
         self.skipped = 0
         self._clock = clock
@@ -309,17 +311,17 @@ class Painter:
         image = self.acceleration.run_decode(latent).float().add(1).mul(0.5)
         for extension, own in carried:
             image = extension.after_decode(image, own)
-        return Handout(image)
+        return Handout(image, self.gpu_output)
 
     def _decoded_aside(self, latent: Tensor) -> Handout:
         """Straight to pixels, on a stream beside: the next frame is encoded meanwhile."""
         aside = self._aside
         if aside is None:
-            return Handout(self.acceleration.run_decode_rgba(latent))
+            return Handout(self.acceleration.run_decode_rgba(latent), self.gpu_output)
         aside.wait_stream(torch.cuda.current_stream(self.model.device))
         latent.record_stream(aside)
         with torch.cuda.stream(aside):
-            return Handout(self.acceleration.run_decode_rgba(latent))
+            return Handout(self.acceleration.run_decode_rgba(latent), self.gpu_output)
 
     # --- frames that are not processed ---
 

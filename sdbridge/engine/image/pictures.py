@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -117,9 +117,15 @@ def to_tensor(pixels: np.ndarray, device: torch.device, width: int, height: int)
 class Handout:
     """A picture on its way to the host: queued behind the work that makes it, waited for by ``pixels``."""
 
-    def __init__(self, image: Tensor) -> None:
-        """``image`` float ``[F, 3 or 4, H, W]`` in 0..1; uint8 ``[F, H, W, 4]`` is taken as it is."""
+    def __init__(self, image: Tensor, show: Callable[[Tensor], None] | None = None) -> None:
+        """``image`` float ``[F, 3 or 4, H, W]`` in 0..1; uint8 ``[F, H, W, 4]`` is taken as it is.
+
+        ``show`` gets each picture ``[H, W, 4]`` here already, queued on the current stream as it is.
+        """
         rgba = image if image.dtype == torch.uint8 else to_rgba(image)
+        if show is not None:
+            for picture in rgba:
+                show(picture)
         self._event: torch.cuda.Event | None = None
         if rgba.device.type != "cuda":
             self._host = rgba.cpu()

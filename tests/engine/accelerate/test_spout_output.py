@@ -125,6 +125,15 @@ def test_pictures_go_out_bit_for_bit_top_row_first_and_the_size_may_change(desk)
     assert desk.names == [] and desk.closed == 1
 
 
+def test_a_picture_that_lies_otherwise_in_memory_is_the_same(desk) -> None:
+    show = opened()
+    show.take("stage")
+    planes = picture(4, 8, 0).permute(2, 0, 1).contiguous()  # as a decoder may leave it
+    show.show(show.keep(planes.permute(1, 2, 0)))
+    assert (desk.sent[-1][1] == picture(4, 8, 0).numpy()).all()
+    show.close()
+
+
 def test_bottom_up_is_spouts_own_turning(desk) -> None:
     show = opened(bottom_up=True)
     show.take("stage")
