@@ -48,6 +48,7 @@ CASES: tuple[BenchCase, ...] = (
     BenchCase("sd15-lcm-self", "with guidance self", "sdbridge.bench.image:sd15_lcm_self", "true-size"),
     BenchCase("sd15-everything", "with canny and LoRA", "sdbridge.bench.image:sd15_everything", "true-size"),
     BenchCase("sdxl-turbo", "SDXL-Turbo, 1 step, 512x512", "sdbridge.bench.image:sdxl_turbo", "true-size"),
+    BenchCase("live-changes", "each live parameter moves", "sdbridge.bench.live:live_changes", "true-size"),
     BenchCase("lora-fader", "a LoRA weight moves", "sdbridge.bench.conditioning:lora_fader", "true-size"),
     BenchCase("controlnet", "one canny", "sdbridge.bench.conditioning:controlnet_cost", "true-size"),
     BenchCase("controlnet-add", "added live", "sdbridge.bench.conditioning:controlnet_add", "true-size"),
