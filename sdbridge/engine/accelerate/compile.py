@@ -18,12 +18,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sdbridge.engine.accelerate import kernels
+from sdbridge.engine.accelerate import kernels, packed_controlnet
 from sdbridge.engine.accelerate.beside import BesideTheStream
 from sdbridge.engine.accelerate.eager import Eager
+from sdbridge.engine.accelerate.packed_controlnet import PackedControlNet, Residuals
 from sdbridge.engine.accelerate.packed_unet import PackedUnet, obstacle
 from sdbridge.engine.accelerate.replay import Captured, CudaGraph, Replayed, TensorCall, Uncaptured
 from sdbridge.engine.accelerate.unet_ops import PlainOps, UnetOps
+from sdbridge.engine.image.control_networks import ControlCall
 from sdbridge.engine.image.load import LoadedModel
 from sdbridge.engine.image.seams import UnetCall
 
@@ -262,8 +264,25 @@ class Compiled:
     # --- the rest of the interface ---
 
     def wrap(self, run: TensorCall, name: str) -> TensorCall:
-        """``run`` of another network, such as a ControlNet: captured once it has run a while."""
-        return Replayed(run, name, self._capture, self._beside)
+        """``run`` of another network, such as a ControlNet: captured once it has run a while.
+
+        A ControlNet that has the usual parts runs as the UNet does, packed and on our own kernels.
+        """
+        if not isinstance(run, ControlCall):
+            return Replayed(run, name, self._capture, self._beside)
+        why = packed_controlnet.obstacle(run.network)
+        if why:
+            self._say(f"{name} runs unpacked: it has {why}")
+            return Replayed(run, name, self._capture, self._beside)
+        packed, fast = PackedControlNet(run.network), None if self._make_fast is None else self._make_fast()
+
+        def plainly(*tensors: Tensor) -> Residuals:
+            return packed.run(run.unet_call(*tensors), tensors[3])
+
+        def faster(*tensors: Tensor) -> Residuals:
+            return packed.run(run.unet_call(*tensors), tensors[3], fast)
+
+        return Replayed(plainly, name, self._capture, self._beside, None if fast is None else faster)
 
     def weights_changed(self) -> None:
         """Replays read the tensors where they are; the time projections are made again for the next frame."""

@@ -28,17 +28,21 @@ _MID = {"UNetMidBlock2DCrossAttn"}
 
 def obstacle(unet: Any) -> str:
     """Why this UNet cannot run packed, or ''. Looks at structure, never at names of models."""
-    blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
+    if type(unet.conv_act).__name__ != "SiLU" or unet.time_embed_act is not None:
+        return "another activation than SiLU"
+    return unusual_parts(unet, (*unet.down_blocks, unet.mid_block, *unet.up_blocks))
+
+
+def unusual_parts(network: Any, blocks: Sequence[Any]) -> str:
+    """What in a network built like a UNet, of these blocks, cannot run packed, or ''."""
     for block in blocks:
         if type(block).__name__ not in _DOWN | _UP | _MID:
             return f"a {type(block).__name__}"
-    if unet.config.addition_embed_type not in (None, "text_time"):
-        return f"addition_embed_type {unet.config.addition_embed_type}"
-    if unet.class_embedding is not None or unet.encoder_hid_proj is not None:
+    if network.config.addition_embed_type not in (None, "text_time"):
+        return f"addition_embed_type {network.config.addition_embed_type}"
+    if network.class_embedding is not None or network.encoder_hid_proj is not None:
         return "a class embedding or a projection of the text"
-    if type(unet.conv_act).__name__ != "SiLU" or unet.time_embed_act is not None:
-        return "another activation than SiLU"
-    for module in unet.modules():
+    for module in network.modules():
         kind = type(module).__name__
         if kind == "ResnetBlock2D" and (
             module.time_embedding_norm != "default"
@@ -81,7 +85,7 @@ class _Heads:
     text: slice
 
 
-class _Walk:
+class Walk:
     """Where the pass stands: what is pending, and the pictures that the way up will want."""
 
     def __init__(self, ops: UnetOps, first: Pending, residuals: Iterator[Tensor]) -> None:
@@ -105,38 +109,18 @@ class _Walk:
         return self._ops.settle(self.pending, norm, True, skip, extra)
 
 
-class PackedUnet:
-    """``run`` gives what ``unet(...)`` gives. Packs the modules' parameters in place when made.
+class Packed:
+    """A network's weights, those that are read together side by side. Packs the parameters in place."""
 
-    Make it before anything keeps references to the parameters' data (``WeightStore``): their
-    addresses change once here and never again. Plain attention only: no processors of others, no
-    arguments for them, no T2I-Adapter features (``fits`` tells).
-    """
-
-    def __init__(self, unet: Any, ops: UnetOps) -> None:
-        why = obstacle(unet)
-        if why:
-            raise ValueError(f"this UNet has {why}")
-        self._unet = unet
-        self._ops = ops
+    def __init__(self, network: Any) -> None:
+        self.network = network
         self.heads: dict[Any, _Heads] = {}
         self.time_of: dict[Any, slice] = {}
         self._pack()
 
-    @staticmethod
-    def fits(call: UnetCall) -> str:
-        """Why this call cannot run packed, or ''."""
-        if call.cross_attention:
-            return "attention processors take arguments"
-        if call.intrablock_residuals is not None:
-            return "a T2I-Adapter adds inside the blocks"
-        return ""
-
-    # --- packing ---
-
     @torch.no_grad()
     def _pack(self) -> None:
-        unet = self._unet
+        unet = self.network
         for module in unet.modules():
             if isinstance(module, torch.nn.Conv2d):
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
@@ -160,19 +144,9 @@ class PackedUnet:
         self.time_weight = _pack_rows([resnet.time_emb_proj for resnet in resnets])
         self.time_bias = _pack_biases([resnet.time_emb_proj for resnet in resnets])
 
-    # --- running ---
-
-    def run(self, call: UnetCall, ops: UnetOps | None = None, times: Tensor | None = None) -> Tensor:
-        """The UNet's answer ``[B, C, h, w]``, in the call's dtype; by other operations if some are given.
-
-        ``times`` is what ``times`` gave for these timesteps, where somebody kept it.
-        """
-        known = self.times(call) if times is None else times
-        return _Pass(self, self._ops if ops is None else ops, call, known).run()
-
     def times(self, call: UnetCall) -> Tensor:
         """Every ResNet's time projection, side by side: ``[B, sum of widths]``. Reads no text."""
-        unet = self._unet
+        unet = self.network
         timesteps = call.timesteps.expand(call.sample.shape[0])
         frequencies = unet.time_proj(timesteps).to(call.sample.dtype)
         embedding = unet.time_embedding(frequencies, call.timestep_cond)
@@ -183,24 +157,70 @@ class PackedUnet:
         return functional.linear(functional.silu(embedding), self.time_weight, self.time_bias)
 
 
-class _Pass:
+class PackedUnet:
+    """``run`` gives what ``unet(...)`` gives. Packs the modules' parameters in place when made.
+
+    Make it before anything keeps references to the parameters' data (``WeightStore``): their
+    addresses change once here and never again. Plain attention only: no processors of others, no
+    arguments for them, no T2I-Adapter features (``fits`` tells).
+    """
+
+    def __init__(self, unet: Any, ops: UnetOps) -> None:
+        why = obstacle(unet)
+        if why:
+            raise ValueError(f"this UNet has {why}")
+        self._ops = ops
+        self._packed = Packed(unet)
+
+    @staticmethod
+    def fits(call: UnetCall) -> str:
+        """Why this call cannot run packed, or ''."""
+        if call.cross_attention:
+            return "attention processors take arguments"
+        if call.intrablock_residuals is not None:
+            return "a T2I-Adapter adds inside the blocks"
+        return ""
+
+    # --- running ---
+
+    def run(self, call: UnetCall, ops: UnetOps | None = None, times: Tensor | None = None) -> Tensor:
+        """The UNet's answer ``[B, C, h, w]``, in the call's dtype; by other operations if some are given.
+
+        ``times`` is what ``times`` gave for these timesteps, where somebody kept it.
+        """
+        known = self.times(call) if times is None else times
+        return Pass(self._packed, self._ops if ops is None else ops, call, known).run()
+
+    def times(self, call: UnetCall) -> Tensor:
+        """Every ResNet's time projection, side by side: ``[B, sum of widths]``. Reads no text."""
+        return self._packed.times(call)
+
+
+class Pass:
     """One forward pass: the packed weights, the operations, and what this call was given."""
 
-    def __init__(self, packed: PackedUnet, ops: UnetOps, call: UnetCall, times: Tensor) -> None:
-        self._unet = packed._unet
+    def __init__(self, packed: Packed, ops: UnetOps, call: UnetCall, times: Tensor) -> None:
+        self._unet = packed.network
         self._packed = packed
         self._ops = ops
         self._call = call
         self._times = times
         self._batch = int(call.sample.shape[0])
+        self._text = call.encoder_hidden_states  # until their keys and values are made
 
-    def run(self) -> Tensor:
-        unet, ops, call, batch = self._unet, self._ops, self._call, self._batch
-        ops.begin(batch, call.sample.device)
-        times = self._times
-        text = ops.linear(call.encoder_hidden_states.flatten(0, 1), self._packed.text_weight)
-        sample = Picture.of(call.sample)
-        walk = _Walk(ops, self._convolved(sample, unet.conv_in), iter(call.down_residuals or ()))
+    def begin(self) -> Walk:
+        """The first convolution done."""
+        call = self._call
+        self._ops.begin(self._batch, call.sample.device)
+        first = self._convolved(Picture.of(call.sample), self._unet.conv_in)
+        return Walk(self._ops, first, iter(call.down_residuals or ()))
+
+    def descend(self, walk: Walk) -> None:
+        """The way down and the middle."""
+        unet, ops, batch, times = self._unet, self._ops, self._batch, self._times
+        self._text = text = ops.linear(
+            self._call.encoder_hidden_states.flatten(0, 1), self._packed.text_weight
+        )
         for block in unet.down_blocks:
             attentions: Sequence[Any] = getattr(block, "attentions", ())
             for index, resnet in enumerate(block.resnets):
@@ -221,6 +241,12 @@ class _Pass:
             here, normed = walk.settle(attention.norm, False)
             walk.pending = self._transformer(here, normed, attention, text, batch)
             walk.pending = self._resnet(*walk.settle(resnet.norm1, True), resnet, times)
+
+    def run(self) -> Tensor:
+        unet, ops, call, batch, times = self._unet, self._ops, self._call, self._batch, self._times
+        walk = self.begin()
+        self.descend(walk)
+        text = self._text
         if call.mid_residual is not None:
             walk.pending = walk.pending.plus(Picture.of(call.mid_residual))
 
@@ -264,7 +290,7 @@ class _Pass:
 
     def _transformer(self, here: Picture, normed: Picture, model: Any, text: Tensor, batch: int) -> Pending:
         ops = self._ops
-        hidden = ops.linear(normed.rows, _matrix(model.proj_in.weight), model.proj_in.bias)
+        hidden = ops.linear(normed.rows, matrix(model.proj_in.weight), model.proj_in.bias)
         blocks = list(model.transformer_blocks)
         even = ops.layer_norm(hidden, blocks[0].norm1)
         for index, block in enumerate(blocks):
@@ -292,11 +318,11 @@ class _Pass:
             gated = ops.geglu(even, wide.weight, wide.bias)
             following = blocks[index + 1].norm1 if index + 1 < len(blocks) else None
             even = ops.residual_norm(hidden, gated, narrow.weight, None, following)
-        raw = ops.linear(hidden, _matrix(model.proj_out.weight))
+        raw = ops.linear(hidden, matrix(model.proj_out.weight))
         return Pending(here.like(raw), model.proj_out.bias, (here,))
 
 
-def _matrix(weight: Tensor) -> Tensor:
+def matrix(weight: Tensor) -> Tensor:
     """A linear layer's weight, or that of a 1x1 convolution, as ``[out, in]``."""
     return weight if weight.ndim == 2 else weight[:, :, 0, 0]
 

@@ -46,7 +46,7 @@ class Replayed:
 
     What it gives is overwritten by the next call: use it, or copy it, before. A new shape starts
     over. The capture comes after WARM_CALLS plain runs, so that adding a network never delays a
-    frame by more than about one run of it; with ``beside`` it is made there and delays none.
+    frame by more than about one run of it; with ``beside`` it is begun at once and delays none.
     """
 
     def __init__(
@@ -55,8 +55,11 @@ class Replayed:
         name: str,
         capture: Callable[[TensorCall, tuple[Tensor, ...]], Captured] | None = None,
         beside: BesideTheStream | None = None,
+        faster: TensorCall | None = None,
     ) -> None:
+        """``faster`` gives what ``run`` gives and may need compiling: beside the stream it is captured."""
         self._run = run
+        self._faster = faster if beside is not None else None
         self._name = name
         self._capture = capture or CudaGraph
         self._beside = beside
@@ -73,16 +76,16 @@ class Replayed:
         if graph is not None:
             return graph.run(tensors)
         self._calls += 1
-        if not self._failed and self._calls > WARM_CALLS:
-            if self._beside is None:
-                try:
-                    self._graph = self._capture(self._run, tensors)
-                except RuntimeError as error:
-                    self._fail(error)
-                else:
-                    return self._graph.run(tensors)
-            elif self._calls == WARM_CALLS + 1:
+        if self._beside is not None:
+            if self._calls == 1 and not self._failed:
                 self._capture_beside(self._beside, key, tensors)
+        elif self._calls > WARM_CALLS and not self._failed:
+            try:
+                self._graph = self._capture(self._run, tensors)
+            except RuntimeError as error:
+                self._fail(error)
+            else:
+                return self._graph.run(tensors)
         return self._run(*tensors)
 
     def _capture_beside(
@@ -93,21 +96,35 @@ class Replayed:
         if copied is not None:
             copied.record()
 
-        def job() -> Captured:
+        def job() -> Captured | None:
             if copied is not None:
                 copied.synchronize()  # indices that are not there yet would lead anywhere
-            return self._capture(self._run, given)
+            if key != self._key:
+                return None  # another shape is wanted by now
+            return self._capture(self._faster or self._run, given)
 
-        def put_in(graph: Captured) -> None:
+        def put_in(graph: Captured | None) -> None:
             if key == self._key:
                 self._graph = graph
 
-        beside.submit(job, put_in, self._fail)
+        def failed(error: Exception) -> None:
+            if self._faster is None:
+                self._fail(error)
+                return
+            log.warning("%s runs without our own kernels: %s", self._name, _first_line(error))
+            self._faster = None
+            beside.submit(job, put_in, failed)
+
+        beside.submit(job, put_in, failed)
 
     def _fail(self, error: Exception) -> None:
         self._failed = True
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        line = _first_line(error)
         log.warning("%s cannot be captured (%s); it runs operation by operation", self._name, line)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 class CudaGraph:

@@ -30,6 +30,40 @@ class Network(Protocol):
         """The call with this network's effect added. ``hints`` and ``scale [B, 1, 1, 1]`` are per row."""
 
 
+class ControlCall:
+    """A ControlNet as a call on tensors alone; an acceleration may know a faster one for its ``network``.
+
+    Tensors: sample, timesteps, text, the embedded control image, then the guidance embedding if there
+    is one, then SDXL's two conditions if there are any.
+    """
+
+    def __init__(self, network: Any) -> None:
+        self.network = network
+
+    @staticmethod
+    def unet_call(sample: Tensor, timesteps: Tensor, text: Tensor, hint: Tensor, *more: Tensor) -> UnetCall:
+        """What the tensors other than the control image mean."""
+        rest = list(more)
+        guidance = rest.pop(0) if len(rest) % 2 else None
+        return UnetCall(
+            sample, timesteps, text, dict(zip(_ADDED, rest, strict=False)), timestep_cond=guidance
+        )
+
+    def __call__(self, *tensors: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Residuals of the skips and of the middle, at scale 1."""
+        call = self.unet_call(*tensors)
+        down, mid = self.network(
+            call.sample,
+            call.timesteps,
+            encoder_hidden_states=call.encoder_hidden_states,
+            controlnet_cond=tensors[3],
+            timestep_cond=call.timestep_cond,
+            added_cond_kwargs=dict(call.added_cond),
+            return_dict=False,
+        )
+        return list(down), mid
+
+
 class ControlNetwork:
     """A ControlNet. Its hint is the embedded control image, which no timestep changes."""
 
@@ -37,14 +71,13 @@ class ControlNetwork:
         self._embed = network.controlnet_cond_embedding
         # The embedding is made when a frame enters; afterwards the network is handed what came of it.
         network.controlnet_cond_embedding = torch.nn.Identity()
-        self._network = network
         self._flipped = network.config["controlnet_conditioning_channel_order"] == "bgr"
         self._dtype = next(self._embed.parameters()).dtype
         self._channels = int(
             network.config["in_channels"]
         )  # an inpainting UNet has more, which it never sees
         self._takes_guidance = network.time_embedding.cond_proj is not None
-        self.run: Callable[..., Any] = self._call
+        self.run: Callable[..., Any] = ControlCall(network)
 
     def hint(self, image: Tensor) -> tuple[Hint, ...]:
         image = image.to(self._dtype)
@@ -65,23 +98,6 @@ class ControlNetwork:
             down = [had + new for had, new in zip(call.down_residuals, down, strict=True)]
             mid = call.mid_residual + mid
         return replace(call, down_residuals=tuple(down), mid_residual=mid)
-
-    def _call(
-        self, sample: Tensor, timesteps: Tensor, text: Tensor, hint: Tensor, *more: Tensor
-    ) -> tuple[list[Tensor], Tensor]:
-        """The network on tensors alone: ``more`` is the guidance embedding, then SDXL's conditions."""
-        rest = list(more)
-        guidance = rest.pop(0) if len(rest) % 2 else None
-        down, mid = self._network(
-            sample,
-            timesteps,
-            encoder_hidden_states=text,
-            controlnet_cond=hint,
-            timestep_cond=guidance,
-            added_cond_kwargs=dict(zip(_ADDED, rest, strict=False)),
-            return_dict=False,
-        )
-        return list(down), mid
 
 
 class AdapterNetwork:
