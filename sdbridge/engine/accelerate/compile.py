@@ -119,8 +119,9 @@ class Compiled:
             return
         if packs:
             self._prepare_packed(key, call, names, tensors)
-        else:
-            self._provide(key, lambda *given: self._eager.run_denoise(_unflat(call, names, given)), tensors)
+        else:  # with a feature bank never beside: the modules write into it, trying too
+            provide = self._provide if bank is None else self._add
+            provide(key, lambda *given: self._eager.run_denoise(_unflat(call, names, given)), tensors)
         self._drop_oldest("unet", _KEPT_GRAPHS)
 
     def _packs(self, call: UnetCall) -> bool:
