@@ -13,6 +13,7 @@ def test_every_change_is_a_parameter_of_the_table() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_each_change_gets_its_figures(tmp_path) -> None:
     model = build_small_checkpoint(tmp_path / "small", "sd15")
     found = live_changes(seconds=300, model=str(model), side=64, frames=4)
