@@ -139,46 +139,67 @@ def taps_kernel(source, weight, bias, skip, out,
 
 
 @triton.jit
-def entry_kernel(source, weight, bias, out, total, height, width, scale, shift,
+def _plane(source, place, there, step, SOURCE: tl.constexpr, scale, shift):
+    """One channel of a picture or a latent, as the network takes it; zero outside."""
+    value = tl.load(source + place + step, mask=there, other=0.0).to(tl.float32)
+    if SOURCE == IMAGE:
+        value = value * 0.5 + 0.5
+    else:
+        value = value / scale + shift
+        value = 3.0 - 6.0 / (tl.exp(value * (2.0 / 3.0)) + 1.0)  # 3 * tanh(value / 3)
+    return tl.where(there, value, 0.0).to(tl.float16)
+
+
+@triton.jit
+def entry_kernel(source, weight, bias, out, height, width, scale, shift,
                  REAL: tl.constexpr, CP: tl.constexpr, N: tl.constexpr, SOURCE: tl.constexpr,
                  RELU: tl.constexpr, BM: tl.constexpr, CHAIN: tl.constexpr):  # fmt: skip
-    """BM neighbouring pixels: their nine neighbours of CP channels as one row of 16 * CP numbers."""
-    pixel = tl.program_id(0) * BM + tl.arange(0, BM)
+    """BM pixels of a row: their nine neighbours of CP channels as one row of 16 * CP numbers."""
+    x = tl.program_id(0) * BM + tl.arange(0, BM)
+    y = tl.program_id(1)
+    batch = tl.program_id(2)
     area = height * width
-    batch = pixel // area
-    y = pixel % area // width
-    x = pixel % width
     tap = tl.arange(0, 16)
-    iy = y[:, None] + (tap // 3 - 1)[None, :]
+    iy = y + tap // 3 - 1
     ix = x[:, None] + (tap % 3 - 1)[None, :]
-    there = (iy >= 0) & (iy < height) & (ix >= 0) & (ix < width) & (tap < 9)[None, :]
-    there = there & (pixel < total)[:, None]
-    channel = tl.arange(0, CP)
+    there = ((iy >= 0) & (iy < height) & (tap < 9))[None, :] & (ix >= 0) & (ix < width)
+    place = (iy * width)[None, :] + ix
     if CHAIN:
         gdc_wait()
         gdc_launch_dependents()
+    gain = 1.0
     if SOURCE == RGBA:  # weights hold no alpha; a byte is exact in fp16, so 1/255 waits for the sum
-        word = tl.load(source + batch[:, None] * area + iy * width + ix, mask=there, other=0)
-        rows = ((word[:, :, None] >> (8 * channel)[None, None, :]) & 255).to(tl.float16)
+        word = tl.load(source + batch * area + place, mask=there, other=0)
+        red = (word & 255).to(tl.float16)
+        green = ((word >> 8) & 255).to(tl.float16)
+        blue = ((word >> 16) & 255).to(tl.float16)
+        rows = tl.join(tl.join(red, blue), tl.join(green, tl.zeros_like(red)))
         gain = 1.0 / 255.0
+    elif CP == 4:
+        source += batch * (REAL * area)
+        first = _plane(source, place, there, 0, SOURCE, scale, shift)
+        second = tl.zeros_like(first)
+        third = tl.zeros_like(first)
+        fourth = tl.zeros_like(first)
+        if REAL > 1:
+            second = _plane(source, place, there, area, SOURCE, scale, shift)
+        if REAL > 2:
+            third = _plane(source, place, there, 2 * area, SOURCE, scale, shift)
+        if REAL > 3:
+            fourth = _plane(source, place, there, 3 * area, SOURCE, scale, shift)
+        rows = tl.join(tl.join(first, third), tl.join(second, fourth))
     else:
-        place = batch[:, None] * (REAL * area) + iy * width + ix
-        where = place[:, :, None] + (channel * area)[None, None, :]
+        channel = tl.arange(0, CP)
         keep = there[:, :, None] & (channel < REAL)[None, None, :]
-        value = tl.load(source + where, mask=keep, other=0.0).to(tl.float32)
-        if SOURCE == IMAGE:
-            value = value * 0.5 + 0.5
-        else:
-            value = value / scale + shift
-            value = 3.0 - 6.0 / (tl.exp(value * (2.0 / 3.0)) + 1.0)  # 3 * tanh(value / 3)
-        rows = tl.where(keep, value, 0.0).to(tl.float16)
-        gain = 1.0
+        where = place[:, :, None] + (channel * area)[None, None, :]
+        rows = _plane(source + batch * (REAL * area), where, keep, 0, SOURCE, scale, shift)
     inner = tl.arange(0, 16 * CP)
     column = tl.arange(0, N)
     factor = tl.load(weight + inner[:, None] * N + column[None, :])
     acc = tl.dot(tl.reshape(rows, [BM, 16 * CP]), factor) * gain
     acc += tl.load(bias + column)[None, :]
-    _emit_features(acc, out, out, pixel < total, pixel * N, N, False, RELU)
+    offset = (batch * area + y * width + x) * N
+    _emit_features(acc, out, out, x < width, offset, N, False, RELU)
 
 
 @cache
@@ -322,11 +343,10 @@ def run_entry(
 ) -> None:  # fmt: skip
     """The first layer into ``out`` ``[F, H, W, N]``; RGBA comes as int32 ``[F, H, W]``."""
     frames, height, width, count = out.shape
-    total = frames * height * width
     real = 4 if kind.value == RGBA.value else source.shape[1]
     block = config.rows * config.columns
-    entry_kernel[(triton.cdiv(total, block),)](
-        source, weight, bias, out, total, height, width, scale, shift, REAL=real, CP=weight.shape[0] // 16,
+    entry_kernel[(triton.cdiv(width, block), height, frames)](
+        source, weight, bias, out, height, width, scale, shift, REAL=real, CP=weight.shape[0] // 16,
         N=count, SOURCE=kind.value, RELU=relu, BM=block, num_warps=config.warps,
         CHAIN=chained(), **_launch(),
     )  # fmt: skip
