@@ -17,6 +17,7 @@ quarters at the frames after it (closer together for a small interval), each wit
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,8 +35,9 @@ _ORDERS = 32  # random orders drawn for each number of tokens, taken one after a
 class FeatureBank:
     """Puts its processors on the UNet's self-attention while enabled, and the old ones back afterwards.
 
-    Around each UNet call: ``begin_frame`` gives the memory that belongs into the call, ``end_frame``
-    takes up what is due. ``wrap`` accelerates the merging, which is a call on tensors.
+    Before each UNet call ``begin_frame`` gives the memory that belongs into the call; ``end_frame`` takes
+    up what is due, at the latest when the next frame begins: its picture need not wait for that.
+    ``wrap`` accelerates the merging, which is a call on tensors.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class FeatureBank:
         self._before: dict[Any, Any] = {}  # the modules' own processors, while ours are in their place
         self._settings = BankSettings()
         self._frame = 0  # since the seeding one
+        self._open = False  # a frame has begun and not ended
         self._memory: Memory | None = None
         self._shape: tuple[object, ...] = ()
         self._made = 0
@@ -81,6 +84,7 @@ class FeatureBank:
 
     def begin_frame(self, call: UnetCall) -> Memory:
         """Before each UNet call; the memory stays the same, in place, until a shape changes."""
+        self.end_frame()
         settings, sample = self._settings, call.sample
         shape = (sample.shape, sample.dtype, settings.frames)
         if self._memory is None or shape != self._shape:
@@ -93,10 +97,14 @@ class FeatureBank:
             self._dials = dials
             self._memory.strength.fill_(settings.strength)
             self._memory.threshold.fill_(settings.threshold)
+        self._open = True
         return self._memory
 
     def end_frame(self) -> None:
-        """After each UNet call: the frame seeds the bank, or those layers take it up whose turn it is."""
+        """After a UNet call: the frame seeds the bank, or those layers take it up whose turn it is."""
+        if not self._open:
+            return
+        self._open = False
         memory, interval = self.memory, self._settings.interval
         if memory.seeding:
             memory.settle()
@@ -104,20 +112,21 @@ class FeatureBank:
             since = self._frame - share % interval
             if since > 0 and since % interval == 0:
                 turn = since // interval
-                memory.take_up(share, turn % memory.frames, lambda count, turn=turn: self._order(count, turn))  # type: ignore[misc]
+                memory.take_up(share, turn % memory.frames, partial(self._order, turn))
         self._frame += 1
 
     def forget(self) -> None:
         """The next frame seeds the bank anew."""
-        self._frame = 0
+        self._frame, self._open = 0, False
 
     def close(self) -> None:
         if self._before:
             self._remove()
+        self._open = False
         self._memory = None
         self._orders.clear()
 
-    def _order(self, count: int, turn: int) -> Tensor:
+    def _order(self, turn: int, count: int) -> Tensor:
         """A random order of ``count`` tokens, drawn on the device; the same in every run."""
         drawn = self._orders.get(count)
         if drawn is None:

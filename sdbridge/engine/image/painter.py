@@ -205,7 +205,9 @@ class Painter:
         self._refresh_noise(settings, now_ns)
         conditioning = self._mixer.at_frame_edge(now_ns * 1e-9, wait=self._wait)
         leaving = self._step(entering, settings, conditioning)
-        return None if leaving is None else self._decode(leaving, revision)
+        painting = None if leaving is None else self._decode(leaving, revision)
+        self._bank.end_frame()  # queued behind the picture, which need not wait for it
+        return painting
 
     def _entering(
         self, entries: Sequence[Entry] | None, roles: Roles, settings: StreamSettings, now_ns: int
@@ -285,10 +287,7 @@ class Painter:
         if signature != self._ready_for:
             self.acceleration.prepare_denoise(call)
             self._ready_for = signature
-        predicted = self.acceleration.run_denoise(call)
-        if call.bank is not None:
-            self._bank.end_frame()
-        return predicted
+        return self.acceleration.run_denoise(call)
 
     def _decode(self, leaving: Leaving, revision: int) -> Painting:
         began = time.perf_counter()
@@ -354,7 +353,9 @@ class Painter:
         self._refresh_noise(settings, now_ns)
         conditioning = self._mixer.at_frame_edge(now_ns * 1e-9, wait=self._wait)
         leaving = self._step(None, settings, conditioning)
-        return None if leaving is None else self._decode(leaving, revision)
+        painting = None if leaving is None else self._decode(leaving, revision)
+        self._bank.end_frame()  # queued behind the picture, which need not wait for it
+        return painting
 
     def _give(self, painting: Painting) -> Painting:
         self._last = painting

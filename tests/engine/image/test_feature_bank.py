@@ -196,3 +196,25 @@ def test_merging_on_the_gpu_gives_the_same_bits_every_time_and_the_cpus_numbers(
     if dtype == torch.float32:
         close = [(a.cpu().double() - b).abs().amax(-1) < 1e-4 for a, b in zip(runs[0], exact, strict=True)]
         assert all(float(each.float().mean()) > 0.999 for each in close), "but for near ties"
+
+
+@pytest.mark.gpu
+def test_on_the_gpu_graphs_with_the_bank_give_what_the_modules_give(checkpoint) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    # two frames in the bank: taken up as they are: nothing hangs on which of two likely keys is nearer
+    banked = {"feature_bank__enabled": True, "feature_bank__interval": 1, "feature_bank__frames": 2}
+    changes = {2: banked, 40: {"feature_bank__strength": 0.2}, 44: {"steps": 2}}
+    found = {}
+    for acceleration in ("eager", "compile"):
+        rig = Rig(
+            checkpoint(),
+            {**VALUES, "feature_bank.threshold": 1.0},
+            dtype="float32",
+            device="cuda",
+            acceleration=acceleration,
+        )
+        found[acceleration] = [each.cpu() for each in walk(rig, changes, 50)]
+        rig.engine.unload()
+    for k, (a, b) in enumerate(zip(found["eager"], found["compile"], strict=True)):
+        assert relative(b, a) < 5e-3, k
