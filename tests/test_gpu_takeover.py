@@ -25,7 +25,9 @@ class Desk:
     def __init__(self, bridge, library) -> None:
         self.bridge = bridge
         self._library = library
+        self.name = "stage"
         self.seen: set[str] = set()
+        self.expected = {"stage"}
 
     def wait(self, wanted, what: str) -> dict:
         """Until ``wanted`` holds for the facts of our name. Notes every name that was ever there."""
@@ -34,7 +36,7 @@ class Desk:
         while time.monotonic() < end:
             self.seen |= set(self._library.names())
             try:
-                facts = self._library.read("stage")
+                facts = self._library.read(self.name)
             except (FileNotFoundError, ValueError):
                 facts = {}
             if facts and wanted(facts):
@@ -47,6 +49,9 @@ class Desk:
         return self.wait(
             lambda facts: facts["pid"] == sender and facts["count"] >= first["count"] + 10, "ten frames"
         )
+
+    def names(self) -> list[str]:
+        return self._library.names()
 
     @property
     def engine(self) -> int:
@@ -83,7 +88,7 @@ def desk(tmp_path, monkeypatch):
         assert "engine's GPU" in bridge.status().outputs[0].line
         assert "stage" in spout._own_names
         yield desk
-        assert desk.seen == {"stage"}, "no stage_1, ever"
+        assert desk.seen == desk.expected, "no stage_1, ever"
     assert SpoutGL.names() == [] and "stage" not in spout._own_names
     sys.modules.pop("SpoutGL", None)
 
@@ -126,3 +131,14 @@ def test_an_engine_that_hangs_cannot_keep_the_operators_black_away(desk) -> None
     desk.bridge.store.set("output.black", False, "test")
     second = desk.wait(lambda facts: facts["pid"] not in (engine, os.getpid()), "the next engine")["pid"]
     desk.frames_flow(second)
+
+
+def test_an_output_renamed_live_moves_with_its_sender(desk) -> None:
+    desk.bridge.choose_output(0, "spout", "hall")
+    desk.name, desk.expected = "hall", {"stage", "hall"}
+    desk.frames_flow(desk.engine)
+    assert desk.names() == ["hall"]
+    desk.bridge.choose_output(0, "spout", "stage")
+    desk.name = "stage"
+    desk.frames_flow(desk.engine)
+    assert desk.names() == ["stage"]

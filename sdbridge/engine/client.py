@@ -248,7 +248,7 @@ class EngineClient:
         self._outbox.put(("ping", self.pings))
 
     def order_gpu_output(self, order: str, name: str, backend: str, options: Mapping[str, Any]) -> None:
-        """``prepare``, ``take`` or ``release`` a sender in the engine's process."""
+        """``prepare``, ``take``, ``release`` or ``drop`` a sender in the engine's process."""
         self._outbox.put(("gpu_output", order, name, backend, dict(options)))
 
     # --- slots ---

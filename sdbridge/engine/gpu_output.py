@@ -78,14 +78,20 @@ class GpuOutputs:
         self._unable = "" if able else why
 
     def order(self, order: str, name: str, backend: str, options: Options) -> None:
-        """``prepare``, ``take`` or ``release`` the sender called ``name``. Never waits."""
+        """``prepare``, ``take``, ``release`` or ``drop`` the sender called ``name``. Never waits."""
         if order == "prepare" and name not in self._outputs:
             if self._unable:
                 self._tell(name, GpuState.UNAVAILABLE, self._unable)
                 return
             self._outputs[name] = _Output(name, backend, options, self._tell)
         output = self._outputs.get(name)
-        if output is not None and order != "prepare":
+        if output is None or order == "prepare":
+            return
+        if order == "drop":  # the output is gone, or has another name: nobody will ask for this one
+            del self._outputs[name]
+            output.ask_to_close(quietly=True)
+            self._tell(name, GpuState.NONE, "")
+        else:
             output.want(order == "take")
 
     def offer(self, tensor: Any) -> None:
@@ -114,6 +120,7 @@ class _Output:
         self._answer_due = False  # it wants to hear that the name is free
         self._newest: Any = None
         self._closing = False
+        self._quiet = False  # whether the end of this sender is nobody's business any more
         self._change = threading.Condition()
         self._open: Show | None = None
         self._holds = False
@@ -139,9 +146,9 @@ class _Output:
             self._newest = kept
             self._change.notify()
 
-    def ask_to_close(self) -> None:
+    def ask_to_close(self, quietly: bool = False) -> None:
         with self._change:
-            self._closing = True
+            self._closing, self._quiet = True, quietly
             self._change.notify()
 
     def join(self) -> None:
@@ -170,7 +177,8 @@ class _Output:
         self._open, self._wanted = None, False
         if show is not None:
             _close_surely(show, self._name)
-        self._tell(self._name, GpuState.UNAVAILABLE, why)
+        if not self._quiet:
+            self._tell(self._name, GpuState.UNAVAILABLE, why)
 
     def _turn(self, show: Show) -> None:
         with self._change:

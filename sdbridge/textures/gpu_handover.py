@@ -109,8 +109,7 @@ class HandoverSender(Sender):
             self._inner.send(frame, about)
 
     def close(self) -> None:
-        if self.holder in (Holder.TAKING, Holder.ENGINE):
-            self._order("release")
+        self._order("drop")
         self._engine = self._prepared = None
         self._inner.close()
         self._is_open = False

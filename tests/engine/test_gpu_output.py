@@ -120,6 +120,20 @@ def test_a_release_of_a_name_that_is_not_held_is_answered_too(outputs) -> None:
     assert show.did == ["open"]
 
 
+def test_a_name_that_nobody_asks_for_any_more_is_given_up_and_may_be_asked_for_again(outputs) -> None:
+    outputs, heard = outputs
+    first = ready(outputs, heard)
+    outputs.order("take", "show", "spout", {})
+    outputs.offer("one")
+    assert heard.next() == ("show", "showing", "")
+    outputs.order("drop", "show", "spout", {})
+    assert heard.next() == ("show", "none", "")
+    second = ready(outputs, heard)
+    first.wait_for("close")
+    assert second is not first and heard.said.empty()
+    outputs.order("drop", "nobody", "spout", {})
+
+
 def test_it_waits_for_the_name_to_be_free(outputs) -> None:
     outputs, heard = outputs
     show = ready(outputs, heard)

@@ -62,8 +62,8 @@ class EngineSender:
         elif order == "take":
             assert self.street.held_by is None, "the bridge had let go before"
             self.street.held_by, self.state = self, "showing"
-        elif order == "release":
-            self.state = "ready"
+        elif order in ("release", "drop"):
+            self.state = "ready" if order == "release" else "none"
             self.let_go()
 
     def let_go(self) -> None:
@@ -222,9 +222,11 @@ def test_closing_gives_the_name_back_from_either_hand(show) -> None:
     engine = handed_over(show)
     assert "show" in spout._own_names, "ours, also while the engine sends"
     show.sender.close()
-    assert engine.orders[-1] == "release" and show.holder is None
+    assert engine.orders[-1] == "drop" and show.holder is None
     show.sender.open()
     assert show.holder is show.inner
+    show.run(3.0)
+    assert show.holder is engine, "and it is got ready anew"
 
 
 def test_another_fault_of_the_senders_opening_is_told(show) -> None:
