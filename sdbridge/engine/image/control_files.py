@@ -53,6 +53,7 @@ def load_network(
         )
     if accelerate is not None and isinstance(network, ControlNetwork):
         network.run = accelerate(network.run, f"ControlNet {path.name}")
+        network.embed = accelerate(network.embed, f"the hint of ControlNet {path.name}")
     if model.device.type == "cuda":
         torch.cuda.synchronize()  # the frame loop reads it from another stream
     return network

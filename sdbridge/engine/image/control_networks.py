@@ -77,13 +77,21 @@ class ControlNetwork:
             network.config["in_channels"]
         )  # an inpainting UNet has more, which it never sees
         self._takes_guidance = network.time_embedding.cond_proj is not None
+        if next(self._embed.parameters()).device.type != "mps":
+            self._embed.to(memory_format=torch.channels_last)
         self.run: Callable[..., Any] = ControlCall(network)
+        self.embed: Callable[[Tensor], Tensor] = self._embedded
 
     def hint(self, image: Tensor) -> tuple[Hint, ...]:
-        image = image.to(self._dtype)
+        embedded = self.embed(image.to(self._dtype))
+        return tuple((one.clone(),) for one in embedded)  # what ran may overwrite its own for the next frame
+
+    def _embedded(self, image: Tensor) -> Tensor:
+        if image.device.type != "mps":
+            image = image.contiguous(memory_format=torch.channels_last)
         if self._flipped:  # the network flips whatever it is handed, so it gets it flipped beforehand
-            return tuple((one,) for one in self._embed(image.flip(1)).flip(1))
-        return tuple((one,) for one in self._embed(image))
+            return self._embed(image.flip(1)).flip(1)
+        return self._embed(image)
 
     def add(self, call: UnetCall, hints: list[Hint], scale: Tensor) -> UnetCall:
         tensors = [call.sample[:, : self._channels], call.timesteps, call.encoder_hidden_states]
