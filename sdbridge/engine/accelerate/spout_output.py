@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,15 +17,23 @@ from sdbridge.errors import SdbridgeError
 
 #: Looks at our own first picture before it is given up.
 _LOOKS, _LOOK_EVERY_S = 20, 0.01
+_SLOW_CALL_S, _SLOW_CALLS = 0.02, 5
 
 
 class SpoutShow:
     """Keeps ``engine/gpu_output.py: Show``. Options are those of ``textures/spout.py``'s sender."""
 
-    def __init__(self, options: Mapping[str, Any], platform: str = sys.platform) -> None:
+    def __init__(
+        self,
+        options: Mapping[str, Any],
+        platform: str = sys.platform,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._bottom_up = bool(options.get("bottom_up", False))
         self._cpu_share = bool(options.get("cpu_share", False))
         self._platform = platform
+        self._now = now
+        self._slow = 0  # calls in a row that took long
         self._library: Any = None
         self._native: Any = None
         self._gl: Any = None  # moderngl's view of the context that Spout made
@@ -96,7 +104,13 @@ class SpoutShow:
 
     def _share(self, texture: TensorTexture) -> None:
         width, height = texture.width, texture.height
-        if not self._native.sendTexture(texture.name, GL_TEXTURE_2D, width, height, self._bottom_up, 0):
+        began = self._now()
+        sent = self._native.sendTexture(texture.name, GL_TEXTURE_2D, width, height, self._bottom_up, 0)
+        # The call keeps all of Python waiting, so the engine too, while another program has the texture.
+        self._slow = self._slow + 1 if self._now() - began > _SLOW_CALL_S else 0
+        if self._slow >= _SLOW_CALLS:
+            raise GpuUnusableError("SDB-ENGINE-TEXTURE", "another program makes the engine wait")
+        if not sent:
             raise SdbridgeError("SDB-ENGINE-TEXTURE", f"Spout did not take a texture of {width}x{height}")
 
     def _prove(self, texture: TensorTexture) -> None:

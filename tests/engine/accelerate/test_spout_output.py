@@ -219,6 +219,18 @@ def test_the_first_picture_is_looked_at_and_no_other(desk) -> None:
     show.close()
 
 
+def test_a_program_that_makes_the_engine_wait_is_left_to_the_bridge(desk) -> None:
+    times = iter(range(10**6))  # each look at the clock is a second later
+    show = SpoutShow({}, platform="win32", now=lambda: float(next(times)))
+    show.open()
+    show.take("stage")
+    show.show(show.keep(picture(4, 8, 0)))
+    with pytest.raises(GpuUnusableError, match="makes the engine wait"):
+        for seed in range(5):
+            show.show(show.keep(picture(4, 8, seed)))
+    show.close()
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_pictures_that_are_still_being_made_go_out_whole(desk) -> None:
     """The engine queues a picture behind long work, offers it at once, and goes on in the same memory."""
