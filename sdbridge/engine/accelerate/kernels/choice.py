@@ -15,8 +15,8 @@ class Config:
     stages: int = 3
     #: The weights as the left factor: output channels are the rows of the product.
     swap: bool = False
-    #: Which kernel: "taps" for every layer anywhere; on Hopper "ring" or "halo", which read each input row
-    #: once instead of nine times.
+    #: Which kernel: "taps" for every layer anywhere; on Hopper "ring", which reads each input row once
+    #: instead of nine times.
     by: str = "taps"
 
 
@@ -66,14 +66,14 @@ def doubled(shape: tuple[int, int, int]) -> Config:
     frames, height, width = shape
     strips = -(-width // 256) * frames
     groups = max(1, 132 // strips)
-    return Config(min(32, -(-height // 2 // groups)), 128, 8, 4, by="halo")
+    return Config(min(32, -(-height // 2 // groups)), 128, 8, 4, by="ring")
 
 
 def halved(shape: tuple[int, int, int]) -> Config:
     """The Hopper kernel's cut for a halving: one program for each multiprocessor."""
     frames, height, width = shape
     groups = max(1, 132 // (-(-width // 64) * frames))
-    return Config(min(32, -(-height // groups)), 64, 4, 4, by="halo")
+    return Config(min(32, -(-height // groups)), 64, 4, 4, by="ring")
 
 
 def ended(shape: tuple[int, int, int]) -> Config:

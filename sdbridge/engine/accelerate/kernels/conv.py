@@ -314,18 +314,15 @@ def _run_on_hopper(
     stride: int, up: bool, relu: bool, skip: Tensor | None,
 ) -> None:  # fmt: skip
     # Gluon is not in every Triton.
-    from sdbridge.engine.accelerate.kernels import conv_double, conv_halve, conv_hopper, conv_ring
+    from sdbridge.engine.accelerate.kernels import conv_double, conv_halve, conv_ring
 
     if up:
         conv_double.run_double(source, weight, out, config, chained())
     elif stride == 2:
         conv_halve.run_halve(source, weight, out, config, chained())
-    elif config.by == "ring":
-        assert bias is not None
-        conv_ring.run_ring(source, weight, bias, out, config, relu, skip, chained())
     else:
         assert bias is not None
-        conv_hopper.run_halo(source, weight, bias, out, config, relu, skip, chained())
+        conv_ring.run_ring(source, weight, bias, out, config, relu, skip, chained())
 
 
 def run_last(
