@@ -1,8 +1,11 @@
-"""How the garbage collector is kept from stopping the frames."""
+"""How the interpreter is kept from stopping the frames: its garbage collector and its one lock."""
 
 from __future__ import annotations
 
 import gc
+
+#: How long another thread, such as one that loads a LoRA, may keep a frame waiting for the interpreter.
+SWITCH_S = 0.0005
 
 
 def spare_the_collector() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from sdbridge.bench.drive import Drive, Recipe, is_building, until_settled
 from sdbridge.bench.image import ONE_STEP, small_or_true, true_size
+from sdbridge.collector import SWITCH_S
 from sdbridge.engine.interface import EngineConfig
 from sdbridge.errors import SdbridgeError
 
@@ -77,6 +78,7 @@ def start_once(model: str, acceleration: str, side: int, began: float) -> dict[s
     loaded = time.time() - began
     try:
         engine.warm_up(side, side)
+        sys.setswitchinterval(SWITCH_S)
         drive = Drive(engine, recipe, frozenset({0}))
         drive.tick()
         first = time.time() - began

@@ -15,7 +15,7 @@ TO_ENGINE = (
     "reset",  # how
     "ping",  # n
     "slots",  # {"in:main": name, "out:generated": name, ...}: all of them, whenever one is new
-    "gpu_output",  # prepare, take, release or drop; output name, backend, options: a sender beside the tensors
+    "gpu_output",  # prepare, take, release or drop; name, backend, options: a sender beside the tensors
     "stop",
 )
 FROM_ENGINE = (

@@ -11,6 +11,7 @@ import threading
 import traceback
 from multiprocessing.connection import Connection
 
+from sdbridge.collector import SWITCH_S
 from sdbridge.engine.inbox import Inbox
 from sdbridge.engine.interface import EngineState
 from sdbridge.engine.loop import EngineLoop, EngineStart, as_engine_error
@@ -18,9 +19,6 @@ from sdbridge.engine.pipe import Wake
 from sdbridge.errors import SdbridgeError
 
 log = logging.getLogger(__name__)
-
-#: How long another thread, such as one that compiles kernels, may keep a frame waiting for the interpreter.
-SWITCH_S = 0.0005
 
 
 def run_engine_process(start: EngineStart, connection: Connection, wake: Wake, ready: Wake) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +19,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sdbridge.engine.accelerate import kernels, packed_controlnet
+from sdbridge.engine.accelerate import kernels, packed_controlnet, precompile
 from sdbridge.engine.accelerate.beside import BesideTheStream
 from sdbridge.engine.accelerate.eager import Eager
 from sdbridge.engine.accelerate.packed_controlnet import PackedControlNet, Residuals
@@ -71,6 +72,7 @@ class Compiled:
         if able and self._packed is not None:
             from sdbridge.engine.accelerate.kernels.unet import FusedOps
 
+            precompile.use_own_cache()
             self._make_fast = lambda: FusedOps(model.device)
             self._tiny = self._tiny_vae()
         else:
@@ -157,7 +159,8 @@ class Compiled:
             def faster(*given: Tensor) -> Tensor:
                 return packed.run(_unflat(rehearse(), names, given[:-1]), fast, given[-1])
 
-            self._improve(key, faster, both)
+            spec = None if call.bank is not None else precompile.unet_spec(self._model.unet, call)
+            self._improve(key, faster, both, spec)
 
     def prepare_pictures(self, frames: int, height: int, width: int) -> None:
         model, per = self._model, self._model.pixels_per_latent
@@ -182,7 +185,8 @@ class Compiled:
             key: Key = (kind, *self._size)
             self._provide(key, plain[kind], (given[kind],))
             if self._tiny is not None:
-                self._improve(key, self._tiny[kind], (given[kind],))
+                spec = precompile.pictures_spec(model.vae, model.vae_dtype, frames, height, width)
+                self._improve(key, self._tiny[kind], (given[kind],), spec)
             self._drop_oldest(kind, _KEPT_SIZES)
 
     def _provide(self, key: Key, run: TensorCall, tensors: tuple[Tensor, ...]) -> None:
@@ -204,8 +208,13 @@ class Compiled:
         except RuntimeError as error:
             self._say(f"{key[0]} cannot be captured: {_first_line(error)}; it runs operation by operation")
 
-    def _improve(self, key: Key, run: TensorCall, tensors: tuple[Tensor, ...]) -> None:
-        """Compile and capture a faster form beside the stream; it replaces the first one when it is done."""
+    def _improve(
+        self, key: Key, run: TensorCall, tensors: tuple[Tensor, ...], spec: precompile.Spec | None = None
+    ) -> None:
+        """Compile and capture a faster form beside the stream; it replaces the first one when it is done.
+
+        With a ``spec`` a process of its own compiles first, so that no frame waits for a compiler.
+        """
         assert self._beside is not None
         given = tuple(tensor.detach().clone() for tensor in tensors)
 
@@ -216,7 +225,26 @@ class Compiled:
         def failed(error: Exception) -> None:
             self._say(f"our own kernels rest: {_first_line(error)}")
 
-        self._beside.submit(lambda: self._capture(run, given), put_in, failed)
+        def make() -> CudaGraph:
+            if spec is not None and on_cuda:
+                precompile.compile_in_child(spec, self._identity())
+            try:
+                return self._capture(run, given)
+            except RuntimeError as error:  # another thread's work forbade it just then, or a cache is damaged
+                if not on_cuda:
+                    raise
+                log.info("captured once more: %s", _first_line(error))
+                precompile.forget_compiled()
+                time.sleep(0.5)
+                return self._capture(run, given)
+
+        on_cuda = self._model.device.type == "cuda"
+        self._beside.submit(make, put_in, failed)
+
+    def _identity(self) -> dict[str, str]:
+        from sdbridge.engine.accelerate.kernels.tuning import identity_of
+
+        return identity_of(self._model.device)
 
     def _drop_oldest(self, kind: str, kept: int) -> None:
         keys = [key for key in self._graphs if key[0] == kind]

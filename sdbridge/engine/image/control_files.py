@@ -55,7 +55,7 @@ def load_network(
         network.run = accelerate(network.run, f"ControlNet {path.name}")
         network.embed = accelerate(network.embed, f"the hint of ControlNet {path.name}")
     if model.device.type == "cuda":
-        torch.cuda.synchronize()  # the frame loop reads it from another stream
+        torch.cuda.current_stream().synchronize()  # not the device: a graph may be under capture
     return network
 
 

@@ -111,7 +111,7 @@ def load_lora(
     if misfits or not products:
         raise _wrong_family(opened, layers, misfits, store)
     if next(iter(products.values())).is_cuda:
-        torch.cuda.synchronize()  # the frame loop may read them from another stream
+        torch.cuda.current_stream().synchronize()  # not the device: a graph may be under capture
     return LoraProducts(place, products, applied, tuple(sorted(unapplied)), _scheduler_hint(opened, layers))
 
 

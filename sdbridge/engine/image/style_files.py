@@ -96,7 +96,7 @@ def load_style(
     encoder = _load_encoder(place, encoder_folder, wanted, plus, model)
     none = projection(_nothing(encoder, plus))
     if model.device.type == "cuda":
-        torch.cuda.synchronize()  # the frame loop reads it from another stream
+        torch.cuda.current_stream().synchronize()  # not the device: a graph may be under capture
     return StyleNetwork(place, encoder, projection, plus, layers, none)
 
 
