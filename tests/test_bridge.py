@@ -62,7 +62,8 @@ def test_a_frame_goes_through_the_engine_to_the_sender(in_process):
         assert later.pixels.shape == (64, 64, 4)
         status = bridge.status()
         assert (status.state, status.output) == ("streaming", "live")
-        assert status.frames_in >= 11 and status.frames_out >= 11
+        assert status.frames_in >= 11
+        wait_until(lambda: bridge.status().frames_out >= 11)  # a loaded machine shows fewer than come in
     assert not sender.is_open and not receiver.is_open
 
 
