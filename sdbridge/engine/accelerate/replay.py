@@ -65,13 +65,19 @@ class Replayed:
         self._beside = beside
         self._key: tuple[object, ...] = ()
         self._calls = 0
-        self._graph: Captured | None = None
+        self._made: tuple[tuple[object, ...], Captured] | None = None  # of which shapes, and the graph
         self._failed = False
+
+    @property
+    def _graph(self) -> Captured | None:
+        """That of the shapes last called with. Made beside, it may come when others are wanted already."""
+        made = self._made
+        return made[1] if made is not None and made[0] == self._key else None
 
     def __call__(self, *tensors: Tensor) -> Any:
         key = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
         if key != self._key:
-            self._key, self._calls, self._graph = key, 0, None
+            self._key, self._calls, self._made = key, 0, None
         graph = self._graph
         if graph is not None:
             return graph.run(tensors)
@@ -81,11 +87,12 @@ class Replayed:
                 self._capture_beside(self._beside, key, tensors)
         elif self._calls > WARM_CALLS and not self._failed:
             try:
-                self._graph = self._capture(self._run, tensors)
+                graph = self._capture(self._run, tensors)
             except RuntimeError as error:
                 self._fail(error)
             else:
-                return self._graph.run(tensors)
+                self._made = key, graph
+                return graph.run(tensors)
         return self._run(*tensors)
 
     def _capture_beside(
@@ -104,8 +111,8 @@ class Replayed:
             return self._capture(self._faster or self._run, given)
 
         def put_in(graph: Captured | None) -> None:
-            if key == self._key:
-                self._graph = graph
+            if graph is not None and key == self._key:
+                self._made = key, graph
 
         def failed(error: Exception) -> None:
             if self._faster is None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import threading
 
 import pytest
 import torch
 from torch import Tensor
 
+from sdbridge.engine.accelerate.beside import BesideTheStream
 from sdbridge.engine.accelerate.replay import WARM_CALLS, CudaGraph, Replayed
 
 
@@ -65,3 +67,21 @@ def test_a_captured_controlnet_gives_what_the_plain_one_gives() -> None:
             x = torch.randn(8, 64, device="cuda")
             assert torch.allclose(replayed(x)[0], run(x)[0], atol=1e-5)
     assert isinstance(replayed._graph, CudaGraph)
+
+
+def test_beside_the_stream_a_graph_that_comes_too_late_is_not_used() -> None:
+    begin = threading.Event()
+
+    def capture(run, tensors):
+        assert begin.wait(30)
+        return FakeGraph(run, tensors)
+
+    beside = BesideTheStream(torch.device("cpu"))
+    replayed = Replayed(double, "net", capture, beside)
+    replayed(torch.ones(2, 3))
+    replayed(torch.ones(4, 3))  # wanted by now
+    begin.set()
+    assert beside.wait(30)
+    assert torch.equal(replayed(torch.ones(4, 3))[0], torch.full((4, 3), 2.0))
+    assert replayed._graph is not None and replayed._graph._output[0].shape == (4, 3)
+    beside.close()
