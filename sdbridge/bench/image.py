@@ -162,6 +162,8 @@ def measure(config: EngineConfig, recipe: Recipe, seconds: float, *, check: bool
     from sdbridge.engine.image.engine import ImageEngine
 
     engine = ImageEngine(config)
+    troubles: list[str] = []
+    engine.report_trouble(lambda error: troubles.append(error.what))
     began = time.perf_counter()
     _reset_peak()
     engine.load(recipe.start_values())
@@ -206,6 +208,8 @@ def measure(config: EngineConfig, recipe: Recipe, seconds: float, *, check: bool
         }
     finally:
         engine.unload()
+    if troubles:  # what was to be measured was not all there
+        figures["error"] = "; ".join(dict.fromkeys(troubles))
     if check and figures["acceleration"] != "eager":
         try:
             figures |= compare_with_eager(config, recipe, drive.kept)
