@@ -182,7 +182,7 @@ def test_a_stream_batch_of_four_scores_as_its_steps_one_by_one(model) -> None:
     from sdbridge.engine.interface import EngineConfig
     from sdbridge.frame import Chunk, Frame
 
-    materials = list(range(0, len(MATERIALS), 4))
+    materials = list(range(0, len(MATERIALS), 7))
     inputs = measure.drawn_inputs(len(materials))
     engine = ImageEngine(EngineConfig(model=str(EMBEDDED_DIR), device="cpu", dtype="float32", threads=1))
     engine.load({"prompt.1.text": MATERIALS[0], "steps": 4, "strength": 1.0, "seed.1.value": 2})

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from scripts.demo_model.measure import drawn_in
 from sdbridge.engine.image.engine import ImageEngine
 from sdbridge.engine.interface import EngineConfig
 from sdbridge.frame import Chunk, Frame
@@ -110,18 +111,24 @@ def agreement(ours: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def test_a_canny_controlnet_raises_edge_agreement(engine: ImageEngine) -> None:
+    """Against the edges of drawings of other seeds than training's, in the prompted material."""
     needs(embedded_model.controlnet_dir("canny"))
-    put(engine, {"mode": "txt2img", "steps": 2})
-    put(engine, {"controlnet.1.model": "embedded/controlnet_canny", "controlnet.1.preprocessor": "canny"})
-    put(engine, {"controlnet.1.source": "control"})
+    put(engine, {"mode": "txt2img", "steps": 1, "controlnet.1.preprocessor": "canny"})
+    put(engine, {"controlnet.1.model": "embedded/controlnet_canny", "controlnet.1.source": "control"})
     found: dict[float, list[float]] = {0.0: [], 1.0: []}
-    for seed in range(4):
-        control = scene(seed)
+    for seed, material in enumerate(("neon grid", "lava", "stained glass")):
+        control = drawing(material, seed)
+        put(engine, {"prompt.1.text": material})
         for scale, scores in found.items():
-            put(engine, {"controlnet.1.scale": scale, "seed.1.value": seed})
+            put(engine, {"controlnet.1.scale": scale})
             scores.append(agreement(edges(paint(engine, control, control=control)), edges(control[..., :3])))
-    put(engine, {"controlnet.1.scale": 1.0})
-    assert np.mean(found[1.0]) - np.mean(found[0.0]) > 0.05, found  # how much is for the model's own tests
+    assert np.mean(found[1.0]) - np.mean(found[0.0]) >= 0.15, found
+
+
+def drawing(material: str, seed: int) -> np.ndarray:
+    """A drawing of a material, uint8 RGBA."""
+    drawn = drawn_in(material, None, 1, seed)[0].permute(1, 2, 0).mul(255).round().byte().numpy()
+    return np.dstack([drawn, np.full(drawn.shape[:2], 255, np.uint8)])
 
 
 def looks(style: str, image: np.ndarray) -> float:
@@ -139,7 +146,7 @@ def test_a_lora_moves_its_style_score_monotonically(engine: ImageEngine, style: 
     scores: list[float] = []
     for weight in (0.0, 0.5, 1.0):
         made = []
-        for seed, material in enumerate(embedded_model.MATERIALS[:8]):
+        for seed, material in enumerate(embedded_model.MATERIALS[:4]):
             put(engine, {"lora.1.weight": weight, "prompt.1.text": material})
             made.append(looks(style, paint(engine, scene(seed))))
         scores.append(float(np.mean(made)))
