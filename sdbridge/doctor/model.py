@@ -85,7 +85,10 @@ def check_memory(config: Config) -> Iterator[Finding]:
     if here is None:
         return
     values = config.parameters
-    rows = int(values.get("steps", 1)) * int(values.get("frame_batch", 1))
+    frames = int(values.get("frame_batch", 1))
+    rows = int(values.get("steps", 1)) * frames
+    free = free_vram()
+    captures = free is not None and config.engine.acceleration != "eager"
     if values.get("guidance_mode") == "full":
         rows *= 2
     try:
@@ -96,17 +99,20 @@ def check_memory(config: Config) -> Iterator[Finding]:
             rows,
             loras=_named_files(values, "lora", "file"),
             controlnets=_named_files(values, "controlnet", "model"),
+            captured_frames=frames if captures else 0,
         )
     except SdbridgeError as error:
         yield Finding("model files", "wrong", error.what, error.next_step)
         return
-    free = free_vram()
     if free is None:
         yield Finding(
             "memory", "note", f"the model takes {counted.describe()} in fp16; no NVIDIA card to compare"
         )
     elif counted.total <= free:
         yield Finding("memory", "good", f"{counted.describe()} of {free / 2**30:.1f} GB free on the card")
+    elif counted.without_graphs <= free:
+        text = f"{counted.describe()}, of {free / 2**30:.1f} GB free on the card: graphs may not fit"
+        yield Finding("memory", "note", text, "engine: {acceleration: eager} does without them, more slowly.")
     else:
         yield Finding(
             "memory",

@@ -14,7 +14,10 @@ from sdbridge.errors import SdbridgeError
 
 LARGEST_HEADER = 100 * 1024 * 1024
 #: CUDA context, cuBLAS and cuDNN workspaces: what a process takes before its first tensor.
-CONTEXT_BYTES = 700 * 2**20
+CONTEXT_BYTES = 920 * 2**20
+#: What CUDA graphs keep for themselves, by pixel of the picture: each frame's ways through the VAE, and each
+#: row's through the UNet. From one H200 with SD-Turbo and SD 1.5 at 512x512 (docs/performance.md), fp16.
+GRAPH_BYTES_A_FRAME, GRAPH_BYTES_A_ROW = 10_000, 1_500
 #: Folders of a diffusers layout that are loaded onto the device.
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "controlnet", "image_encoder")
 
@@ -42,9 +45,14 @@ class Footprint:
     activations: int
     context: int
     loras: int = 0
+    graphs: int = 0  # of acceleration compile; eager does without
 
     @property
     def total(self) -> int:
+        return self.without_graphs + self.graphs
+
+    @property
+    def without_graphs(self) -> int:
         return sum(self.weights.values()) + self.activations + self.context + self.loras
 
     def describe(self) -> str:
@@ -53,6 +61,7 @@ class Footprint:
             *self.weights.items(),
             ("LoRA products", self.loras),
             ("pictures in flight", self.activations),
+            ("captured graphs", self.graphs),
             ("context", self.context),
         ]
         return " + ".join(f"{name} {_gb(size)}" for name, size in parts if size) + f" = {_gb(self.total)}"
@@ -84,11 +93,13 @@ def footprint(
     *,
     loras: Iterable[Path] = (),
     controlnets: Iterable[Path] = (),
+    captured_frames: int = 0,
 ) -> Footprint:
     """What ``model`` (a diffusers folder or a single file) takes at this size and stream batch.
 
     ``rows`` is steps times frame batch, plus guidance rows. ``bytes_per_value`` is 2 for fp16. Files of LoRAs
     and files or folders of ControlNets are those that the configuration loads from the start.
+    ``captured_frames`` is the frame batch where the acceleration captures graphs (compile), else 0.
     """
     weights: dict[str, int] = {}
     if model.is_dir():
@@ -102,7 +113,10 @@ def footprint(
         shapes = _shapes_of_folder(network) if network.is_dir() else tensor_shapes(network)
         weights[f"controlnet {number}"] = _values(shapes) * bytes_per_value
     pictures = _activation_values(unet, width, height, rows) * bytes_per_value
-    return Footprint(weights, pictures, CONTEXT_BYTES, _lora_values(loras) * bytes_per_value)
+    graphs = 0
+    if captured_frames:
+        graphs = width * height * (captured_frames * GRAPH_BYTES_A_FRAME + rows * GRAPH_BYTES_A_ROW)
+    return Footprint(weights, pictures, CONTEXT_BYTES, _lora_values(loras) * bytes_per_value, graphs)
 
 
 def product_values(shapes: Shapes) -> dict[str, int]:

@@ -7,6 +7,8 @@ import time
 import pytest
 
 from sdbridge.bench.networks import random_lora
+from sdbridge.config import Config
+from sdbridge.doctor import model
 from sdbridge.engine.image.engine import ImageEngine
 from sdbridge.engine.interface import EngineConfig
 from sdbridge.errors import SdbridgeError
@@ -55,7 +57,7 @@ def test_more_rows_and_larger_pictures_take_more(tmp_path):
 
 
 def test_loras_take_their_products_and_each_base_once(tmp_path):
-    model = safetensors(tmp_path / "m.safetensors", {"conv_in.weight": (320, 4, 3, 3)})
+    checkpoint = safetensors(tmp_path / "m.safetensors", {"conv_in.weight": (320, 4, 3, 3)})
     kohya = safetensors(
         tmp_path / "kohya.safetensors",
         {
@@ -68,7 +70,7 @@ def test_loras_take_their_products_and_each_base_once(tmp_path):
         tmp_path / "peft.safetensors",
         {"unet.mid.attn1.to_q.lora_A.weight": (8, 64), "unet.mid.attn1.to_q.lora_B.weight": (32, 8)},
     )
-    counted = footprint(model, 512, 512, loras=[kohya, peft])
+    counted = footprint(checkpoint, 512, 512, loras=[kohya, peft])
     assert counted.loras == (2 * 32 * 64 + 32 * 64) * 2
     assert "LoRA products" in counted.describe()
 
@@ -133,3 +135,24 @@ def test_the_count_of_a_lora_is_what_the_engine_keeps(tmp_path):
     finally:
         engine.unload()
     assert footprint(folder, 64, 64, bytes_per_value=4, loras=[file]).loras == kept
+
+
+def test_captured_graphs_are_counted_where_there_are_any(tmp_path):
+    file = safetensors(tmp_path / "m.safetensors", {"conv_in.weight": (320, 4, 3, 3)})
+    plain = footprint(file, 512, 512)
+    captured = footprint(file, 512, 512, captured_frames=1)
+    assert plain.graphs == 0 and "graphs" not in plain.describe()
+    assert captured.without_graphs == plain.total and "captured graphs" in captured.describe()
+    # as one H200 had it with SD-Turbo: 6,051 MB on the card, 2,331 of them weights
+    assert 3_400 < (captured.graphs + captured.context) / 2**20 < 4_200
+
+
+@pytest.mark.parametrize(
+    ("free_gb", "grade"), [(40.0, "good"), (2.0, "note"), (0.5, "wrong"), (None, "note")]
+)
+def test_doctor_says_whether_it_fits_with_graphs_or_without(tmp_path, monkeypatch, free_gb, grade):
+    file = safetensors(tmp_path / "m.safetensors", {"conv_in.weight": (320, 4, 3, 3)})
+    config = Config.model_validate({"engine": {"model": str(file), "width": 512, "height": 512}})
+    monkeypatch.setattr(model, "free_vram", lambda: None if free_gb is None else int(free_gb * 2**30))
+    (finding,) = model.check_memory(config)
+    assert finding.grade == grade, finding.text
