@@ -19,6 +19,7 @@ from sdbridge.engine.image.stills import fill, load_still
 from sdbridge.engine.image.weight_file import resolve
 from sdbridge.engine.interface import ResetKind
 from sdbridge.engine.preprocess.base import Preprocessor, Settings
+from sdbridge.engine.preprocess.canny import Canny
 from sdbridge.engine.preprocess.registry import PREPROCESSORS, make_preprocessor
 from sdbridge.frame import Role
 from sdbridge.parameters.parameter import Value
@@ -181,6 +182,8 @@ class ControlNets(StreamExtension):
         text = self._network_of.get(kind, "")
         if not kind or (kind == "softedge" and not text):
             slot.make_map = make_preprocessor(name, None, self._device, self._context.model.dtype)
+            if isinstance(slot.make_map, Canny):
+                slot.make_map.accelerate(self._context.accelerate)
             return
         known = self._shared.preprocessors.get(f"{name}:{text}")
         if known is not None:

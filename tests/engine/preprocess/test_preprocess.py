@@ -241,3 +241,25 @@ def test_growing_is_the_same_on_host_and_device() -> None:
     for _ in range(GROWTH):
         pooled = nn.max_pool2d(pooled, 3, stride=1, padding=1) * weak.float()
     assert torch.equal(grow(strong, weak), pooled)
+
+
+def test_canny_keeps_its_map_when_the_accelerated_growing_overwrites_its_own() -> None:
+    plain, quick = Canny(), Canny()
+    kept: list[torch.Tensor] = []
+
+    def wrap(run, name):
+        def again(strong: torch.Tensor, weak: torch.Tensor) -> torch.Tensor:
+            made = run(strong, weak)
+            if not kept:
+                kept.append(made.clone())
+            return kept[0].copy_(made)
+
+        return again
+
+    quick.accelerate(wrap)
+    draw = torch.Generator().manual_seed(4)
+    pictures = [torch.rand(1, 3, 32, 32, generator=draw) for _ in range(2)]
+    maps = [quick(picture, Settings()) for picture in pictures]
+    assert kept and not torch.equal(maps[0], maps[1])
+    for mine, picture in zip(maps, pictures, strict=True):
+        assert torch.equal(mine, plain(picture, Settings()))
