@@ -41,6 +41,10 @@ class BesideTheStream:
     def busy(self) -> bool:
         return self._open > 0
 
+    def is_closing(self) -> bool:
+        """Asked by jobs that take long, so that they end early."""
+        return self._closing
+
     def close(self) -> None:
         """Drop what has not begun; what has is waited for, since it holds the model's tensors."""
         self._closing = True

@@ -22,6 +22,7 @@ from torch import Tensor
 from sdbridge.engine.accelerate import kernels, packed_controlnet, precompile
 from sdbridge.engine.accelerate.beside import BesideTheStream
 from sdbridge.engine.accelerate.eager import Eager
+from sdbridge.engine.accelerate.flat_calls import at_times, flat, time_inputs, unflat
 from sdbridge.engine.accelerate.packed_controlnet import PackedControlNet, Residuals
 from sdbridge.engine.accelerate.packed_unet import PackedUnet, obstacle
 from sdbridge.engine.accelerate.replay import Captured, CudaGraph, Replayed, TensorCall, Uncaptured
@@ -108,7 +109,7 @@ class Compiled:
             self._denoise = None
             self._say(f"the UNet runs operation by operation: {why}")
             return
-        names, tensors = _flat(call)
+        names, tensors = flat(call)
         packs = self._packs(call)
         generation = 0 if bank is None else bank.generation
         key: Key = ("unet", generation, names, packs, *_shapes(tensors))
@@ -123,7 +124,7 @@ class Compiled:
             self._prepare_packed(key, call, names, tensors)
         else:  # with a feature bank never beside: the modules write into it, trying too
             provide = self._provide if bank is None else self._add
-            provide(key, lambda *given: self._eager.run_denoise(_unflat(call, names, given)), tensors)
+            provide(key, lambda *given: self._eager.run_denoise(unflat(call, names, given)), tensors)
         self._drop_oldest("unet", _KEPT_GRAPHS)
 
     def _packs(self, call: UnetCall) -> bool:
@@ -135,11 +136,11 @@ class Compiled:
         """The time projections have a graph of their own: they change with the steps, not with the frame."""
         packed = self._packed
         assert packed is not None
-        time_names, time_tensors = _time_inputs(call)
+        time_names, time_tensors = time_inputs(call)
         time_key: Key = ("times", time_names, *_shapes(time_tensors))
         if time_key not in self._graphs:
             self._provide(
-                time_key, lambda *given: packed.times(_at_times(call, time_names, given)), time_tensors
+                time_key, lambda *given: packed.times(at_times(call, time_names, given)), time_tensors
             )
             self._drop_oldest("times", _KEPT_GRAPHS)
         self._times_at = ()
@@ -147,7 +148,7 @@ class Compiled:
             both = (*tensors, packed.times(call))
 
         def plainly(*given: Tensor) -> Tensor:
-            return packed.run(_unflat(call, names, given[:-1]), times=given[-1])
+            return packed.run(unflat(call, names, given[:-1]), times=given[-1])
 
         if self._make_fast is None or call.bank is None:
             self._provide(key, plainly, both)
@@ -157,7 +158,7 @@ class Compiled:
             fast, rehearse = self._make_fast(), _rehearsal(call)
 
             def faster(*given: Tensor) -> Tensor:
-                return packed.run(_unflat(rehearse(), names, given[:-1]), fast, given[-1])
+                return packed.run(unflat(rehearse(), names, given[:-1]), fast, given[-1])
 
             spec = None if call.bank is not None else precompile.unet_spec(self._model.unet, call)
             self._improve(key, faster, both, spec)
@@ -216,6 +217,7 @@ class Compiled:
         With a ``spec`` a process of its own compiles first, so that no frame waits for a compiler.
         """
         assert self._beside is not None
+        beside = self._beside
         given = tuple(tensor.detach().clone() for tensor in tensors)
 
         def put_in(graph: CudaGraph) -> None:
@@ -227,7 +229,7 @@ class Compiled:
 
         def make() -> CudaGraph:
             if spec is not None and on_cuda:
-                precompile.compile_in_child(spec, self._identity())
+                precompile.compile_in_child(spec, self._identity(), cancelled=beside.is_closing)
             try:
                 return self._capture(run, given)
             except RuntimeError as error:  # another thread's work forbade it just then, or a cache is damaged
@@ -239,7 +241,7 @@ class Compiled:
                 return self._capture(run, given)
 
         on_cuda = self._model.device.type == "cuda"
-        self._beside.submit(make, put_in, failed)
+        beside.submit(make, put_in, failed)
 
     def _identity(self) -> dict[str, str]:
         from sdbridge.engine.accelerate.kernels.tuning import identity_of
@@ -258,13 +260,13 @@ class Compiled:
         if graph is None:
             return self._eager.run_denoise(call)
         if self._packs(call):
-            return graph.run((*_flat(call)[1], self._times(call)))
-        return graph.run(_flat(call)[1])
+            return graph.run((*flat(call)[1], self._times(call)))
+        return graph.run(flat(call)[1])
 
     def _times(self, call: UnetCall) -> Tensor:
         """The time projections of this call; made again only when they may differ from the last ones."""
         assert self._packed is not None
-        names, tensors = _time_inputs(call)
+        names, tensors = time_inputs(call)
         at: Key = (call.timesteps_host, names, *(id(tensor) for tensor in tensors[2:]))
         if not call.timesteps_host or at != self._times_at:
             key: Key = ("times", names, *_shapes(tensors))
@@ -374,62 +376,3 @@ def _first_line(error: Exception) -> str:
 
 def _shapes(tensors: tuple[Tensor, ...]) -> Key:
     return tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors)
-
-
-def _time_inputs(call: UnetCall) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
-    """What time projections depend on: timesteps, rows and dtype (an empty sample), further conditions."""
-    found = [("timesteps", call.timesteps), ("sample", call.sample[:, :0])]
-    if call.timestep_cond is not None:
-        found.append(("timestep_cond", call.timestep_cond))
-    found += [(f"added.{name}", value) for name, value in sorted(call.added_cond.items())]
-    return tuple(name for name, _ in found), tuple(tensor for _, tensor in found)
-
-
-def _at_times(call: UnetCall, names: tuple[str, ...], tensors: tuple[Tensor, ...]) -> UnetCall:
-    """``call`` with other tensors, in the order of ``_time_inputs``."""
-    given = dict(zip(names, tensors, strict=True))
-    added = {name.removeprefix("added."): given[name] for name in names if name.startswith("added.")}
-    return replace(
-        call,
-        sample=given["sample"],
-        timesteps=given["timesteps"],
-        timestep_cond=given.get("timestep_cond"),
-        added_cond=added,
-    )
-
-
-def _flat(call: UnetCall) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
-    """The call's tensors in a fixed order, and what each one is."""
-    found: list[tuple[str, Tensor]] = [
-        ("sample", call.sample),
-        ("timesteps", call.timesteps),
-        ("encoder_hidden_states", call.encoder_hidden_states),
-    ]
-    if call.timestep_cond is not None:
-        found.append(("timestep_cond", call.timestep_cond))
-    if call.mid_residual is not None:
-        found.append(("mid_residual", call.mid_residual))
-    found += [(f"added.{name}", value) for name, value in sorted(call.added_cond.items())]
-    found += [(f"down.{i}", value) for i, value in enumerate(call.down_residuals or ())]
-    found += [(f"intra.{i}", value) for i, value in enumerate(call.intrablock_residuals or ())]
-    return tuple(name for name, _ in found), tuple(tensor for _, tensor in found)
-
-
-def _unflat(call: UnetCall, names: tuple[str, ...], tensors: tuple[Tensor, ...]) -> UnetCall:
-    """``call`` with other tensors, in the order of ``_flat``."""
-    given = dict(zip(names, tensors, strict=True))
-
-    def listed(prefix: str) -> tuple[Tensor, ...] | None:
-        return tuple(given[name] for name in names if name.startswith(prefix)) or None
-
-    return replace(
-        call,
-        sample=given["sample"],
-        timesteps=given["timesteps"],
-        encoder_hidden_states=given["encoder_hidden_states"],
-        timestep_cond=given.get("timestep_cond"),
-        mid_residual=given.get("mid_residual"),
-        added_cond={name.removeprefix("added."): given[name] for name in names if name.startswith("added.")},
-        down_residuals=listed("down."),
-        intrablock_residuals=listed("intra."),
-    )

@@ -14,7 +14,8 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,21 +62,26 @@ def pictures_spec(vae: Any, dtype: torch.dtype, frames: int, height: int, width:
     }
 
 
-def compile_in_child(spec: Spec, identity: Mapping[str, str], timeout_s: float = TIMEOUT_S) -> bool:
+def compile_in_child(
+    spec: Spec,
+    identity: Mapping[str, str],
+    timeout_s: float = TIMEOUT_S,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> bool:
     """Have ``spec`` compiled unless it is known to be; False where the child failed (one line is logged).
 
-    Blocks; call it beside the stream.
+    Blocks until then, or until ``cancelled``; call it beside the stream.
     """
     note = use_own_cache() / f"compiled-{_name(spec, identity)}"
     if note.exists():
         return True
     command = [sys.executable, "-m", "sdbridge.engine.accelerate.precompile"]
     try:
-        done = subprocess.run(
-            command, input=json.dumps(spec), capture_output=True, text=True, timeout=timeout_s, check=False
-        )
+        done = _run(command, json.dumps(spec), timeout_s, cancelled)
     except (OSError, subprocess.SubprocessError) as error:
         log.warning("kernels are compiled in the streaming process: %s", error)
+        return False
+    if done is None:
         return False
     if done.returncode:
         line = (done.stderr.strip().splitlines() or ["no output"])[-1][:200]
@@ -87,6 +93,29 @@ def compile_in_child(spec: Spec, identity: Mapping[str, str], timeout_s: float =
     except OSError as error:
         log.warning("what was compiled cannot be noted in %s (%s)", note.parent, error)
     return True
+
+
+def _run(
+    command: list[str], given: str, timeout_s: float, cancelled: Callable[[], bool]
+) -> subprocess.CompletedProcess[str] | None:
+    """The ended process, or None where it was cancelled. Raises what subprocess raises."""
+    pipe = subprocess.PIPE
+    until = time.monotonic() + timeout_s
+    with subprocess.Popen(command, stdin=pipe, stdout=subprocess.DEVNULL, stderr=pipe, text=True) as child:
+        try:
+            rest: str | None = given
+            while not cancelled():
+                try:
+                    _, told = child.communicate(rest, timeout=0.2)
+                    return subprocess.CompletedProcess(command, child.returncode, "", told)
+                except subprocess.TimeoutExpired:
+                    rest = None  # it was sent with the first look
+                if time.monotonic() > until:
+                    raise subprocess.TimeoutExpired(command, timeout_s)
+            return None
+        finally:
+            if child.poll() is None:
+                child.kill()
 
 
 def forget_compiled() -> None:

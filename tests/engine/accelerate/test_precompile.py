@@ -39,11 +39,11 @@ def test_what_a_call_looks_like_survives_the_way_to_the_child(kind: str) -> None
 def test_a_child_is_asked_once_and_again_when_something_changed(cache, monkeypatch) -> None:
     asked = []
 
-    def run(command, **options):
-        asked.append(json.loads(options["input"]))
+    def run(command, given, timeout_s, cancelled):
+        asked.append(json.loads(given))
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(precompile.subprocess, "run", run)
+    monkeypatch.setattr(precompile, "_run", run)
     spec = {"kind": "unet", "sample": [1, 4, 8, 8]}
     assert precompile.compile_in_child(spec, IDENTITY)
     assert precompile.compile_in_child(spec, IDENTITY)
@@ -58,28 +58,36 @@ def test_a_child_is_asked_once_and_again_when_something_changed(cache, monkeypat
 
 @pytest.mark.parametrize("fault", ["ends with 1", "cannot start", "takes too long"])
 def test_a_child_that_fails_is_one_line_and_not_noted(cache, monkeypatch, caplog, fault: str) -> None:
-    def run(command, **options):
+    def run(command, given, timeout_s, cancelled):
         if fault == "ends with 1":
             return subprocess.CompletedProcess(command, 1, "", "Traceback\nRuntimeError: out of memory")
         if fault == "cannot start":
             raise OSError("no such program")
         raise subprocess.TimeoutExpired(command, 1.0)
 
-    monkeypatch.setattr(precompile.subprocess, "run", run)
+    monkeypatch.setattr(precompile, "_run", run)
     assert not precompile.compile_in_child({"kind": "unet"}, IDENTITY)
     assert len(caplog.records) == 1 and "streaming process" in caplog.text
     assert not list(cache.glob("compiled-*"))
 
 
 def test_a_full_disk_costs_the_note_only(cache, monkeypatch, caplog) -> None:
-    monkeypatch.setattr(
-        precompile.subprocess,
-        "run",
-        lambda command, **options: subprocess.CompletedProcess(command, 0, "", ""),
-    )
+    ended = subprocess.CompletedProcess([], 0, "", "")
+    monkeypatch.setattr(precompile, "_run", lambda *given: ended)
     cache.parent.joinpath("kernels").write_text("a file where the folder should be")
     assert precompile.compile_in_child({"kind": "unet"}, IDENTITY)
     assert "cannot be noted" in caplog.text
+
+
+def test_a_child_gets_its_spec_and_is_ended_when_nobody_waits_for_it() -> None:
+    echo = [sys.executable, "-c", "import sys; sys.stderr.write(sys.stdin.read()); sys.exit(3)"]
+    done = precompile._run(echo, "a spec", 60.0, lambda: False)
+    assert (done.returncode, done.stderr) == (3, "a spec")
+    sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
+    looks = iter([False, True])
+    assert precompile._run(sleeper, "", 60.0, lambda: next(looks)) is None
+    with pytest.raises(subprocess.TimeoutExpired):
+        precompile._run(sleeper, "", 0.1, lambda: False)
 
 
 @pytest.mark.gpu

@@ -10,7 +10,8 @@ import torch
 
 from sdbridge.engine.accelerate import build_acceleration, choose_acceleration
 from sdbridge.engine.accelerate.beside import BesideTheStream
-from sdbridge.engine.accelerate.compile import Compiled, _flat, _unflat
+from sdbridge.engine.accelerate.compile import Compiled
+from sdbridge.engine.accelerate.flat_calls import flat, unflat
 from sdbridge.engine.accelerate.unet_ops import PlainOps
 from sdbridge.engine.image.seams import UnetCall
 from sdbridge.errors import SdbridgeError
@@ -41,9 +42,9 @@ def test_a_call_is_packed_and_unpacked_whole() -> None:
         (tensor(), tensor()),
         timestep_cond=tensor(),
     )
-    names, tensors = _flat(call)
+    names, tensors = flat(call)
     empty = UnetCall(*(torch.zeros(0),) * 3)
-    back = _unflat(empty, names, tensors)
+    back = unflat(empty, names, tensors)
     for field in fields(UnetCall):
         ours, theirs = getattr(call, field.name), getattr(back, field.name)
         if isinstance(ours, tuple):
@@ -55,7 +56,7 @@ def test_a_call_is_packed_and_unpacked_whole() -> None:
         else:
             assert dict(ours) == dict(theirs), field.name
     plain = UnetCall(tensor(), tensor(), tensor())
-    assert _unflat(plain, *_flat(plain)) == plain
+    assert unflat(plain, *flat(plain)) == plain
 
 
 @pytest.mark.gpu
