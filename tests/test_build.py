@@ -59,6 +59,14 @@ def test_an_acceleration_that_builds_is_asked_after_frames_ran(config, monkeypat
     assert seen[0] == (1, 4, 8, 8) and "build" in seen
 
 
+def test_an_acceleration_that_only_settles_is_waited_for(config, monkeypatch) -> None:
+    answers = [False, False, True]
+    monkeypatch.setattr(Eager, "settled", lambda self, timeout_s: answers.pop(0), raising=False)
+    result = run(str(config))
+    assert result.exit_code == 0 and not answers
+    assert "compiled and kept" in result.output
+
+
 def test_what_was_asked_for_and_cannot_be_is_exit_code_1(config) -> None:
     result = run(str(config), "--acceleration", "tensorrt", "--json")
     assert result.exit_code == 1

@@ -55,7 +55,7 @@ def build_caches(
         if build is not None:
             lines = tuple(build(tell))
         else:
-            lines = (_settle(acceleration),)
+            lines = (_settle(acceleration, tell),)
         _run_frames(engine, width, height)  # what was made is run once, by this command and not by the show
         return BuildReport(
             acceleration.name, report.why, lines, time.monotonic() - began, tuple(dict.fromkeys(troubles))
@@ -64,11 +64,17 @@ def build_caches(
         engine.unload()
 
 
-def _settle(acceleration: object) -> str:
+def _settle(acceleration: object, tell: Tell) -> str:
+    """Wait until what is made beside the frames is done. How much there is, only the compiler knows."""
     settled = getattr(acceleration, "settled", None)
     if settled is None:
         return "nothing to build: this acceleration starts as it goes on"
-    return "done" if settled(_PATIENCE_S) else "not finished"
+    end = time.monotonic() + _PATIENCE_S
+    while not settled(1.0):
+        tell(Progress("kernels", 0.0, 0.0, "Compiling and capturing"))
+        if time.monotonic() > end:
+            return "not finished"
+    return "kernels are compiled and kept"
 
 
 def _run_frames(engine: ImageEngine, width: int, height: int) -> None:
