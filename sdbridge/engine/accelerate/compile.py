@@ -297,10 +297,12 @@ class Compiled:
     def wrap(self, run: TensorCall, name: str) -> TensorCall:
         """``run`` of another network, such as a ControlNet: captured once it has run a while.
 
-        A ControlNet that has the usual parts runs as the UNet does, packed and on our own kernels.
+        A ControlNet that has the usual parts runs as the UNet does, packed and on our own kernels. Another
+        call may bring a form of its own on kernels of ours, as its ``faster``.
         """
         if not isinstance(run, ControlCall):
-            return Replayed(run, name, self._capture, self._beside)
+            own = getattr(run, "faster", None) if kernels.available()[0] else None
+            return Replayed(run, name, self._capture, self._beside, own)
         why = packed_controlnet.obstacle(run.network)
         if why:
             self._say(f"{name} runs unpacked: it has {why}")

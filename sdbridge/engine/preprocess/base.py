@@ -44,13 +44,22 @@ def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
     """Gaussian blur of every channel with edges repeated; a sigma of 0 gives the image itself."""
     if sigma <= 0:
         return image
+    return blur(image, gaussian_taps(sigma, image.device, image.dtype))
+
+
+def gaussian_taps(sigma: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The weights of a Gaussian of ``sigma`` > 0, one direction of it; an odd number of them."""
     radius = max(1, math.ceil(3 * sigma))
-    steps = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
+    steps = torch.arange(-radius, radius + 1, device=device, dtype=dtype)
     kernel = torch.exp(-0.5 * (steps / sigma) ** 2)
-    kernel = kernel / kernel.sum()
-    channels = image.shape[1]
-    across = kernel.view(1, 1, 1, -1).expand(channels, 1, 1, -1)
-    down = kernel.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
+    return kernel / kernel.sum()
+
+
+def blur(image: Tensor, taps: Tensor) -> Tensor:
+    """Every channel weighted with ``taps`` across and down, edges repeated."""
+    channels, radius = image.shape[1], taps.numel() // 2
+    across = taps.view(1, 1, 1, -1).expand(channels, 1, 1, -1)
+    down = taps.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
     wide = nn.pad(image, (radius, radius, 0, 0), mode="replicate")
     wide = nn.conv2d(wide, across, groups=channels)
     tall = nn.pad(wide, (0, 0, radius, radius), mode="replicate")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as nn
 
-from sdbridge.engine.preprocess.base import Settings, as_rgb, gaussian_blur, grey, sobel
+from sdbridge.engine.preprocess.base import Settings, as_rgb, blur, gaussian_taps, grey, sobel
 
 #: A step of full contrast gives this Sobel value: 4 for the kernel's weights, 255 for the scale.
 FULL_CONTRAST = 4 * 255.0
@@ -25,6 +25,30 @@ _TAN_22 = math.tan(math.pi / 8)
 _TAN_67 = math.tan(3 * math.pi / 8)
 
 
+class EdgeCall:
+    """Canny as a call on tensors alone: what a CUDA graph can hold. 1 where an edge is, ``[F, 1, H, W]``.
+
+    Tensors: the picture ``[F, 3, H, W]``, the low and the high threshold, then the blur's weights if there
+    is a blur. A threshold that moves is another number in the same tensor, so nothing is captured again.
+    """
+
+    def __call__(self, image: Tensor, thresholds: Tensor, *taps: Tensor) -> Tensor:
+        # Rounded as a camera's bytes are: OpenCV's edges come from whole numbers, and so do ours.
+        plane = (grey(image).float() * 255).round()
+        if taps:
+            plane = blur(plane, taps[0])
+        across, down = sobel(plane)
+        height = across.abs() + down.abs()
+        ridge = thin(height, across, down)
+        return grow(ridge & (height > thresholds[1]), ridge & (height > thresholds[0]))
+
+    def faster(self, image: Tensor, thresholds: Tensor, *taps: Tensor) -> Tensor:
+        """The same on our own kernels, which need compiling before."""
+        from sdbridge.engine.accelerate.kernels import canny
+
+        return canny.canny(image, thresholds, taps[0] if taps else None, GROWTH)
+
+
 class Canny:
     """White edges on black. ``low`` and ``high`` are edge heights in shares of full contrast.
 
@@ -32,23 +56,31 @@ class Canny:
     """
 
     def __init__(self) -> None:
-        self._grow: Callable[[Tensor, Tensor], Tensor] = grow
+        self._run: Callable[..., Tensor] = EdgeCall()
+        self._given: tuple[object, tuple[Tensor, ...]] = (None, ())
 
     def accelerate(self, wrap: Callable[[Callable[..., Any], str], Callable[..., Any]]) -> None:
-        """Have the many small steps of growing, which no setting changes, run as ``wrap`` runs calls."""
-        self._grow = wrap(grow, "canny")
+        """Have its many small operations run as ``wrap`` runs calls on tensors."""
+        self._run = wrap(self._run, "canny")
 
     def __call__(self, image: Tensor, settings: Settings) -> Tensor:
-        # Rounded as a camera's bytes are: OpenCV's edges come from whole numbers, and so do ours.
-        plane = (grey(image).float() * 255).round()
-        plane = gaussian_blur(plane, 2.0 * (1.0 - settings.detail))
-        across, down = sobel(plane)
-        height = across.abs() + down.abs()
-        ridge = thin(height, across, down)
-        low = min(settings.low, settings.high) * FULL_CONTRAST
-        high = max(settings.low, settings.high) * FULL_CONTRAST
-        edges = self._grow(ridge & (height > high), ridge & (height > low))
+        key = (settings, image.device)
+        if self._given[0] != key:
+            self._given = (key, _on_device(settings, image.device))
+        edges = self._run(image, *self._given[1])
         return as_rgb(edges.to(image.dtype, copy=True))  # accelerated, the next picture overwrites its own
+
+
+def _on_device(settings: Settings, device: torch.device) -> tuple[Tensor, ...]:
+    """The thresholds and, where there is a blur, its weights, sent without waiting."""
+    ordered = sorted((settings.low, settings.high))
+    host = torch.tensor([share * FULL_CONTRAST for share in ordered], dtype=torch.float32)
+    pinned = host.pin_memory() if device.type == "cuda" else host
+    thresholds = pinned.to(device, non_blocking=True)
+    sigma = 2.0 * (1.0 - settings.detail)
+    if sigma <= 0:
+        return (thresholds,)
+    return thresholds, gaussian_taps(sigma, device, torch.float32)
 
 
 def thin(height: Tensor, across: Tensor, down: Tensor) -> Tensor:

@@ -243,13 +243,13 @@ def test_growing_is_the_same_on_host_and_device() -> None:
     assert torch.equal(grow(strong, weak), pooled)
 
 
-def test_canny_keeps_its_map_when_the_accelerated_growing_overwrites_its_own() -> None:
+def test_canny_keeps_its_map_when_its_accelerated_form_overwrites_its_own() -> None:
     plain, quick = Canny(), Canny()
     kept: list[torch.Tensor] = []
 
     def wrap(run, name):
-        def again(strong: torch.Tensor, weak: torch.Tensor) -> torch.Tensor:
-            made = run(strong, weak)
+        def again(*tensors: torch.Tensor) -> torch.Tensor:
+            made = run(*tensors)
             if not kept:
                 kept.append(made.clone())
             return kept[0].copy_(made)
@@ -263,3 +263,21 @@ def test_canny_keeps_its_map_when_the_accelerated_growing_overwrites_its_own() -
     assert kept and not torch.equal(maps[0], maps[1])
     for mine, picture in zip(maps, pictures, strict=True):
         assert torch.equal(mine, plain(picture, Settings()))
+
+
+def test_moving_thresholds_hand_canny_tensors_of_the_same_shapes() -> None:
+    """Another shape would be captured again."""
+    seen: set[tuple[torch.Size, ...]] = set()
+    canny = Canny()
+
+    def wrap(run, name):
+        def noted(*tensors: torch.Tensor) -> torch.Tensor:
+            seen.add(tuple(tensor.shape for tensor in tensors))
+            return run(*tensors)
+
+        return noted
+
+    canny.accelerate(wrap)
+    for low, high, detail in ((0.1, 0.3, 0.5), (0.0, 1.0, 0.5), (0.3, 0.2, 0.55)):
+        canny(torch.rand(1, 3, 8, 8), Settings(low, high, detail))
+    assert len(seen) == 1
