@@ -59,12 +59,13 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path, monkeypatch):
+def desk(request, tmp_path, monkeypatch):
     from sdbridge.bridge import Bridge
 
     monkeypatch.setenv("SDB_DESK", str(tmp_path))
     monkeypatch.syspath_prepend(str(PEERS))  # a spawned engine inherits it
     sys.modules.pop("SpoutGL", None)
+    request.addfinalizer(lambda: sys.modules.pop("SpoutGL", None))  # also where the test fails
     import SpoutGL
 
     config = Config.model_validate(
@@ -90,7 +91,6 @@ def desk(tmp_path, monkeypatch):
         yield desk
         assert desk.seen == desk.expected, "no stage_1, ever"
     assert SpoutGL.names() == [] and "stage" not in spout._own_names
-    sys.modules.pop("SpoutGL", None)
 
 
 def test_the_engine_is_killed_and_the_bridge_goes_on_until_the_next_engine_takes_over(desk) -> None:

@@ -31,7 +31,11 @@ def names() -> list[str]:
     for file in sorted(_FOLDER.iterdir()):
         if file.name.startswith("."):
             continue
-        if _alive(json.loads(file.read_text())["pid"]):
+        try:
+            facts = read(file.name)
+        except FileNotFoundError:  # its sender took it off the desk just now
+            continue
+        if _alive(facts["pid"]):
             found.append(file.name)
         else:
             file.unlink(missing_ok=True)
