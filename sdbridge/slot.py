@@ -258,21 +258,8 @@ class SharedSlot:
         with self._lock:
             if self._words is None:
                 return None
-            for _attempt in range(64):
-                if not self._longs[_WRITES]:
-                    return None
-                longs, words, pixels = self._buffer(int(self._words[_LATEST]) % BUFFERS)
-                before = int(longs[_SEQUENCE])
-                if before % 2:
-                    continue
-                if before // 2 <= self._last:
-                    return None
-                _fence()
-                width, height = int(words[_WIDTH]), int(words[_HEIGHT])
-                size = width * height * 4
-                if not 0 < size <= self.capacity:
-                    continue
-                frame, loan = self._lent(longs, before, pixels[:size].reshape(height, width, 4))
+            for longs, before, view in self._looks():
+                frame, loan = self._lent(longs, before, view)
                 if loan.whole():
                     self._count(before // 2)
                     return frame
@@ -301,23 +288,27 @@ class SharedSlot:
             self._count(number)
             return frame
 
-    def _copy_newest(self) -> tuple[Frame, int] | None:
+    def _looks(self) -> Iterator[tuple[Any, int, np.ndarray]]:
+        """(header, sequence, pixels) of the newest frame not taken; looks again if it changed meanwhile."""
         for _attempt in range(64):
             if not self._longs[_WRITES]:
-                return None
+                return
             longs, words, pixels = self._buffer(int(self._words[_LATEST]) % BUFFERS)
             before = int(longs[_SEQUENCE])
             if before % 2:
                 continue
             if before // 2 <= self._last:
-                return None
+                return
             _fence()
             width, height = int(words[_WIDTH]), int(words[_HEIGHT])
             size = width * height * 4
-            if not 0 < size <= self.capacity:
-                continue
-            copy = self._spares.take((height, width, 4))
-            np.copyto(copy, pixels[:size].reshape(copy.shape))
+            if 0 < size <= self.capacity:
+                yield longs, before, pixels[:size].reshape(height, width, 4)
+
+    def _copy_newest(self) -> tuple[Frame, int] | None:
+        for longs, before, view in self._looks():
+            copy = self._spares.take(view.shape)
+            np.copyto(copy, view)
             frame = Frame(copy, int(longs[_FRAME_ID]), int(longs[_RECEIVED]), int(longs[_REVISION]))
             _fence()
             if int(longs[_SEQUENCE]) == before:

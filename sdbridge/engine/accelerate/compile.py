@@ -25,7 +25,14 @@ from sdbridge.engine.accelerate.eager import Eager
 from sdbridge.engine.accelerate.flat_calls import at_times, flat, time_inputs, unflat
 from sdbridge.engine.accelerate.packed_controlnet import PackedControlNet, Residuals
 from sdbridge.engine.accelerate.packed_unet import PackedUnet, obstacle
-from sdbridge.engine.accelerate.replay import Captured, CudaGraph, Replayed, TensorCall, Uncaptured
+from sdbridge.engine.accelerate.replay import (
+    Captured,
+    CudaGraph,
+    Replayed,
+    TensorCall,
+    Uncaptured,
+    first_line,
+)
 from sdbridge.engine.accelerate.unet_ops import PlainOps, UnetOps
 from sdbridge.engine.image.control_networks import ControlCall
 from sdbridge.engine.image.load import LoadedModel
@@ -172,21 +179,19 @@ class Compiled:
         image = torch.zeros(frames, 3, height, width, device=device)
         rgba = torch.zeros(frames, height, width, 4, dtype=torch.uint8, device=device)
         latent = torch.zeros(frames, model.latent_channels, height // per, width // per, device=device)
-        eager, given = (
-            self._eager,
-            {"encode": image, "encode_rgba": rgba, "decode": latent, "decode_rgba": latent},
-        )
+        given = {"encode": image, "encode_rgba": rgba, "decode": latent, "decode_rgba": latent}
+        eager = self._eager
         plain: dict[str, TensorCall] = {
             "encode": eager.run_encode,
             "encode_rgba": eager.run_encode_rgba,
             "decode": eager.run_decode,
             "decode_rgba": eager.run_decode_rgba,
         }
+        spec = precompile.pictures_spec(model.vae, model.vae_dtype, *self._size) if self._tiny else None
         for kind in ("encode_rgba", "decode_rgba", "encode", "decode"):  # what most frames take comes first
             key: Key = (kind, *self._size)
             self._provide(key, plain[kind], (given[kind],))
             if self._tiny is not None:
-                spec = precompile.pictures_spec(model.vae, model.vae_dtype, frames, height, width)
                 self._improve(key, self._tiny[kind], (given[kind],), spec)
             self._drop_oldest(kind, _KEPT_SIZES)
 
@@ -207,7 +212,7 @@ class Compiled:
         try:
             self._graphs[key] = self._capture(run, tensors)
         except RuntimeError as error:
-            self._say(f"{key[0]} cannot be captured: {_first_line(error)}; it runs operation by operation")
+            self._say(f"{key[0]} cannot be captured: {first_line(error)}; it runs operation by operation")
 
     def _improve(
         self, key: Key, run: TensorCall, tensors: tuple[Tensor, ...], spec: precompile.Spec | None = None
@@ -225,7 +230,7 @@ class Compiled:
                 self._graphs[key] = graph  # one assignment: the frame loop sees the old or the new one
 
         def failed(error: Exception) -> None:
-            self._say(f"our own kernels rest: {_first_line(error)}")
+            self._say(f"our own kernels rest: {first_line(error)}")
 
         def make() -> CudaGraph:
             if spec is not None and on_cuda:
@@ -235,7 +240,7 @@ class Compiled:
             except RuntimeError as error:  # another thread's work forbade it just then, or a cache is damaged
                 if not on_cuda:
                     raise
-                log.info("captured once more: %s", _first_line(error))
+                log.info("captured once more: %s", first_line(error))
                 precompile.forget_compiled()
                 time.sleep(0.5)
                 return self._capture(run, given)
@@ -369,11 +374,6 @@ def _rehearsal(call: UnetCall) -> Callable[[], UnetCall]:
         return own[0]
 
     return now
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
 
 
 def _shapes(tensors: tuple[Tensor, ...]) -> Key:

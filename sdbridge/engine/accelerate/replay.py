@@ -118,7 +118,7 @@ class Replayed:
             if self._faster is None:
                 self._fail(error)
                 return
-            log.warning("%s runs without our own kernels: %s", self._name, _first_line(error))
+            log.warning("%s runs without our own kernels: %s", self._name, first_line(error))
             self._faster = None
             beside.submit(job, put_in, failed)
 
@@ -126,11 +126,12 @@ class Replayed:
 
     def _fail(self, error: Exception) -> None:
         self._failed = True
-        line = _first_line(error)
+        line = first_line(error)
         log.warning("%s cannot be captured (%s); it runs operation by operation", self._name, line)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What a person needs of an error, which PyTorch likes to follow with pages."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 

@@ -33,16 +33,15 @@ def norm(channels: int, groups: int = 4) -> torch.nn.GroupNorm:
     return made
 
 
-LIMITS = [(32768, 0), (0, 1024), (0, 8)]  # a group in registers, one kernel, two kernels
+LIMITS = [32768, 0]  # a group in registers, or two kernels
 
 
-@pytest.mark.parametrize("limits", LIMITS)
+@pytest.mark.parametrize("limit", LIMITS)
 @pytest.mark.parametrize("residuals", [0, 1, 2])
 @pytest.mark.parametrize("beside", ["", "skip", "skip and more"])
-def test_settle_joins_and_normalises(monkeypatch, limits, residuals: int, beside: str) -> None:
+def test_settle_joins_and_normalises(monkeypatch, limit: int, residuals: int, beside: str) -> None:
     torch.manual_seed(residuals)
-    monkeypatch.setattr(kernels, "WHOLE_GROUP", limits[0])
-    monkeypatch.setattr(kernels, "ONE_KERNEL_ROWS", limits[1])
+    monkeypatch.setattr(kernels, "WHOLE_GROUP", limit)
     pending = Pending(
         picture(20), torch.randn(20, device=DEVICE), tuple(picture(20) for _ in range(residuals))
     )
@@ -61,11 +60,10 @@ def test_settle_joins_and_normalises(monkeypatch, limits, residuals: int, beside
     assert error(joined.rows, PlainOps().settle(pending, None, False, skip, more)[0].rows) < 1e-6
 
 
-@pytest.mark.parametrize("limits", LIMITS)
-def test_the_time_projection_is_added_before_the_norm(monkeypatch, limits) -> None:
+@pytest.mark.parametrize("limit", LIMITS)
+def test_the_time_projection_is_added_before_the_norm(monkeypatch, limit: int) -> None:
     torch.manual_seed(1)
-    monkeypatch.setattr(kernels, "WHOLE_GROUP", limits[0])
-    monkeypatch.setattr(kernels, "ONE_KERNEL_ROWS", limits[1])
+    monkeypatch.setattr(kernels, "WHOLE_GROUP", limit)
     wide = torch.randn(2, 50, device=DEVICE)
     given = picture(20)
     bias = torch.randn(20, device=DEVICE)

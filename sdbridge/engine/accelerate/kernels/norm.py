@@ -18,8 +18,6 @@ _SCALE = tl.constexpr(1048576.0)
 WHOLE_GROUP = 32768
 WHOLE_ROWS = 256  # with more of them, programs that share a group are faster (measured on an H200)
 WHOLE_WARP = 1024  # values of each of its warps
-#: Pictures up to this many rows a batch entry are normalised by one program per group, in one kernel.
-ONE_KERNEL_ROWS = 256
 
 
 @triton.jit
@@ -114,55 +112,6 @@ def _apply_kernel(
 
 
 @triton.jit
-def _one_kernel(
-    raw, bias, shift, res1, res2, skip, skip_more, out, gamma, beta, y, c1, c2, eps, shift_stride,
-    hw: tl.constexpr, group: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_SHIFT: tl.constexpr, HAS_RES1: tl.constexpr, HAS_RES2: tl.constexpr,
-    HAS_SKIP: tl.constexpr, HAS_MORE: tl.constexpr, WRITE: tl.constexpr, SILU: tl.constexpr,
-    BR: tl.constexpr, GP: tl.constexpr,
-):  # fmt: skip
-    """One program: all rows of one group of one batch entry, read twice (the second time from the cache)."""
-    batch = tl.program_id(1)
-    lane = tl.arange(0, GP)[None, :]
-    channel = tl.program_id(0) * group + lane
-    channels = c1 + c2
-    total = tl.zeros([BR, GP], tl.float32)
-    squares = tl.zeros([BR, GP], tl.float32)
-    for start in range(0, hw, BR):
-        inside = (start + tl.arange(0, BR))[:, None]
-        row = batch * hw + inside
-        mask = (inside < hw) & (lane < group)
-        x = _joined(
-            raw, bias, shift, res1, res2, skip, skip_more, row, channel, batch, c1, c2, shift_stride, mask,
-            HAS_BIAS, HAS_SHIFT, HAS_RES1, HAS_RES2, HAS_SKIP, HAS_MORE,
-        )  # fmt: skip
-        if WRITE:
-            tl.store(out + row * channels + channel, x.to(out.dtype.element_ty), mask=mask)
-        x = tl.where(mask, x.to(y.dtype.element_ty).to(tl.float32), 0.0)
-        total += x
-        squares += x * x
-    count = hw * group
-    mean = tl.sum(tl.sum(total, 1), 0) / count
-    variance = tl.maximum(tl.sum(tl.sum(squares, 1), 0) / count - mean * mean, 0.0)
-    real = lane < group
-    scale = tl.load(gamma + channel, mask=real, other=0.0).to(tl.float32) * tl.rsqrt(variance + eps)
-    offset = tl.load(beta + channel, mask=real, other=0.0).to(tl.float32) - mean * scale
-    tl.debug_barrier()
-    for start in range(0, hw, BR):
-        inside = (start + tl.arange(0, BR))[:, None]
-        row = batch * hw + inside
-        mask = (inside < hw) & (lane < group)
-        x = _joined(
-            raw, bias, shift, res1, res2, skip, skip_more, row, channel, batch, c1, c2, shift_stride, mask,
-            HAS_BIAS, HAS_SHIFT, HAS_RES1, HAS_RES2, HAS_SKIP, HAS_MORE,
-        )  # fmt: skip
-        value = x.to(y.dtype.element_ty).to(tl.float32) * scale + offset
-        if SILU:
-            value = value / (1.0 + tl.exp(-value))
-        tl.store(y + row * channels + channel, value.to(y.dtype.element_ty), mask=mask)
-
-
-@triton.jit
 def _whole_kernel(
     raw, bias, shift, res1, res2, skip, skip_more, out, gamma, beta, y, c1, c2, eps, shift_stride,
     hw: tl.constexpr, group: tl.constexpr,
@@ -170,7 +119,7 @@ def _whole_kernel(
     HAS_SKIP: tl.constexpr, HAS_MORE: tl.constexpr, WRITE: tl.constexpr, SILU: tl.constexpr,
     BR: tl.constexpr, GP: tl.constexpr,
 ):  # fmt: skip
-    """As ``_one_kernel``, with the whole group in registers: read once, all loads in flight together."""
+    """One program: a whole group of one batch entry in registers, read once, all loads in flight together."""
     batch = tl.program_id(1)
     lane = tl.arange(0, GP)[None, :]
     channel = tl.program_id(0) * group + lane
@@ -297,12 +246,6 @@ def join_norm(
         _whole_kernel[(groups, batch)](
             *given, *beside, out, gamma, beta, y, c1, c2, eps, stride, hw=hw, group=group,
             **flags, SILU=silu, BR=_power(hw), GP=lanes, num_warps=max(4, min(16, whole // WHOLE_WARP)),
-        )  # fmt: skip
-        return out, y
-    if hw <= ONE_KERNEL_ROWS:
-        _one_kernel[(groups, batch)](
-            *given, *beside, out, gamma, beta, y, c1, c2, eps, stride, hw=hw, group=group,
-            **flags, SILU=silu, BR=max(1, min(_power(hw), 4096 // lanes)), GP=lanes, num_warps=8,
         )  # fmt: skip
         return out, y
     height, columns, warps = _tile(hw, channels)
