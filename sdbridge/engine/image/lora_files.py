@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sdbridge.engine.image.lora_names import TensorNames
+from sdbridge.engine.image.lora_products import make_products, renormalised
 from sdbridge.engine.image.weight_file import WeightFile, find_weights, read_weight_file
 from sdbridge.engine.image.weights import WeightStore
 from sdbridge.errors import SdbridgeError
@@ -31,18 +32,35 @@ _ENDINGS: tuple[tuple[str, str], ...] = (
     (".lora_B.weight", "up"),
     (".down.weight", "down"),
     (".up.weight", "up"),
+    (".lora_magnitude_vector.default.weight", "magnitude"),
+    (".lora_magnitude_vector.weight", "magnitude"),
+    (".lora_magnitude_vector.default", "magnitude"),
+    (".lora_magnitude_vector", "magnitude"),
+    (".dora_scale", "dora_scale"),
     (".alpha", "alpha"),
     (".diff_b", "diff_b"),
     (".diff", "diff"),
+    (".b_norm", "diff_b"),  # LyCORIS' names for the differences of a norm
+    (".w_norm", "diff"),
     *(
         (f".{word}", word)
         for word in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
     ),
     *(
         (f".{word}", word)
-        for word in ("lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b", "lokr_w1", "lokr_w2")
+        for word in (
+            "lokr_w1_a",
+            "lokr_w1_b",
+            "lokr_w2_a",
+            "lokr_w2_b",
+            "lokr_t1",
+            "lokr_t2",
+            "lokr_w1",
+            "lokr_w2",
+        )
     ),
 )
+_MAGNITUDES = ("magnitude", "dora_scale")  # DoRA's
 _FAMILIES = {768: "SD 1.5", 1024: "SD 2.x", 2048: "SDXL"}
 _CROSS_ATTENTION = re.compile(r"attn2[._]to_[kv]\b|attn2[._](?:processor[._])?to_[kv]_lora|attn2_to_[kv]$")
 _OTHER_KINDS = {
@@ -102,10 +120,15 @@ def load_lora(
             continue
         for kind, product in made.items():
             name = f"{module}.{kind}"
-            if name not in store or store.tensor(name).numel() != product.numel():
+            fits = name in store and store.tensor(name).numel() == product.numel()
+            if fits and kind == "weight" and not pieces.keys().isdisjoint(_MAGNITUDES):
+                added = renormalised(store.base(name), product, pieces)
+            else:
+                added = product if fits else None
+            if added is None:
                 misfits.append(stem)
                 continue
-            ready = store.like(name, product)
+            ready = store.like(name, added)
             products[name] = products[name] + ready if name in products else ready
             applied += 1
     if misfits or not products:
@@ -126,79 +149,12 @@ def group(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], 
                 break
         else:
             strangers.append(key)
-    # An alpha alone is no layer: it belongs to a kind of layer that is not known here.
-    for stem in [stem for stem, pieces in layers.items() if pieces.keys() == {"alpha"}]:
+    # An alpha or a magnitude alone is no layer: it belongs to a kind of layer that is not known here.
+    lonely = {"alpha", *_MAGNITUDES}
+    for stem in [stem for stem, pieces in layers.items() if pieces.keys() <= lonely]:
         del layers[stem]
-        strangers.append(f"{stem}.alpha")
+        strangers += [f"{stem}{ending}" for ending in _endings(tensors, stem)]
     return layers, tuple(strangers)
-
-
-def make_products(pieces: Mapping[str, Tensor], alpha: float | None) -> dict[str, Tensor]:
-    """What a layer adds at weight 1, in float32: ``{"weight": ...}`` and perhaps ``{"bias": ...}``.
-
-    alpha / rank scales it; a file without alpha means alpha = rank. Empty if pieces are missing.
-    """
-    made: dict[str, Tensor] = {}
-    if "alpha" in pieces:
-        alpha = float(pieces["alpha"].float().item())
-    for make in (_lora_product, _loha_product, _lokr_product):
-        found = make({key: piece.float() for key, piece in pieces.items()})
-        if found is not None:
-            product, rank = found
-            made["weight"] = product * (alpha / rank if alpha is not None and rank else 1.0)
-    if "diff" in pieces:
-        made["weight"] = pieces["diff"].float()
-    if "diff_b" in pieces:
-        made["bias"] = pieces["diff_b"].float()
-    return made
-
-
-def _lora_product(piece: Mapping[str, Tensor]) -> tuple[Tensor, int] | None:
-    """LoRA and LoCon: up times down, with a CP-decomposed kernel between them where there is one."""
-    if "down" not in piece or "up" not in piece:
-        return None
-    down, up = piece["down"], piece["up"]
-    rank = int(down.shape[0])
-    if "mid" in piece:
-        return torch.einsum("or,rskl,si->oikl", up.flatten(1), piece["mid"], down.flatten(1)), rank
-    product = up.flatten(1) @ down.flatten(1)
-    return product.reshape(up.shape[0], *down.shape[1:]), rank
-
-
-def _loha_product(piece: Mapping[str, Tensor]) -> tuple[Tensor, int] | None:
-    """LoHa: the elementwise product of two low-rank matrices (Hyeon-Woo et al., FedPara, 2021)."""
-    if not {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"} <= piece.keys():
-        return None
-    rank = int(piece["hada_w1_b"].shape[0])
-    if "hada_t1" in piece and "hada_t2" in piece:
-        halves = [
-            torch.einsum(
-                "rskl,si,ro->oikl", piece[f"hada_t{n}"], piece[f"hada_w{n}_b"], piece[f"hada_w{n}_a"]
-            )
-            for n in (1, 2)
-        ]
-        return halves[0] * halves[1], rank
-    one = piece["hada_w1_a"] @ piece["hada_w1_b"]
-    return one * (piece["hada_w2_a"] @ piece["hada_w2_b"]), rank
-
-
-def _lokr_product(piece: Mapping[str, Tensor]) -> tuple[Tensor, int] | None:
-    """LoKr: the Kronecker product of a small matrix with a large one, either of them perhaps low-rank."""
-    rank = 0
-    factors: list[Tensor] = []
-    for n in (1, 2):
-        if f"lokr_w{n}" in piece:
-            factors.append(piece[f"lokr_w{n}"])
-        elif f"lokr_w{n}_a" in piece and f"lokr_w{n}_b" in piece:
-            low, high = piece[f"lokr_w{n}_a"], piece[f"lokr_w{n}_b"]
-            rank = int(high.shape[0])
-            factors.append((low @ high.flatten(1)).reshape(low.shape[0], *high.shape[1:]))
-        else:
-            return None
-    one, other = factors
-    while one.dim() < other.dim():
-        one = one.unsqueeze(-1)
-    return torch.kron(one.contiguous(), other.contiguous()), rank
 
 
 def _alpha_source(opened: WeightFile) -> Callable[[str], float | None]:

@@ -37,7 +37,9 @@ _DOTTED = {
     "text_encoder_2.": "text_encoder_2",
     "text_encoder.": "text_encoder_1",
     "base_model.model.unet.": "unet",
+    "base_model.model.text_encoder_2.": "text_encoder_2",
     "base_model.model.text_encoder.": "text_encoder_1",
+    "base_model.model.text_model.": "text_encoder_1",  # PEFT's own folder of a text encoder
     "base_model.model.": "unet",
     "diffusion_model.": "unet",
     "lycoris_": "unet",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+#: How long a reader beside the loop waits for a write under way, which takes a millisecond or two.
+_PAUSE_S = 0.0005
 #: Name of a tensor: the part and its parameter, as in ``unet.conv_in.weight`` or ``text_encoder.1....``.
 Name = str
 
@@ -27,7 +30,8 @@ class WeightStore:
     ``write`` sets every touched tensor to ``base + sum of weight * product``. The base of a tensor is
     kept from the first time it is touched until nothing touches it any more; then it is copied back
     and let go. Copies that others derived from the tensors (hoisted, fused, quantised) are made anew
-    after each write through what they registered. Call it from the engine thread only.
+    after each write through what they registered. Call it from the engine thread only; ``like`` and
+    ``base`` also beside the loop.
     """
 
     def __init__(self, parts: Mapping[str, Any]) -> None:
@@ -38,6 +42,8 @@ class WeightStore:
         }
         self._bases: dict[Name, Tensor] = {}
         self._sums: dict[Name, list[tuple[Tensor, float]]] = {}  # what each touched tensor now holds
+        self._begun = self._ended = 0  # writes, so that a reader beside the loop knows of one under way
+        self._written: Any = None  # the device's mark of the last write's end
         self._derived: list[tuple[frozenset[Name] | None, Callable[[frozenset[Name]], None]]] = []
         self.version = 0  # grows with every write
         self.part_versions: dict[str, int] = dict.fromkeys(parts, 0)
@@ -58,6 +64,28 @@ class WeightStore:
         ready = torch.empty_like(target)
         ready.copy_(product.reshape(target.shape))
         return ready
+
+    def base(self, name: Name) -> Tensor:
+        """The tensor as the checkpoint has it, whatever is mixed in now: a float32 copy on the CPU.
+
+        Meant for the loading thread. It waits for writes, they never wait for it, and on a GPU the copy
+        runs in a stream of its own, so that no frame waits either.
+        """
+        while True:
+            ended = self._ended
+            if self._begun == ended:
+                copy = self._copied(self._bases.get(name, self._tensors[name]))
+                if self._begun == ended:
+                    return copy
+            time.sleep(_PAUSE_S)
+
+    def _copied(self, tensor: Tensor) -> Tensor:
+        if not tensor.is_cuda:
+            return tensor.to("cpu", torch.float32, copy=True)
+        with torch.cuda.stream(torch.cuda.Stream(tensor.device)):
+            if self._written is not None:
+                self._written.synchronize()
+            return tensor.to("cpu").float()
 
     def derive(
         self, refresh: Callable[[frozenset[Name]], None], sources: Iterable[Name] | None = None
@@ -82,6 +110,13 @@ class WeightStore:
         Only tensors whose sum differs from the last write are touched. A layer of weight 0 adds
         nothing at all, so that a fader at 0 is the base bit for bit.
         """
+        self._begun += 1
+        try:
+            return self._write(layers)
+        finally:
+            self._ended = self._begun
+
+    def _write(self, layers: Iterable[Layer]) -> frozenset[Name]:
         wanted: dict[Name, list[tuple[Tensor, float]]] = {}
         for layer in layers:
             for name, product in layer.products.items():
@@ -109,6 +144,7 @@ class WeightStore:
             else:
                 del self._sums[name], self._bases[name]
         touched = frozenset(changed)
+        self._mark(self._tensors[changed[0]])
         self.version += 1
         for part in {name.partition(".")[0] for name in touched}:
             self.part_versions[part] += 1
@@ -116,6 +152,13 @@ class WeightStore:
             if sources is None or sources & touched:
                 refresh(touched)
         return touched
+
+    def _mark(self, tensor: Tensor) -> None:
+        if not tensor.is_cuda:
+            return
+        if self._written is None:
+            self._written = torch.cuda.Event()
+        self._written.record(torch.cuda.current_stream(tensor.device))
 
     def _holds(self, name: Name, wanted: list[tuple[Tensor, float]] | None) -> bool:
         """Whether the tensor already is this very sum."""

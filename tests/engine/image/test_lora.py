@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from sdbridge.engine.image.lora import LoraSlots
-from sdbridge.engine.image.lora_files import load_lora, make_products
+from sdbridge.engine.image.lora_files import load_lora
 from sdbridge.engine.image.lora_names import TensorNames
+from sdbridge.engine.image.lora_products import make_products
 from sdbridge.engine.image.weights import store_of
 from sdbridge.errors import SdbridgeError
 from tests.engine.image.conditioning import Bench, Parts, make_bench, small_folder, small_parts
@@ -289,7 +290,7 @@ def test_alpha_differs_from_rank_and_every_key_is_applied_or_named(tmp_path: Pat
     strange = {
         "lora_unet_nowhere_to_be_found.lora_down.weight": torch.zeros(4, 8),
         "lora_unet_nowhere_to_be_found.lora_up.weight": torch.zeros(8, 4),
-        "lora_unet_conv_in.dora_scale": torch.zeros(16, 1),
+        "lora_unet_conv_in.oft_blocks": torch.zeros(16, 1),
         "something.else": torch.zeros(3),
     }
     file = saved(tmp_path, state | strange)
@@ -333,6 +334,187 @@ def test_loha_lokr_diff_and_cp_products() -> None:
     x = torch.randn(1, 5, 7, 7)
     conv = torch.nn.functional.conv2d
     assert torch.allclose(conv(x, made), conv(conv(conv(x, down), mid), up), atol=1e-4)
+
+
+MAGNITUDE_ENDINGS = ("lora_magnitude_vector", "lora_magnitude_vector.weight", "lora_magnitude_vector.default")
+
+
+def dora(unet: Any, layers: dict, ending: str = MAGNITUDE_ENDINGS[0]) -> dict[str, torch.Tensor]:
+    """PEFT's DoRA: magnitudes near the norms of the rows, as training starts from them."""
+    state = peft(layers)
+    draw = torch.Generator().manual_seed(11)
+    for name in layers:
+        weight = unet.get_submodule(name).weight
+        norm = weight.flatten(1).norm(dim=1) * (0.7 + 0.6 * torch.rand(weight.shape[0], generator=draw))
+        state[f"unet.{name}.{ending}"] = norm if weight.dim() == 2 else norm.view(1, -1, 1, 1)
+    return state
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_dora_equals_diffusers_fuse_and_its_fader_goes_straight_there(tmp_path: Path, family: str) -> None:
+    bench = make_bench(family)
+    unet = bench.parts.unet
+    base = {name: p.clone() for name, p in unet.named_parameters()}
+    file = saved(tmp_path, dora(unet, pairs(unet, targets(unet), 1)))
+    lora = slots(bench)
+    put(bench, lora, slot1_file=str(file))
+    assert not bench.reports
+    whole = fused_by_diffusers(family, [(file, 1.0)]).unet
+    same(unet, whole)
+    put(bench, lora, slot1_weight=0.4)
+    fused = {name.replace(".base_layer", ""): p for name, p in whole.named_parameters()}
+    for name, parameter in unet.named_parameters():
+        wanted = base[name] + 0.4 * (fused[name] - base[name])
+        assert torch.allclose(parameter, wanted, rtol=0, atol=1e-5 * float(base[name].abs().max())), name
+    put(bench, lora, slot1_weight=0.0)
+    assert all(torch.equal(p, base[name]) for name, p in unet.named_parameters())
+
+
+@pytest.mark.parametrize("ending", MAGNITUDE_ENDINGS)
+def test_every_spelling_of_peft_s_magnitudes_is_read(tmp_path: Path, ending: str) -> None:
+    parts = small_parts()
+    state = dora(parts.unet, pairs(parts.unet, targets(parts.unet, ("to_q",)), 3), ending)
+    store = store_of(parts)
+    found = load_lora(saved(tmp_path, state), store, TensorNames(store, parts.unet.config))
+    assert found.unapplied == () and found.applied == len(state) // 3
+
+
+def naive_dora(base: torch.Tensor, product: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Row by row or column by column in float64, as the paper has it: the merged weight."""
+    merged = (base + product.reshape(base.shape)).double()
+    by_rows = scale.shape[0] == base.shape[0]
+    for index in range(base.shape[0] if by_rows else base.shape[1]):
+        line = merged[index] if by_rows else merged[:, index]
+        line *= float(scale.flatten()[index]) / float((line**2).sum() ** 0.5)
+    return merged
+
+
+@pytest.mark.parametrize("on_output", [True, False])
+@pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
+def test_dora_scale_of_lycoris_on_rows_and_on_columns(tmp_path: Path, kind: str, on_output: bool) -> None:
+    """Linear and convolution, LoRA, LoHa and LoKr, alpha not the rank: exact to 1e-5, and back to 0."""
+    bench = make_bench()
+    unet = bench.parts.unet
+    names = ["down_blocks.0.resnets.0.conv1", "mid_block.attentions.0.transformer_blocks.0.ff.net.2"]
+    base = {name: unet.get_submodule(name).weight.clone() for name in names}
+    draw = torch.Generator().manual_seed(5)
+    state, wanted = {}, {}
+    for name in names:
+        out, rest = base[name].shape[0], base[name][0].numel()
+        pieces, product = lycoris_layer(kind, out, base[name].shape[1], rest, draw)
+        shape = [1] * base[name].dim()
+        shape[0 if on_output else 1] = -1
+        scale = (0.5 + torch.rand(base[name].shape[0 if on_output else 1], generator=draw)).view(shape)
+        pieces["dora_scale"] = scale
+        wanted[name] = naive_dora(base[name], product, scale)
+        state |= {f"lora_unet_{name.replace('.', '_')}.{key}": value for key, value in pieces.items()}
+    lora = slots(bench)
+    put(bench, lora, slot1_file=str(saved(tmp_path, state)))
+    assert not bench.reports
+    for weight in (1.0, 0.35):
+        put(bench, lora, slot1_weight=weight)
+        for name in names:
+            mixed = base[name] + weight * (wanted[name] - base[name])
+            now = unet.get_submodule(name).weight.double()
+            assert (now - mixed).norm() / mixed.norm() <= 1e-5, name
+    put(bench, lora, slot1_weight=0.0)
+    assert all(torch.equal(unet.get_submodule(name).weight, base[name]) for name in names)
+
+
+def lycoris_layer(
+    kind: str, out: int, channels: int, rest: int, draw: torch.Generator
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """A layer's pieces with alpha 1 and rank 2, and the product that they mean, element by element."""
+
+    def rand(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=draw) * 0.3
+
+    side = int((rest // channels) ** 0.5)
+    alpha = {"alpha": torch.tensor(1.0)}
+    if kind == "lora":
+        down, up = rand(2, rest), rand(out, 2)
+        kernel = down.view(2, channels, side, side) if side > 1 else down
+        product = torch.stack([sum(up[o, r] * down[r] for r in range(2)) / 2 for o in range(out)])
+        return alpha | {"lora_down.weight": kernel, "lora_up.weight": up}, product
+    if kind == "loha":
+        a, b, c, d = rand(out, 2), rand(2, rest), rand(out, 2), rand(2, rest)
+        product = torch.stack(
+            [(a[o] @ b) * (c[o] @ d) / 2 for o in range(out)],
+        )
+        return alpha | {"hada_w1_a": a, "hada_w1_b": b, "hada_w2_a": c, "hada_w2_b": d}, product
+    small, low, high = rand(4, 2), rand(out // 4, 2), rand(2, rest // 2)
+    big = low @ high / 2
+    product = torch.cat([torch.cat([small[i, j] * big for j in range(2)], 1) for i in range(4)])
+    return alpha | {"lokr_w1": small, "lokr_w2_a": low, "lokr_w2_b": high}, product
+
+
+def test_tucker_kernels_of_loha_and_lokr(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    t, a, b = torch.randn(2, 2, 3, 3), torch.randn(2, 6), torch.randn(2, 5)
+    kernel = torch.zeros(6, 5, 3, 3)
+    for r in range(2):
+        for s in range(2):
+            kernel += a[r][:, None, None, None] * b[s][None, :, None, None] * t[r, s]
+    made = make_products(
+        {"hada_t1": t, "hada_w1_a": a, "hada_w1_b": b}
+        | {"hada_t2": t, "hada_w2_a": a, "hada_w2_b": b, "alpha": torch.tensor(1.0)},
+        None,
+    )
+    assert torch.allclose(made["weight"], kernel * kernel / 2, atol=1e-5)
+    w1 = torch.randn(2, 3)
+    made = make_products({"lokr_w1": w1, "lokr_t2": t, "lokr_w2_a": a, "lokr_w2_b": b}, None)
+    for row in range(2):
+        for column in range(3):
+            block = made["weight"][row * 6 : row * 6 + 6, column * 5 : column * 5 + 5]
+            assert torch.allclose(block, w1[row, column] * kernel, atol=1e-5)
+
+
+def test_norms_that_lycoris_trained_are_applied(tmp_path: Path) -> None:
+    bench = make_bench()
+    norm = bench.parts.unet.get_submodule("down_blocks.0.resnets.0.norm1")
+    before = norm.weight.clone(), norm.bias.clone()
+    stem = "lora_unet_down_blocks_0_resnets_0_norm1"
+    state = {
+        f"{stem}.w_norm": torch.full_like(norm.weight, 0.5),
+        f"{stem}.b_norm": torch.ones_like(norm.bias),
+    }
+    put(bench, slots(bench), slot1_file=str(saved(tmp_path, state)))
+    assert not bench.reports
+    assert torch.equal(norm.weight, before[0] + 0.5) and torch.equal(norm.bias, before[1] + 1)
+
+
+def test_magnitudes_of_another_size_are_another_family_s_and_lonely_ones_are_named(tmp_path: Path) -> None:
+    bench = make_bench()
+    state = dora(bench.parts.unet, pairs(bench.parts.unet, targets(bench.parts.unet, ("to_q",)), 3))
+    first = next(key for key in state if key.endswith("vector"))
+    lora = slots(bench)
+    put(bench, lora, slot1_file=str(saved(tmp_path, state | {first: torch.ones(7)}, "seven.safetensors")))
+    ((code, message),) = bench.reports
+    assert code == "SDB-LORA-FAMILY" and "seven.safetensors" in message
+    bench.reports.clear()
+    lonely = "lora_unet_conv_in.dora_scale"
+    put(bench, lora, slot1_file=str(saved(tmp_path, state | {lonely: torch.ones(1, 4)}, "b.safetensors")))
+    ((code, message),) = bench.reports
+    assert code == "SDB-LORA-KEYS" and lonely in message
+
+
+def test_dora_of_a_second_slot_is_made_from_the_checkpoint_and_not_from_the_first_slot(
+    tmp_path: Path,
+) -> None:
+    """Whatever the order of loading, the same faders mean the same model."""
+    made = []
+    for order in ((1, 2), (2, 1)):
+        bench = make_bench()
+        unet = bench.parts.unet
+        files = {
+            1: saved(tmp_path, kohya(pairs(unet, targets(unet), 1)), "plain.safetensors"),
+            2: saved(tmp_path, dora(unet, pairs(unet, targets(unet), 2)), "dora.safetensors"),
+        }
+        lora = slots(bench)
+        for slot in order:
+            put(bench, lora, **{f"slot{slot}_file": str(files[slot])})
+        made.append(unet)
+    same(*made, tolerance=1e-6)
 
 
 def test_distilled_loras_name_their_sampler(tmp_path: Path) -> None:

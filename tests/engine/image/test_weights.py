@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import torch
 
 from sdbridge.engine.image.weights import Layer, WeightStore
@@ -84,3 +87,28 @@ def test_compiled_code_sees_the_new_weights_without_compiling_again() -> None:
             assert torch.equal(run(x), torch.nn.functional.linear(x, module[0].weight, module[0].bias))
     assert len(compiles) == 1
     torch._dynamo.reset()
+
+
+def test_the_base_is_the_checkpoint_s_whatever_is_mixed_in_and_whoever_writes_meanwhile() -> None:
+    """The loading thread reads while a fader moves: never a half-written or a mixed tensor."""
+    torch.manual_seed(0)
+    module = torch.nn.Linear(256, 256)
+    store = WeightStore({"unet": module})
+    base = module.weight.clone()
+    product = store.like("unet.weight", torch.ones(256, 256))
+    store.write([Layer({"unet.weight": product}, 1.0)])
+    assert torch.equal(store.base("unet.weight"), base)
+    store.write([])
+    assert torch.equal(store.base("unet.weight"), base)
+    read: list[bool] = []
+    reader = threading.Thread(
+        target=lambda: read.extend(torch.equal(store.base("unet.weight"), base) for _ in range(50))
+    )
+    reader.start()
+    move = 0
+    while reader.is_alive():
+        move += 1
+        store.write([Layer({"unet.weight": product}, 1.0 + move % 5)] if move % 3 else [])
+        time.sleep(0)
+    reader.join()
+    assert read == [True] * 50
