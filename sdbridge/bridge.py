@@ -117,6 +117,8 @@ class Bridge:
         if engine.vae in self.store.table.find("vae").choices:
             values["vae"] = engine.vae
         values.update(self.config.parameters)
+        for remark in self.config.remarks:
+            log.warning("%s", remark)
         for rejection in self.store.set_many(values, "config").rejected:
             self.note_error(rejection.message)
 

@@ -58,7 +58,9 @@ def run(
             min=0, max=65535, help="OSC (UDP) and page (TCP) port; 0 takes a free one. Default 9000."
         ),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Model folder, .safetensors file or catalog id.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model folder, .safetensors file, catalog id or Hugging Face id.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cuda, mps or cpu.")] = None,
     lan: Annotated[
         bool, typer.Option("--lan", help="Let other machines reach page and OSC. Asks for a token.")

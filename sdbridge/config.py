@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+)
 
+from sdbridge.config_mistakes import Place, sentences
 from sdbridge.errors import SdbridgeError
 from sdbridge.parameters.table import TABLE
 
@@ -166,6 +174,12 @@ class Config(_Section):
     osc: OscSection = OscSection()
     midi: MidiSection = MidiSection()
     dmx: DmxSection = DmxSection()
+    _remarks: tuple[str, ...] = PrivateAttr(default=())
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What was read otherwise than it was written, to be said once there is a log."""
+        return self._remarks
 
     @field_validator("name")
     @classmethod
@@ -184,9 +198,9 @@ class Config(_Section):
                 row = TABLE.find(str(name))
                 accepted[row.name] = row.coerce(value)
             except SdbridgeError as error:
-                wrong.append(error.what)
+                wrong.append(f"{name}: {error.what}")
         if wrong:
-            raise ValueError("; ".join(wrong))
+            raise ValueError("\n".join(wrong))
         return accepted
 
 
@@ -205,19 +219,41 @@ def load_config(
     lines: dict[tuple[str | int, ...], int] = {}
     if path is not None:
         tree, lines = _read_yaml(path)
-    for place, value in _from_environment(os.environ if environment is None else environment).items():
+    given: dict[Place, str] = {}
+    for place, (variable, value) in _from_environment(
+        os.environ if environment is None else environment
+    ).items():
         _lay(tree, place, value)
-    for key, given in (overrides or {}).items():
-        if given is not None:
-            _lay(tree, tuple(key.split(".")), given)
+        given[place] = variable
+    for key, value in (overrides or {}).items():
+        if value is not None:
+            place = tuple(key.split("."))
+            _lay(tree, place, value)
+            given[place] = f"--{place[-1]}"
     try:
-        return Config.model_validate(tree)
+        config = Config.model_validate(tree)
     except ValidationError as error:
-        where = str(path) if path else "the given settings"
-        mistakes = [_say(item, lines) for item in error.errors()]
+        mistakes = sentences(error.errors(), Config, lines, given)
+        in_file = path if any(mistake.startswith("line ") for mistake in mistakes) else None
         count = f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}"
-        text = f"{count} in {where}\n  " + "\n  ".join(mistakes) + "\n"
+        text = f"{count} in {in_file or 'what was given'}\n  " + "\n  ".join(mistakes) + "\n"
         raise SdbridgeError("SDB-CONFIG-INVALID", text) from None
+    sides = {"width": config.engine.width, "height": config.engine.height}
+    config._remarks = (
+        *_adjusted("engine", sides, {name: TABLE.find(name).coerce(side) for name, side in sides.items()}),
+        *_adjusted("parameters", tree.get("parameters") or {}, config.parameters),
+    )
+    return config
+
+
+def _adjusted(section: str, given: Mapping[str, object], taken: Mapping[str, object]) -> Iterator[str]:
+    """What was out of range or between two steps, and what is taken instead."""
+    for name, value in given.items():
+        row = TABLE.find(str(name))
+        now = taken[row.name]
+        numbers = isinstance(value, int | float) and isinstance(now, int | float)
+        if numbers and not isinstance(value, bool) and value != now:
+            yield f"{section}.{name} is {value}, taken as {now}: {row.address} goes from {row.range_text()}"
 
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str | int, ...], int]]:
@@ -258,15 +294,18 @@ def _collect_lines(
             _collect_lines(value, (*at, index), lines)
 
 
-def _from_environment(environment: Mapping[str, str]) -> dict[tuple[str, ...], Any]:
+def _from_environment(environment: Mapping[str, str]) -> dict[tuple[str, ...], tuple[str, Any]]:
     """``SDBRIDGE_PORT=9100`` and ``SDBRIDGE_ENGINE__DEVICE=cpu``; other SDBRIDGE_ names are left alone."""
-    found: dict[tuple[str, ...], Any] = {}
+    found: dict[tuple[str, ...], tuple[str, Any]] = {}
     for name, text in environment.items():
         if not name.startswith(ENVIRONMENT_PREFIX):
             continue
         key = tuple(part.lower() for part in name.removeprefix(ENVIRONMENT_PREFIX).split("__"))
         if key[0] in Config.model_fields:
-            found[key] = yaml.safe_load(text) if text.strip() else text
+            try:
+                found[key] = name, yaml.safe_load(text) if text.strip() else text
+            except yaml.YAMLError:
+                found[key] = name, text  # a name such as "[left", meant as it stands
     return found
 
 
@@ -277,41 +316,3 @@ def _lay(tree: dict[str, Any], key: tuple[str, ...], value: object) -> None:
             below = tree[part] = {}
         tree = below
     tree[key[-1]] = value
-
-
-def _say(item: Any, lines: Mapping[tuple[str | int, ...], int]) -> str:
-    """One mistake as ``line 7, engine.widht: unknown key, did you mean width?``."""
-    at = tuple(part for part in item["loc"])
-    line = next((lines[at[:end]] for end in range(len(at), 0, -1) if at[:end] in lines), None)
-    where = ".".join(str(part) for part in at) or "the file"
-    prefix = f"line {line}, {where}" if line else where
-    if item["type"] == "extra_forbidden":
-        known = _keys_beside(at)
-        near = difflib.get_close_matches(str(at[-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known))}"
-        return f"{prefix}: unknown key, {hint}"
-    message = str(item["msg"]).removeprefix("Value error, ")
-    given = item.get("input")
-    if isinstance(given, str | int | float | bool):
-        message += f" (it is {given!r})"
-    return f"{prefix}: {message}"
-
-
-def _keys_beside(at: tuple[str | int, ...]) -> list[str]:
-    """The keys that the section holding ``at`` does know."""
-    section: Any = Config
-    for part in at[:-1]:
-        if isinstance(part, int):
-            continue
-        field = section.model_fields.get(part)
-        if field is None:
-            return []
-        section = next((t for t in _types_in(field.annotation) if hasattr(t, "model_fields")), None)
-        if section is None:
-            return []
-    return list(section.model_fields)
-
-
-def _types_in(annotation: Any) -> list[Any]:
-    inner = getattr(annotation, "__args__", ())
-    return [annotation, *(t for part in inner for t in _types_in(part))]

@@ -283,7 +283,9 @@ class SdbridgeError(Exception):
         self.what = what.rstrip(".")
         self.next_step = next_step or kind.next_step
         self.output = output or kind.output
-        super().__init__(f"{code}: {self.what}. {self.next_step} {self.output}")
+        # A question keeps its mark, and a list ends with its last line.
+        end = "" if self.what.endswith("\n") else " " if self.what.endswith(("?", "!")) else ". "
+        super().__init__(f"{code}: {self.what}{end}{self.next_step} {self.output}")
 
     def __reduce__(self) -> tuple[type[SdbridgeError], tuple[str, str, str, str]]:
         """Errors cross the pipe between engine and bridge whole."""

@@ -59,8 +59,10 @@ class _ForgivingFile(logging.handlers.RotatingFileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         if not self._told.is_set():
             self._told.set()
-            Console(stderr=True).print(
-                f"SDB-LOG-WRITE: the log {self.baseFilename} cannot be written; going on."
+            Console(stderr=True, markup=False, emoji=False).print(
+                f"SDB-LOG-WRITE: the log {self.baseFilename} cannot be written. Free the disk, or set "
+                "log.folder. The output goes on.",
+                soft_wrap=True,
             )
 
 
@@ -86,13 +88,7 @@ class Logging:
         self._stack.callback(root.setLevel, before)
         self._add(self._recent)
         if self._console:
-            handler = RichHandler(
-                level=self._level,
-                console=Console(stderr=True),
-                show_path=False,
-                markup=False,
-                log_time_format="%X",
-            )
+            handler = _console(self._level)
             handler.addFilter(_not_from_libraries)
             self._add(handler)
         if self._folder is not None:
@@ -125,6 +121,17 @@ class Logging:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+
+def _console(level: int) -> logging.Handler:
+    """Coloured and folded on a terminal; in a file or a service's journal each message is one line."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        return RichHandler(level=level, console=console, show_path=False, markup=False, log_time_format="%X")
+    plain = logging.StreamHandler()
+    plain.setLevel(level)
+    plain.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+    return plain
 
 
 def _not_from_libraries(record: logging.LogRecord) -> bool:

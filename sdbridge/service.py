@@ -14,6 +14,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 from sdbridge import paths
+from sdbridge.errors import SdbridgeError
 
 NAME = "sdbridge"
 LABEL = "org.sdbridge.bridge"
@@ -154,13 +155,16 @@ def install(plan: Plan, run: Runner = run_command) -> tuple[bool, str]:
         plan.file.parent.mkdir(parents=True, exist_ok=True)
         plan.file.write_text(plan.text, encoding=plan.encoding)
     except OSError as error:
-        return False, f"SDB-SERVICE-REFUSED: {plan.file} cannot be written: {error}"
+        return False, str(SdbridgeError("SDB-SERVICE-REFUSED", f"{plan.file} cannot be written: {error}"))
     for command in plan.install:
         code, said = run(command)
         if code != 0:
+            for undoing in plan.remove:
+                run(undoing)
+            plan.file.unlink(missing_ok=True)
             return (
                 False,
-                f"{said}\nSDB-SERVICE-REFUSED: {shlex.join(command)} gave {code}. {plan.file} was written.",
+                f"{said}\n{SdbridgeError('SDB-SERVICE-REFUSED', f'{shlex.join(command)} gave {code}')}",
             )
     return True, f"Installed: {plan.file}\n{plan.after}"
 

@@ -1,16 +1,20 @@
 """The command line: help that explains, JSON that parses, exit codes as promised."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
 from sdbridge import cli
+from sdbridge.commands import pull
 from sdbridge.commands.run import SUMMARY_KEYS, config_or_safe_mode, write_summary
+from sdbridge.commands.say import print_table
+from sdbridge.doctor.model import check_config
 from sdbridge.errors import SdbridgeError
 from sdbridge.status import Status
 
-COMMANDS = ("run", "doctor", "pull", "sources", "bench", "osc", "presets", "service")
+COMMANDS = ("run", "doctor", "pull", "sources", "bench", "osc", "build", "presets", "service")
 
 
 @pytest.fixture
@@ -86,6 +90,53 @@ def test_a_bad_config_starts_in_safe_mode_with_all_mistakes(tmp_path):
     config, mistakes = config_or_safe_mode(file, {"port": 9123})
     assert config.port == 9123 and config.engine.model == "embedded"
     assert "prot" in str(mistakes) and "widht" in str(mistakes)
+
+
+def test_flags_that_make_no_sense_are_refused_with_the_file_or_without(tmp_path):
+    file = tmp_path / "show.yaml"
+    file.write_text("name: show\n")
+    for path in (file, None):
+        with pytest.raises(SdbridgeError, match=r"--device: .*\s.*Nothing was started\.$"):
+            config_or_safe_mode(path, {"engine.device": "gpu"})
+
+
+def test_a_service_with_a_config_that_is_not_there_is_refused_before_anything_is_written(call, monkeypatch):
+    monkeypatch.setattr("sdbridge.service.install", lambda plan: pytest.fail("installed"))
+    assert isinstance(call("service", "install", "no-such.yaml").exception, SdbridgeError)
+
+
+def test_usage_and_names_keep_their_square_brackets(call, capsys):
+    assert "[install | remove | status | show]" in call("service", "nonsense").stderr
+    print_table(("name",), [("left [b] :fire:",)])
+    assert "left [b] :fire:" in capsys.readouterr().out
+
+
+def test_doctor_looks_at_what_the_config_names(tmp_path):
+    file = tmp_path / "show.yaml"
+    file.write_text(
+        "engine: {kind: imagee, model: someone/some-model}\n"
+        "input: {main: {backend: ndii}, control: {backend: test_pattern}}\n"
+        "output: [{backend: spuot}, {backend: mjpeg}]\nparameters: {steps: 99}\n"
+    )
+    found = {(finding.name, finding.grade): finding.text for finding in check_config(file)}
+    assert "did you mean image?" in found["engine", "wrong"]
+    assert "did you mean ndi?" in found["input main", "wrong"]
+    assert "did you mean spout?" in found["output 0", "wrong"]
+    assert "the start pulls it" in found["model", "note"]
+    assert "taken as 8" in found["config", "note"]
+    assert not any(name in ("input control", "output 1") for name, _ in found)
+
+
+def test_a_model_that_is_here_is_told_as_json_too(monkeypatch, capsys, tmp_path):
+    plan = SimpleNamespace(id="sd-turbo", missing_bytes=0, folder=tmp_path, licence="")
+    monkeypatch.setattr(pull.download, "plan", lambda model: plan)
+    assert pull.run_pull("sd-turbo", as_json=True, yes=True) == 0
+    assert json.loads(capsys.readouterr().out) == {"id": "sd-turbo", "folder": str(tmp_path)}
+
+
+@pytest.mark.parametrize(("size", "text"), [(2_577_000_000, "2.40 GB"), (9_800_000, "9 MB"), (2048, "2 KB")])
+def test_sizes_read_well(size, text):
+    assert pull.amount(size) == text
 
 
 def test_faults_become_one_line_and_exit_one(monkeypatch, capsys):

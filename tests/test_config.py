@@ -43,16 +43,44 @@ parameters:
 """
     said = refuse(tmp_path, text)
     for part in (
-        "5 mistakes",
+        "6 mistakes",
         "line 2, prot: unknown key, did you mean port?",
         "line 4, engine.widht: unknown key, did you mean width?",
         "line 5, engine.height",
         "line 8, output.0.nmae: unknown key, did you mean name?",
-        "line 9, parameters",
+        "line 11, parameters.seed",
         "the nearest is guidance_scale",
         "0 to",
     ):
         assert part in said
+    lines = [int(line.split()[1].strip(",")) for line in said.splitlines() if line.strip().startswith("line")]
+    assert lines == sorted(lines), "in the order of the file"
+
+
+def test_a_mistake_is_told_where_it_was_made(tmp_path):
+    file = write(tmp_path, "engine:\n  device: cpu\nport: 9100\n")
+    with pytest.raises(SdbridgeError) as caught:
+        load_config(file, {"engine.device": "gpu"}, {"SDBRIDGE_PORT": "none"})
+    said = str(caught.value)
+    assert "--device: engine.device" in said and "SDBRIDGE_PORT: port" in said
+    assert "line" not in said.split("Mend")[0], "the file is not at fault"
+
+
+def test_a_parameter_written_in_a_section_is_sent_to_its_place(tmp_path):
+    assert "write hold.after under parameters" in refuse(tmp_path, "hold: {after: 3}\n")
+
+
+def test_a_value_in_the_environment_that_is_no_yaml_is_text():
+    assert load_config(None, environment={"SDBRIDGE_NAME": "[left"}).name == "[left"
+
+
+def test_what_is_taken_otherwise_than_written_is_said(tmp_path):
+    file = write(tmp_path, "engine: {width: 300}\nparameters: {strength: 1.2, steps: 2.0, prompt: fire}\n")
+    remarks = load_config(file, environment={}).remarks
+    assert [remark.split(":")[0] for remark in remarks] == [
+        "engine.width is 300, taken as 304",
+        "parameters.strength is 1.2, taken as 1.0",
+    ]
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1\n", "just words"], ids=["list", "broken", "words"])

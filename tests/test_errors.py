@@ -40,6 +40,11 @@ def test_an_error_says_code_what_next_step_and_output():
     )
 
 
+def test_questions_and_lists_keep_their_own_ends():
+    assert "did you mean ndi? See" in str(SdbridgeError("SDB-TEXTURE-UNKNOWN", "did you mean ndi?"))
+    assert "\n  line 2\nMend" in str(SdbridgeError("SDB-CONFIG-INVALID", "1 mistake\n  line 2\n"))
+
+
 def test_an_error_crosses_the_pipe_whole():
     error = pickle.loads(pickle.dumps(SdbridgeError("SDB-PARAM-NAN", "x", "do this", "shows that")))
     assert (error.code, error.what, error.next_step, error.output) == (

@@ -13,6 +13,13 @@ def test_lines_reach_the_file_and_the_page(tmp_path):
     assert "frame 7" in (tmp_path / "sdbridge.log").read_text()
 
 
+def test_where_there_is_no_terminal_each_message_is_one_line(tmp_path, capsys):
+    with Logging("info", tmp_path):
+        logging.getLogger("sdbridge.x").warning("SDB-X: %s", "word " * 60)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.count("word") == 60
+
+
 def test_everything_is_put_back(tmp_path):
     root = logging.getLogger()
     before = (root.level, list(root.handlers))

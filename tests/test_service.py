@@ -82,8 +82,9 @@ def test_install_writes_then_runs_and_remove_undoes(tmp_path, monkeypatch):
 
 def test_a_system_that_refuses_is_quoted(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
-    good, text = service.install(plan_in(tmp_path), FakeRunner(1, "Failed to connect to bus"))
-    assert not good
+    plan, run = plan_in(tmp_path), FakeRunner(1, "Failed to connect to bus")
+    good, text = service.install(plan, run)
+    assert not good and not plan.file.exists() and run.ran[-1] == plan.remove[-1], "nothing was changed"
     assert (
         "Failed to connect to bus" in text
         and "SDB-SERVICE-REFUSED: systemctl --user daemon-reload gave 1" in text

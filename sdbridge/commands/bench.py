@@ -31,9 +31,7 @@ def run_bench(
         return 0
     unknown = [name for name in names if registry.find(name) is None]
     if unknown:
-        ERR.print(
-            f"SDB-BENCH-UNKNOWN: no case {', '.join(unknown)}; 'sdbridge bench --case list' names them."
-        )
+        ERR.print(str(SdbridgeError("SDB-BENCH-UNKNOWN", f"no case {', '.join(unknown)}")), soft_wrap=True)
         return 2
     if config is not None and not names and not faults:
         names = registry.OF_A_CONFIG
@@ -43,7 +41,7 @@ def run_bench(
     results: dict[str, Mapping[str, object]] = {}
     failed = False
     for case in cases:
-        ERR.print(f"measuring {case.name}: {case.summary} ...")
+        ERR.print(f"measuring {case.name}: {case.summary} ...", soft_wrap=True)
         try:
             results[case.name] = case.load()(
                 **length, config=config, weights=weights, acceleration=acceleration

@@ -26,7 +26,7 @@ def run_build(config: Path | None, acceleration: str, as_json: bool) -> int:
     values = dict(given.parameters)
     engine = engine_config(given.engine, values)
     if engine.kind != "image":
-        OUT.print(f"An engine of kind {engine.kind} has nothing to build.")
+        OUT.print(f"An engine of kind {engine.kind} has nothing to build.", soft_wrap=True)
         return 0
     if acceleration:
         engine = replace(engine, acceleration=acceleration)
@@ -40,11 +40,14 @@ def run_build(config: Path | None, acceleration: str, as_json: bool) -> int:
     if as_json:
         print_json(asdict(report))
     else:
-        OUT.print(f"{report.acceleration}, {given.engine.width}x{given.engine.height}: {report.why}")
+        OUT.print(
+            f"{report.acceleration}, {given.engine.width}x{given.engine.height}: {report.why}", soft_wrap=True
+        )
         for line in report.lines:
-            OUT.print(f"  {line}")
+            OUT.print(f"  {line}", soft_wrap=True)
         for trouble in report.troubles:
-            OUT.print(f"  [yellow]note[/] {trouble}")
+            OUT.print("  [yellow]note[/]", end=" ", markup=True)
+            OUT.print(trouble, soft_wrap=True)
         OUT.print(f"Ready in {report.seconds:.0f} s. sdbridge run starts from here.")
     return 1 if wanting or report.troubles else 0
 

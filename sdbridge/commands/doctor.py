@@ -10,8 +10,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.markup import escape
-
 from sdbridge import instance
 from sdbridge.commands.say import OUT, print_json
 from sdbridge.config import load_config
@@ -29,9 +27,10 @@ def run_doctor(config: Path | None, as_json: bool, report: Path | None) -> int:
     for finding in check_everything(config):
         findings.append(finding)
         if not as_json:
-            OUT.print(f"{MARKS[finding.grade]} {escape(f'{finding.name}: {finding.text}')}", soft_wrap=True)
+            OUT.print(MARKS[finding.grade], end=" ", markup=True)
+            OUT.print(f"{finding.name}: {finding.text}", soft_wrap=True)
             if finding.step:
-                OUT.print(f"      -> {escape(finding.step)}", soft_wrap=True)
+                OUT.print(f"      -> {finding.step}", soft_wrap=True)
     wrong = sum(finding.grade == "wrong" for finding in findings)
     if as_json:
         print_json({"wrong": wrong, "findings": [asdict(finding) for finding in findings]})

@@ -22,7 +22,8 @@ def run_presets(action: str, name: str, new_name: str, as_json: bool) -> int:
             )
         else:
             OUT.print(
-                f"No presets yet in {paths.presets_dir()}. Save one on the page or by /sdbridge/preset/save."
+                f"No presets yet in {paths.presets_dir()}. Save one on the page or by /sdbridge/preset/save.",
+                soft_wrap=True,
             )
         return 0
     if action == "show" and name:

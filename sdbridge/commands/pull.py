@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 
 import typer
 from rich.progress import (
@@ -25,10 +26,10 @@ def run_pull(model: str | None, as_json: bool, yes: bool) -> int:
         return _list_catalog(as_json)
     plan = download.plan(model)
     if plan.missing_bytes == 0:
-        OUT.print(f"{plan.id} is already here: {plan.folder}")
+        _say_where(plan.id, plan.folder, "is already here", as_json)
         return 0
-    gigabytes = plan.missing_bytes / 2**30
-    ERR.print(f"{plan.id}: {gigabytes:.2f} GB to download, licence {plan.licence or '?'} -> {plan.folder}")
+    size, licence = amount(plan.missing_bytes), plan.licence or "?"
+    ERR.print(f"{plan.id}: {size} to download, licence {licence} -> {plan.folder}", soft_wrap=True)
     if not yes and not as_json and not typer.confirm("Download?", default=True):
         return 1
     with Progress(
@@ -45,11 +46,15 @@ def run_pull(model: str | None, as_json: bool, yes: bool) -> int:
             bars.update(bar, completed=event.done, total=event.total or None, description=event.stage)
 
         folder = download.pull(model, show)
-    if as_json:
-        print_json({"id": plan.id, "folder": str(folder)})
-    else:
-        OUT.print(f"{plan.id} is here and checked: {folder}")
+    _say_where(plan.id, folder, "is here and checked", as_json)
     return 0
+
+
+def _say_where(model: str, folder: Path, how: str, as_json: bool) -> None:
+    if as_json:
+        print_json({"id": model, "folder": str(folder)})
+    else:
+        OUT.print(f"{model} {how}: {folder}", soft_wrap=True)
 
 
 def _list_catalog(as_json: bool) -> int:
@@ -63,7 +68,7 @@ def _list_catalog(as_json: bool) -> int:
             (
                 entry.id,
                 entry.kind,
-                f"{entry.size_bytes / 2**30:.2f} GB",
+                amount(entry.size_bytes),
                 entry.licence,
                 entry.summary,
                 "yes" if catalog.local_folder(entry) else "",
@@ -73,3 +78,10 @@ def _list_catalog(as_json: bool) -> int:
     )
     OUT.print("\nsdbridge pull ID downloads one; put the id under engine.model in a config to use it.")
     return 0
+
+
+def amount(size: int) -> str:
+    """Bytes as a person reads them: 2.40 GB, 9 MB, 412 KB."""
+    if size >= 2**30:
+        return f"{size / 2**30:.2f} GB"
+    return f"{size / 2**20:.0f} MB" if size >= 2**20 else f"{size / 2**10:.0f} KB"

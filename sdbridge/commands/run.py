@@ -68,14 +68,19 @@ def config_or_safe_mode(
 ) -> tuple[Config, SdbridgeError | None]:
     """The config, or the demo's with the mistakes to report: a typo must not keep a show from starting.
 
-    A path that does not exist is refused (SDB-CONFIG-MISSING): that is a mistake in the command itself.
+    A path that does not exist and flags that make no sense are refused: those are mistakes in the
+    command itself, and whoever typed it is there to read of them.
     """
     try:
         return load_config(path or demo_config_path(), overrides), None
     except SdbridgeError as error:
-        if error.code != "SDB-CONFIG-INVALID" or path is None:
+        if error.code != "SDB-CONFIG-INVALID":
             raise
-        return load_config(demo_config_path(), overrides), error
+        mistakes = error
+    try:
+        return load_config(demo_config_path(), overrides), mistakes
+    except SdbridgeError:
+        raise SdbridgeError(mistakes.code, mistakes.what, output="Nothing was started.") from None
 
 
 @contextmanager
@@ -111,11 +116,11 @@ def _say_where_everything_is(config: Config, bridge: Bridge, log_file: Path | No
     """The first lines a person sees: each names the thing to type elsewhere."""
     status = bridge.status()
     host = "this machine and the network" if config.lan else "this machine only"
+    size = "×".join(str(bridge.store.get(side)) for side in ("width", "height"))
     lines = [
-        f"[bold]sdbridge {__version__}[/] · Python {platform.python_version()} · torch {_torch_version()} · "
+        f"sdbridge {__version__} · Python {platform.python_version()} · torch {_torch_version()} · "
         f"{platform.system()} {platform.machine()}",
-        f"Model   {status.model or config.engine.model or config.engine.kind} · "
-        f"{config.engine.width}×{config.engine.height}",
+        f"Model   {status.model or config.engine.model or config.engine.kind} · {size}",
     ]
     lines += [f"Input   {texture.role}: {texture.line}" for texture in status.inputs]
     lines += [f"Output  {texture.role}: {texture.line}" for texture in status.outputs]

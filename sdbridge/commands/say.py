@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-OUT = Console(highlight=False)
-ERR = Console(stderr=True, highlight=False)
+# What is printed holds names that people chose: nothing in square brackets or between colons is markup.
+OUT = Console(highlight=False, markup=False, emoji=False)
+ERR = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def print_json(value: object) -> None:
@@ -25,6 +25,6 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*row)
     # A pipe has no width of its own; 80 columns would fold every address in two.
-    (OUT if OUT.is_terminal else Console(width=160, highlight=False)).print(table)
+    (OUT if OUT.is_terminal else Console(width=160, highlight=False, markup=False, emoji=False)).print(table)

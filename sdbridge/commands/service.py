@@ -6,10 +6,16 @@ from pathlib import Path
 
 from sdbridge import service
 from sdbridge.commands.say import ERR, OUT
+from sdbridge.config import load_config
+from sdbridge.demo import demo_config_path
 
 
 def run_service(action: str, config: Path | None) -> int:
     """install | remove | status | show. Exit 2 for anything else, 1 when the system refused."""
+    if action == "install":
+        load_config(
+            config or demo_config_path()
+        )  # a file that is missing or wrong is refused now, not at log-on
     plan = service.plan_for_this_system(config)
     if action == "show":
         OUT.print(f"{plan.file}\n\n{plan.text}", markup=False, soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sdbridge.commands.say import ERR, OUT, print_json, print_table
+from sdbridge.errors import SdbridgeError
 from sdbridge.textures import registry
 
 
@@ -10,7 +11,10 @@ def run_sources(backend: str | None, as_json: bool) -> int:
     """List sources per receiver backend. Exit 2 for a backend that does not exist."""
     known = registry.receiver_names()
     if backend is not None and backend not in known:
-        ERR.print(f"SDB-TEXTURE-UNKNOWN: there is no backend {backend!r}; known: {', '.join(known)}.")
+        try:
+            registry.receiver_class(backend)
+        except SdbridgeError as error:
+            ERR.print(str(error), soft_wrap=True)
         return 2
     found: list[dict[str, object]] = []
     for name in [backend] if backend else known:

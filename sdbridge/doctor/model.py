@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -12,9 +13,14 @@ from sdbridge import paths
 from sdbridge.config import Config, load_config
 from sdbridge.demo import demo_config_path
 from sdbridge.doctor.finding import Finding
+from sdbridge.engine.registry import ENGINES
 from sdbridge.errors import SdbridgeError
+from sdbridge.frame import INPUT_ROLES
 from sdbridge.models import catalog, embedded_model
 from sdbridge.models.footprint import footprint
+from sdbridge.models.resolve import EMBEDDED, is_hub_id
+from sdbridge.textures import registry
+from sdbridge.textures.supply import AUTO
 
 
 def check_config(path: Path | None) -> Iterator[Finding]:
@@ -25,14 +31,42 @@ def check_config(path: Path | None) -> Iterator[Finding]:
         yield Finding("config", "wrong", error.what, error.next_step)
         return
     yield Finding("config", "good", f"{where} is valid")
+    for remark in config.remarks:
+        yield Finding("config", "note", remark)
+    yield from check_chosen(config)
     yield from check_model(config.engine.model)
     yield from check_memory(config)
     yield from check_acceleration(config.engine.acceleration)
 
 
+def check_chosen(config: Config) -> Iterator[Finding]:
+    """Names in the file that only the program knows: the engine's kind, the backends of the textures."""
+    kind = config.engine.kind
+    if kind not in ENGINES and ":" not in kind:
+        near = difflib.get_close_matches(kind, ENGINES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        step = "Set engine.kind to image or passthrough."
+        yield Finding("engine", "wrong", f"there is no engine kind {kind!r}{hint}", step)
+    inputs = [
+        (f"input {role}", getattr(config.input, role), registry.receiver_available) for role in INPUT_ROLES
+    ]
+    outputs = [(f"output {n}", chosen, registry.sender_available) for n, chosen in enumerate(config.output)]
+    for name, chosen, available in (*inputs, *outputs):
+        if chosen is None or chosen.backend == AUTO:
+            continue
+        try:
+            able, why = available(chosen.backend)
+        except SdbridgeError as error:
+            yield Finding(name, "wrong", error.what, error.next_step)
+            continue
+        if not able:
+            step = "Choose another backend, or mend what is missing."
+            yield Finding(name, "wrong", f"{chosen.backend} is asked for and cannot run here: {why}", step)
+
+
 def check_model(model: str) -> Iterator[Finding]:
     """Local files must exist; a catalog id must be pulled or have room to be."""
-    if not model or model == "embedded":
+    if model in ("", EMBEDDED):
         if embedded_model.is_present():
             yield Finding("model", "good", "the embedded model: nothing to download")
         else:
@@ -44,8 +78,17 @@ def check_model(model: str) -> Iterator[Finding]:
         yield Finding("model", "good", f"{model} is on the disk")
         return
     entry = catalog.find(model)
+    if entry is None and is_hub_id(model):
+        here = catalog.local_path(model)
+        text = (
+            f"{model} is on the disk"
+            if here
+            else f"{model} is not here yet: the start pulls it, if it exists"
+        )
+        yield Finding("model", "good" if here else "note", text, "" if here else f"sdbridge pull {model}")
+        return
     if entry is None:
-        step = "Check the path, or give a catalog id (sdbridge pull lists them)."
+        step = "Check the path, or give a catalog id (sdbridge pull lists them) or a Hugging Face id."
         yield Finding("model", "wrong", f"{model} is neither a file nor in the catalog", step)
         return
     if catalog.local_folder(entry) is not None:

@@ -11,6 +11,7 @@ from sdbridge.engine.client import EngineClient, OnEvent
 from sdbridge.engine.interface import EngineConfig
 from sdbridge.engine.pipe import Wake
 from sdbridge.engine.preparation import Preparation, Prepare
+from sdbridge.engine.registry import ENGINES
 from sdbridge.parameters.parameter import Value
 from sdbridge.parameters.store import ParameterStore
 
@@ -51,9 +52,10 @@ class EngineMaker:
     def enter_safe_mode(self) -> dict[str, Value]:
         """Make engines of the model inside the package; gives the values that belong to that."""
         self.safe_mode = True
-        if self.section.kind == "image":
+        known = self.section.kind in ENGINES or ":" in self.section.kind
+        if self.section.kind == "image" or not known:
             self.section = self.section.model_copy(
-                update={"model": "embedded", "vae": "auto", "acceleration": "auto"}
+                update={"kind": "image", "model": "embedded", "vae": "auto", "acceleration": "auto"}
             )
         defaults = self.for_engine(self._store.table.defaults())
         return {**defaults, "width": self.section.width, "height": self.section.height}

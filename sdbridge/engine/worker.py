@@ -43,8 +43,7 @@ def run_engine(start: EngineStart, inbox: Inbox, wake: Wake, ready: Wake) -> Non
     loop = EngineLoop(start, inbox, wake, ready)
     try:
         loop.run()
-    except SdbridgeError as error:
-        log.warning("%s", error)
+    except SdbridgeError as error:  # the bridge logs it, with what it does about it
         inbox.send("error", error)
         inbox.send("state", EngineState.FAILED, {})
     except Exception as error:  # noqa: BLE001 # edge: engine loop, the bridge decides what follows

@@ -42,7 +42,7 @@ def resolve_model(model: str, on_progress: Callable[[Progress], None] = lambda p
     here = catalog.local_path(model)
     if here is not None:
         return here
-    if catalog.find(model) is not None or (_looks_like_hub_id(model) and catalog.unlisted(model) is not None):
+    if catalog.find(model) is not None or is_hub_id(model):
         log.info("%s is not on this machine yet; it is pulled now, the output goes on meanwhile", model)
         return download.pull(model, on_progress)
     near = catalog.nearest(model)
@@ -50,10 +50,11 @@ def resolve_model(model: str, on_progress: Callable[[Progress], None] = lambda p
     raise SdbridgeError("SDB-MODEL-MISSING", f"there is no file, folder or catalog id {model!r}{hint}")
 
 
-def _looks_like_hub_id(model: str) -> bool:
+def is_hub_id(model: str) -> bool:
     """``owner/name``; a path such as ``/no/such/model`` or ``models/x.safetensors`` is none."""
     owner, slash, name = model.partition("/")
-    return bool(owner and slash and name) and "/" not in name and not name.endswith(".safetensors")
+    whole = bool(owner and slash and name) and "/" not in name and not name.endswith(".safetensors")
+    return whole and catalog.unlisted(model) is not None
 
 
 def _stand_in() -> Path:

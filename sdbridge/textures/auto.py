@@ -43,7 +43,10 @@ def choose_receiver(
             unavailable.append(f"{backend}: {why}")
             continue
         if name:
-            return backend, f"the source {name!r} is looked for over {backend}, which {platform} shares by"
+            return (
+                backend,
+                f"the source {name!r} is looked for over {backend}, which programs on {platform} share by",
+            )
         sources = kind.list_sources()
         if sources:
             return backend, f"{backend} shows {len(sources)} source(s), the first is {sources[0].name!r}"

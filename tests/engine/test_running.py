@@ -270,3 +270,12 @@ def test_an_engine_leaves_a_core_to_the_bridge(monkeypatch, cores, threads):
     assert making.engine_config(EngineSection(), values).threads == threads
     assert making.engine_config(EngineSection(threads=7), values).threads == 7
     assert making.engine_config(EngineSection(in_process=True), values).threads == 0
+
+
+def test_safe_mode_has_an_engine_even_where_the_config_names_none():
+    nothing = lambda *given: None  # noqa: E731
+    for kind, after in (("imagee", "image"), ("passthrough", "passthrough")):
+        section = EngineSection(kind=kind, model="/no/such")
+        made = making.EngineMaker(section, ParameterStore(), None, nothing, nothing, nothing)
+        made.enter_safe_mode()
+        assert made.section.kind == after
