@@ -19,6 +19,16 @@ ENGINES: dict[str, str] = {
     "faulty": "sdbridge.testing:FaultyEngine",
 }
 
+#: kind -> "module:function", called first in a process that is to run such an engine and nothing else.
+PREPARE: dict[str, str] = {"image": "sdbridge.engine.image.imports:import_sparingly"}
+
+
+def prepare_process(kind: str) -> None:
+    """Make this process ready for an engine of ``kind``; without it the engine would only start later."""
+    module_name, _, function = PREPARE.get(kind, "").partition(":")
+    if module_name:
+        getattr(importlib.import_module(module_name), function)()
+
 
 def make_engine(config: EngineConfig) -> Engine:
     """The engine of ``config.kind``, which may also be an import string of one's own.

@@ -16,6 +16,7 @@ from sdbridge.engine.inbox import Inbox
 from sdbridge.engine.interface import EngineState
 from sdbridge.engine.loop import EngineLoop, EngineStart, as_engine_error
 from sdbridge.engine.pipe import Wake
+from sdbridge.engine.registry import prepare_process
 from sdbridge.errors import SdbridgeError
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ def run_engine_process(start: EngineStart, connection: Connection, wake: Wake, r
     root = logging.getLogger()
     root.setLevel(logging.INFO)
     root.addHandler(_ToBridge(inbox))
+    prepare_process(start.config.kind)
     run_engine(start, inbox, wake, ready)
 
 
