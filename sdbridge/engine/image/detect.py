@@ -13,6 +13,7 @@ from sdbridge.errors import SdbridgeError
 
 FAMILIES = ("sd15", "sd21", "sdxl")
 _WHAT_WE_READ = "Stable Diffusion 1.5, 2.1 or SDXL"
+_INSTEAD = f"what runs is {_WHAT_WE_READ} itself"
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def family_of(unet: Mapping[str, Any], name: str) -> str:
     kind = unet.get("_class_name", "UNet2DConditionModel")
     if kind != "UNet2DConditionModel":
         raise SdbridgeError("SDB-MODEL-FAMILY", f"{name} holds a {kind}, not the UNet of {_WHAT_WE_READ}")
+    check_channels(unet, name)
     if unet.get("addition_embed_type") == "text_time":
         return "sdxl"
     if unet.get("addition_embed_type") or unet.get("encoder_hid_dim_type"):
@@ -61,6 +63,20 @@ def family_of(unet: Mapping[str, Any], name: str) -> str:
             f"embeddings, not that of {_WHAT_WE_READ}",
         )
     return "sd21" if unet.get("use_linear_projection") else "sd15"
+
+
+def check_channels(unet: Mapping[str, Any], name: str) -> None:
+    """Raise SDB-MODEL-FAMILY for a UNet that wants more than a latent, or a masked one, to work on."""
+    out, given = int(unet.get("out_channels", 4)), int(unet.get("in_channels", 4))
+    if given not in (out, 2 * out + 1):
+        uses = {2 * out: " (InstructPix2Pix edits by order)", out + 1: " (it wants a depth map)"}.get(
+            given, ""
+        )
+        raise SdbridgeError(
+            "SDB-MODEL-FAMILY",
+            f"{name} has a UNet that takes {given} channels{uses}; "
+            f"a picture has {out}, one with a mask {2 * out + 1}",
+        )
 
 
 def sampler_of(scheduler: Mapping[str, Any], unet: Mapping[str, Any]) -> Sampler:
@@ -89,12 +105,28 @@ def family_of_keys(keys: Iterable[str], shapes: Mapping[str, tuple[int, ...]], n
         raise SdbridgeError(
             "SDB-MODEL-FAMILY", f"{name} is no {_WHAT_WE_READ} checkpoint: {what_keys_say(names)}"
         )
-    if any(key.startswith("conditioner.embedders.1.") for key in names):
-        return "sdxl"
+    sizes = "model.diffusion_model.label_emb.0.0.weight" in names
+    if sizes or any(key.startswith("conditioner.embedders.1.") for key in names):
+        return _sdxl(names, name)
     projection = next(
         (k for k in names if k.startswith("model.diffusion_model") and k.endswith("1.proj_in.weight")), ""
     )
     return "sd21" if len(shapes.get(projection, ())) == 2 else "sd15"
+
+
+def _sdxl(names: set[str], name: str) -> str:
+    """SDXL, told from the two relatives that also know sizes or embeddings of pictures.
+
+    SDXL has no attention at its first level; its refiner has only the second of its text encoders.
+    """
+    if any(key.startswith("model.diffusion_model.input_blocks.1.1.") for key in names):
+        raise SdbridgeError(
+            "SDB-MODEL-FAMILY", f"{name} is an SD 2.1 unCLIP, which varies pictures: {_INSTEAD}"
+        )
+    second = any(key.startswith("conditioner.embedders.1.") for key in names)
+    if not second and any(key.startswith("conditioner.embedders.0.model.") for key in names):
+        raise SdbridgeError("SDB-MODEL-FAMILY", f"{name} is SDXL's refiner: {_INSTEAD}")
+    return "sdxl"
 
 
 def what_keys_say(keys: set[str]) -> str:

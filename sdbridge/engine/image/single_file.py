@@ -14,16 +14,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdbridge.engine.image.detect import Detected, family_of, family_of_keys, read_config, sampler_of
+from sdbridge.engine.image.detect import (
+    Detected,
+    check_channels,
+    family_of,
+    family_of_keys,
+    read_config,
+    sampler_of,
+)
 from sdbridge.engine.image.device import Placement
-from sdbridge.engine.image.load import LoadedModel, assemble, check_keys, load_tokenizer
+from sdbridge.engine.image.load import LoadedModel, assemble, check_keys, load_tokenizer, read_part
 from sdbridge.errors import SdbridgeError
 
 _UNET = "model.diffusion_model."
-_TEXT = {
-    "sd15": ("cond_stage_model.transformer.",),
-    "sd21": ("cond_stage_model.model.",),
-    "sdxl": ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."),
+#: Where each text encoder's keys begin; SD 2.x has two spellings (SD-Turbo's file has the later one).
+_TEXT: Mapping[str, tuple[tuple[str, ...], ...]] = {
+    "sd15": (("cond_stage_model.transformer.",),),
+    "sd21": (("cond_stage_model.model.", "conditioner.embedders.0.model."),),
+    "sdxl": (("conditioner.embedders.0.transformer.",), ("conditioner.embedders.1.model.",)),
 }
 _OPEN_CLIP_TOP = {
     "token_embedding.weight": "embeddings.token_embedding.weight",
@@ -65,17 +73,29 @@ def load_single_file(
     detected = Detected(family, sampler_of(scheduler, unet_config), scheduler, unet_config)
     on_stage("unet")
     channels = int(tensors[_UNET + "input_blocks.0.0.weight"].shape[1])
-    unet = _unet(tensors, {**unet_config, "in_channels": channels}, placement.dtype)
+    unet_config = {**unet_config, "in_channels": channels}
+    check_channels(unet_config, path.name)
+    unet = _unet(tensors, unet_config, placement.dtype)
     full_vae = _vae(tensors, parts)
     on_stage("text encoder")
-    encoders = _text_encoders(tensors, family, parts, path)
+    encoders = _text_encoders(tensors, family, parts, path, allow_pickle)
     tokenizers = tuple(
         load_tokenizer(parts / name)
         for name in (("tokenizer", "tokenizer_2") if family == "sdxl" else ("tokenizer",))
     )
-    return assemble(
-        path, parts, detected, unet, full_vae, encoders, tokenizers, placement, vae, options, on_stage
-    )
+    try:
+        return assemble(
+            path, parts, detected, unet, full_vae, encoders, tokenizers, placement, vae, options, on_stage
+        )
+    except SdbridgeError as error:
+        if full_vae is not None or error.code != "SDB-MODEL-PARTS":
+            raise
+        tiny = "taesdxl" if family == "sdxl" else "taesd"
+        raise SdbridgeError(
+            "SDB-MODEL-PARTS",
+            f"{path.name} was saved without its VAE: {error.what}",
+            f"Run `sdbridge pull {tiny}`, or set engine.vae to a folder with a VAE.",
+        ) from None
 
 
 def _read(path: Path, allow_pickle: bool) -> tuple[dict[str, Tensor], Mapping[str, str]]:
@@ -164,8 +184,10 @@ def _unet(tensors: dict[str, Tensor], config: dict[str, Any], dtype: torch.dtype
 
     own = {key: value for key, value in tensors.items() if key.startswith(_UNET)}
     try:
-        converted = convert_ldm_unet_checkpoint(own, config)
         unet = UNet2DConditionModel.from_config(config)
+        converted = convert_ldm_unet_checkpoint(
+            own, dict(unet.config)
+        )  # with what the file leaves to defaults
     except (KeyError, ValueError, AttributeError) as error:
         raise SdbridgeError(
             "SDB-MODEL-KEYS", f"the UNet lacks weights or has others, first {error}"
@@ -192,16 +214,23 @@ def _vae(tensors: dict[str, Tensor], parts: Path) -> Any | None:
     return vae
 
 
-def _text_encoders(tensors: Mapping[str, Tensor], family: str, parts: Path, path: Path) -> tuple[Any, ...]:
+def _text_encoders(
+    tensors: Mapping[str, Tensor], family: str, parts: Path, path: Path, allow_pickle: bool
+) -> tuple[Any, ...]:
+    """The file's own encoders; one that was left out is read from the parts, if these have its weights."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    encoders = []
-    for index, prefix in enumerate(_TEXT[family]):
+    encoders: list[Any] = []
+    for index, prefixes in enumerate(_TEXT[family]):
         folder = "text_encoder_2" if index else "text_encoder"
+        kind: Any = CLIPTextModelWithProjection if index else CLIPTextModel
+        prefix = next((p for p in prefixes if any(key.startswith(p) for key in tensors)), "")
+        if not prefix:
+            encoders.append(_left_out(kind, parts / folder, path, allow_pickle))
+            continue
         config = read_config(parts / folder / "config.json")
         if config is None:
             raise _lacking(path, family, f"{folder}/config.json")
-        kind = CLIPTextModelWithProjection if index else CLIPTextModel
         encoder = kind(CLIPTextConfig.from_dict(config))
         own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         state = _from_open_clip(own) if prefix.endswith(".model.") else own
@@ -215,6 +244,16 @@ def _text_encoders(tensors: Mapping[str, Tensor], family: str, parts: Path, path
         )
         encoders.append(encoder)
     return tuple(encoders)
+
+
+def _left_out(kind: Any, folder: Path, path: Path, allow_pickle: bool) -> Any:
+    if not any(folder.glob("*.safetensors")):
+        raise SdbridgeError(
+            "SDB-MODEL-PARTS",
+            f"{path.name} was saved without its {folder.name}, and {folder} has no weights for it",
+            f"Take a file that holds it, or put its weights (model.safetensors) into {folder}.",
+        )
+    return read_part(kind, folder, torch.float32, allow_pickle)
 
 
 def _from_open_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
