@@ -78,8 +78,17 @@ class Drive:
         self._pixels = make_pixels(self.recipe.width, self.recipe.height)
         self.ahead = overlapping(self.engine)
 
-    def run(self, chunks: int, seconds: float = float("inf"), at_least: int = 0) -> list[float]:
-        """Milliseconds a frame between chunks that came out, one for each of up to ``chunks`` chunks."""
+    def run(
+        self,
+        chunks: int,
+        seconds: float = float("inf"),
+        at_least: int = 0,
+        enough: Callable[[], bool] = lambda: False,
+    ) -> list[float]:
+        """Milliseconds a frame between chunks that came out, one for each of up to ``chunks`` chunks.
+
+        ``enough`` is asked after each and may end it earlier.
+        """
         self.finish()
         self._turn()
         began, start = time.perf_counter(), len(self.out_at)
@@ -87,6 +96,8 @@ class Drive:
         while made < chunks and (made < at_least or time.perf_counter() - began < seconds):
             self._turn()
             made += 1
+            if enough():
+                break
         self.finish()
         times = [began, *self.out_at[start:]]
         return [(b - a) * 1e3 / self.recipe.rows for a, b in itertools.pairwise(times)]

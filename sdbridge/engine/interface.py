@@ -143,6 +143,10 @@ class OverlappingEngine(Engine, Protocol):
     after ``warm_up``. It calls it with each picture's uint8 RGBA tensor ``[H, W, 4]`` on the device,
     as soon as the work that makes it is queued on the current stream; it costs a copy on the device
     while a sender of this process shows the pictures, and next to nothing otherwise.
+
+    An engine that may hold a value back for some frames, because what it needs is still being made, has an
+    attribute ``shows_up_to``: the revision up to which all values are in the newest tick, None when all that
+    were given are. ``frame_edge`` takes up what can be, without a tick, so that this is known before one.
     """
 
     @property

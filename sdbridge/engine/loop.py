@@ -17,7 +17,7 @@ from sdbridge.engine.interface import Engine, EngineConfig, EngineState, EngineS
 from sdbridge.engine.outlet import Outlet
 from sdbridge.engine.pipe import Wake
 from sdbridge.engine.registry import make_engine
-from sdbridge.engine.ticks import Ticks
+from sdbridge.engine.ticks import Ticks, shown_revision
 from sdbridge.errors import SdbridgeError
 from sdbridge.frame import Chunk
 from sdbridge.parameters.parameter import Value
@@ -60,7 +60,7 @@ class EngineLoop:
         self._wake = wake
         self._clock = clock or SystemClock()
         self._values: dict[str, Value] = dict(start.values)
-        self._revision = start.revision
+        self._revision = self._applied = start.revision
         self._inlet = Inlet()
         self._outlet = Outlet(self._clock, ready, lambda place, size: inbox.send("need_slot", place, size))
         self._gpu_outputs = GpuOutputs(lambda *said: inbox.send("gpu_output", *said))
@@ -105,7 +105,8 @@ class EngineLoop:
         self._inlet.want(engine.spec.first_in)
         self._tell(EngineState.STREAMING, spec=engine.spec, report=warm)
         self._inbox.send("progress", None)
-        self._inbox.send("applied", self._revision)
+        self._applied = self._revision
+        self._inbox.send("applied", self._applied)
         while not self._inbox.stopping.is_set():
             self._turn(engine, self._ticks)
 
@@ -254,7 +255,8 @@ class EngineLoop:
             return
         entries = tuple(entry for chunk in chunks for entry in chunk.frames)
         if entries:
-            self._outlet.emit(Chunk(entries), self._revision, min(self._interval_s, 0.05))
+            revision = shown_revision(engine, self._revision)
+            self._outlet.emit(Chunk(entries), revision, min(self._interval_s, 0.05))
 
     def _count_failure(self, error: Exception) -> None:
         """Tell of a failed frame, once a second; raise when the engine is past help."""
@@ -298,9 +300,23 @@ class EngineLoop:
                 self._inbox.send("rejected", rejected)
             if self._size() != size:
                 self._inlet.keep_only(*self._size())
-        if changes:
-            self._inbox.send("applied", self._revision)
+        self._tell_applied(engine, bool(changes))
         return forgot
+
+    def _tell_applied(self, engine: Engine, always: bool) -> None:
+        """Say which revision is in force, when it is another: the engine may hold values back a while."""
+        if not always and self._applied == self._revision:
+            return
+        take_up = getattr(engine, "frame_edge", None)
+        if take_up is not None:
+            try:
+                take_up()
+            except Exception as error:  # noqa: BLE001 # edge: engine loop, one bad frame is not the end
+                self._count_failure(error)
+        applied = shown_revision(engine, self._revision)
+        if always or applied != self._applied:
+            self._applied = applied
+            self._inbox.send("applied", applied)
 
     def _size(self) -> tuple[int, int]:
         assert self._engine is not None

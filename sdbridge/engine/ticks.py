@@ -31,6 +31,12 @@ class _Ticket:
     began_ns: int
 
 
+def shown_revision(engine: Engine, revision: int) -> int:
+    """``revision``, or the earlier one that ``engine`` has got to in its newest tick."""
+    shown = getattr(engine, "shows_up_to", None)
+    return revision if shown is None else min(revision, shown)
+
+
 class Ticks:
     """Makes every engine look as if it overlapped: a plain one ticks in ``submit`` and is done.
 
@@ -82,7 +88,10 @@ class Ticks:
         return int(self.finish_ns - 2 * self._host_ns - SLACK_NS)
 
     def submit(self, chunk: Chunk | None, revision: int, taken_ns: int) -> None:
-        """Queue a tick whose frame began to be taken at ``taken_ns``. What the engine raises passes."""
+        """Queue a tick whose frame began to be taken at ``taken_ns``. What the engine raises passes.
+
+        The tick bears ``revision``, or less where the engine holds something back.
+        """
         began_ns = self._clock.now_ns()
         spacing_s = (began_ns - self._last_ns) / 1e9 if self._last_ns else 0.0
         if self._overlapping is None:
@@ -92,6 +101,7 @@ class Ticks:
             host_ns = self._clock.now_ns() - taken_ns
             self._host_ns += 0.2 * (host_ns - self._host_ns) if self._host_ns else host_ns
         self._last_ns = began_ns
+        revision = shown_revision(self._engine, revision)
         self._tickets.append(_Ticket(revision, min(spacing_s, 1.0), began_ns))
 
     def collect(self, wait: bool) -> Finished | None:

@@ -38,6 +38,22 @@ class Acceleration(Protocol):
     def prepare_pictures(self, frames: int, height: int, width: int) -> None:
         """Get ready to encode and decode ``frames`` pictures of this size at once."""
 
+    @property
+    def foresees(self) -> bool:
+        """Whether a new shape may have to be waited for; where not, ``foresee_*`` need not be asked."""
+        ...
+
+    def foresee_denoise(self, call: UnetCall) -> bool:
+        """Whether calls of these shapes run at full speed, or never will; else that is begun beside frames.
+
+        Asked at every frame edge until it is so, with the same shapes or others: the last ones are wanted.
+        """
+        ...
+
+    def foresee_pictures(self, frames: int, height: int, width: int) -> bool:
+        """The same for encoding and decoding."""
+        ...
+
     def run_denoise(self, call: UnetCall) -> Tensor:
         """The UNet's answer ``[B, 4, h, w]``."""
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import queue
 import threading
@@ -16,21 +17,28 @@ log = logging.getLogger(__name__)
 class BesideTheStream:
     """Runs jobs one after another on a CUDA stream of its own; ``put_in`` gets each result, in its thread."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, name: str = "accelerate") -> None:
         self._device = device
-        self._jobs: queue.SimpleQueue[tuple[Any, Any, Any] | None] = queue.SimpleQueue()
+        # those that are waited for first, otherwise in the order they came
+        self._jobs: queue.PriorityQueue[tuple[int, int, tuple[Any, Any, Any] | None]] = queue.PriorityQueue()
+        self._count = itertools.count()
         self._open = 0  # jobs submitted and not done
         self._changed = threading.Condition()
         self._closing = False
-        self._thread = threading.Thread(target=self._work, name="accelerate", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
     def submit(
-        self, job: Callable[[], Any], put_in: Callable[[Any], None], failed: Callable[[Exception], None]
+        self,
+        job: Callable[[], Any],
+        put_in: Callable[[Any], None],
+        failed: Callable[[Exception], None],
+        first: bool = False,
     ) -> None:
+        """``first``: somebody waits for it, so it goes before what only makes things better."""
         with self._changed:
             self._open += 1
-        self._jobs.put((job, put_in, failed))
+        self._jobs.put((0 if first else 1, next(self._count), (job, put_in, failed)))
 
     def wait(self, timeout_s: float) -> bool:
         """Until every job is done; False when that takes longer."""
@@ -48,12 +56,12 @@ class BesideTheStream:
     def close(self) -> None:
         """Drop what has not begun; what has is waited for, since it holds the model's tensors."""
         self._closing = True
-        self._jobs.put(None)
+        self._jobs.put((2, next(self._count), None))
         self._thread.join(60.0)
 
     def _work(self) -> None:
         stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
-        while (given := self._jobs.get()) is not None:
+        while (given := self._jobs.get()[2]) is not None:
             job, put_in, failed = given
             try:
                 if not self._closing:

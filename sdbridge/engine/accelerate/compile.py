@@ -1,10 +1,11 @@
 """The model replayed from CUDA graphs, on our own kernels where Triton is: no launch cost, fewer kernels.
 
-Nothing is compiled before the first frame. A shape that is new is captured at once from PyTorch's
-own operations (a fraction of a second); the kernels for it are compiled and captured beside the running
-graph, and take over at a frame edge. Weights are read where they lie at every replay, so a LoRA fader
-needs nothing from us. What a graph cannot hold (processors of our own on the attention layers) runs
-operation by operation.
+Nothing is compiled before the first frame. A shape that is new is captured from PyTorch's own operations
+(a fraction of a second): at once before anything streams, else beside the running graph, and ``foresee_*``
+begins that before the shape is taken up. The kernels for it are compiled and captured beside the stream too,
+and take over at a frame edge; where they are compiled already they are what is captured first. Weights are
+read where they lie at every replay, so a LoRA fader needs nothing from us. What a graph cannot hold
+(processors of our own on the attention layers) runs operation by operation.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from sdbridge.engine.accelerate.packed_unet import PackedUnet, obstacle
 from sdbridge.engine.accelerate.replay import (
     Captured,
     CudaGraph,
+    Key,
     Replayed,
     TensorCall,
     Uncaptured,
@@ -42,7 +44,8 @@ log = logging.getLogger(__name__)
 
 _KEPT_GRAPHS = 12
 _KEPT_SIZES = 3
-Key = tuple[object, ...]
+#: What most frames take comes first.
+_PICTURE_CALLS = ("encode_rgba", "decode_rgba", "encode", "decode")
 Capture = Callable[[TensorCall, tuple[Tensor, ...]], CudaGraph]
 
 
@@ -56,9 +59,12 @@ class Compiled:
         self._eager = Eager(model)
         self._capture = capture
         self._said: set[str] = set()
+        self._identity_found: dict[str, str] = {}
         self._graphs: OrderedDict[Key, Captured] = OrderedDict()
+        self._putting_in = threading.Lock()  # what is in ``_graphs``, against graphs that arrive for it
         self._denoise: Key | None = None
-        self._size = (0, 0, 0)
+        self._denoise_ahead: Key | None = None  # what is to be run later
+        self._size = self._size_ahead = (0, 0, 0)
         self._times_at: Key = ()  # what the time projections below were made of
         self._times_of: tuple[Tensor, ...] = ()
         self._times_now = torch.zeros(0)
@@ -72,11 +78,13 @@ class Compiled:
             self._say(f"the UNet runs unpacked: it has {why}")
         self._make_fast: Callable[[], UnetOps] | None = None  # each graph has buffers of its own
         self._beside: BesideTheStream | None = None
+        self._compiling: BesideTheStream | None = None  # who waits for a compiler holds up no capture
         able, why = kernels.available()
         if able and not (model.unet.dtype == torch.float16 or model.unet.dtype == torch.bfloat16):
             able, why = False, f"the model is in {model.unet.dtype}"
         if model.device.type == "cuda":
             self._beside = BesideTheStream(model.device)
+            self._compiling = BesideTheStream(model.device, "compile")
         if able and self._packed is not None:
             from sdbridge.engine.accelerate.kernels.unet import FusedOps
 
@@ -106,48 +114,69 @@ class Compiled:
 
     # --- getting ready ---
 
+    @property
+    def foresees(self) -> bool:
+        """Whether anything is made beside the stream, so that a new shape may have to be waited for."""
+        return self._beside is not None
+
     def prepare_denoise(self, call: UnetCall) -> None:
+        key = self._denoise = self._key_of(call)
+        if key is None:
+            return
+        bank = call.bank
+        if bank is not None:
+            for other in [other for other in self._graphs if other[0] == "unet"]:
+                if other[1] not in (0, bank.generation):
+                    self._drop(other)  # its feature bank is no more
+        self._provide_denoise(key, call, self._streams("unet"))
+
+    def foresee_denoise(self, call: UnetCall) -> bool:
+        """See ``Acceleration``. A call with a feature bank is not foreseen."""
+        if self._beside is None or call.bank is not None:
+            return True
+        key = self._denoise_ahead = self._key_of(call)
+        if key is None:
+            return True
+        self._provide_denoise(key, call, beside=True)
+        return self._ready(key) and (not self._packs(call) or self._ready(_time_key(call)))
+
+    def _key_of(self, call: UnetCall) -> Key | None:
+        """By what the graph for such calls is known; None where there can be none."""
         bank = call.bank
         if bank is not None and bank.seeding:  # one frame, which the feature bank makes its buffers from
-            self._denoise = None
-            return
+            return None
         why = self._obstacle(call)
         if why:
-            self._denoise = None
             self._say(f"the UNet runs operation by operation: {why}")
+            return None
+        names, tensors = flat(call)
+        return ("unet", 0 if bank is None else bank.generation, names, self._packs(call), *_shapes(tensors))
+
+    def _provide_denoise(self, key: Key, call: UnetCall, beside: bool) -> None:
+        if self._is_there(key):
             return
         names, tensors = flat(call)
-        packs = self._packs(call)
-        generation = 0 if bank is None else bank.generation
-        key: Key = ("unet", generation, names, packs, *_shapes(tensors))
-        self._denoise = key
-        for other in [other for other in self._graphs if other[0] == "unet"]:
-            if other[1] not in (0, generation) and bank is not None:
-                del self._graphs[other]  # its feature bank is no more
-        if key in self._graphs:
-            self._graphs.move_to_end(key)
-            return
-        if packs:
-            self._prepare_packed(key, call, names, tensors)
+        if self._packs(call):
+            self._provide_packed(key, call, names, tensors, beside)
         else:  # with a feature bank never beside: the modules write into it, trying too
-            provide = self._provide if bank is None else self._add
-            provide(key, lambda *given: self._eager.run_denoise(unflat(call, names, given)), tensors)
+            run = _on_tensors(self._eager.run_denoise, call, names)
+            self._provide(key, run, tensors, beside and call.bank is None)
         self._drop_oldest("unet", _KEPT_GRAPHS)
 
     def _packs(self, call: UnetCall) -> bool:
         return self._packed is not None and not PackedUnet.fits(call)
 
-    def _prepare_packed(
-        self, key: Key, call: UnetCall, names: tuple[str, ...], tensors: tuple[Tensor, ...]
+    def _provide_packed(
+        self, key: Key, call: UnetCall, names: tuple[str, ...], tensors: tuple[Tensor, ...], beside: bool
     ) -> None:
         """The time projections have a graph of their own: they change with the steps, not with the frame."""
         packed = self._packed
         assert packed is not None
         time_names, time_tensors = time_inputs(call)
-        time_key: Key = ("times", time_names, *_shapes(time_tensors))
-        if time_key not in self._graphs:
+        time_key = _time_key(call)
+        if not self._is_there(time_key):
             self._provide(
-                time_key, lambda *given: packed.times(at_times(call, time_names, given)), time_tensors
+                time_key, lambda *given: packed.times(at_times(call, time_names, given)), time_tensors, beside
             )
             self._drop_oldest("times", _KEPT_GRAPHS)
         self._times_at = ()
@@ -157,10 +186,7 @@ class Compiled:
         def plainly(*given: Tensor) -> Tensor:
             return packed.run(unflat(call, names, given[:-1]), times=given[-1])
 
-        if self._make_fast is None or call.bank is None:
-            self._provide(key, plainly, both)
-        else:
-            self._graphs[key] = Uncaptured(plainly)
+        faster, spec = None, None
         if self._make_fast is not None:
             fast, rehearse = self._make_fast(), _rehearsal(call)
 
@@ -168,13 +194,30 @@ class Compiled:
                 return packed.run(unflat(rehearse(), names, given[:-1]), fast, given[-1])
 
             spec = None if call.bank is not None else precompile.unet_spec(self._model.unet, call)
+        if faster is not None and call.bank is not None:
+            self._graphs[key] = Uncaptured(plainly)
             self._improve(key, faster, both, spec)
+        else:
+            self._provide(key, plainly, both, beside, faster, spec)
 
     def prepare_pictures(self, frames: int, height: int, width: int) -> None:
-        model, per = self._model, self._model.pixels_per_latent
         self._size = (frames, height, width)
-        if ("encode", *self._size) in self._graphs:
+        self._provide_pictures(self._size, self._streams("encode"))
+
+    def foresee_pictures(self, frames: int, height: int, width: int) -> bool:
+        """See ``Acceleration``."""
+        if self._beside is None:
+            return True
+        self._size_ahead = (frames, height, width)
+        self._provide_pictures(self._size_ahead, beside=True)
+        return all(self._ready((kind, *self._size_ahead)) for kind in _PICTURE_CALLS)
+
+    def _provide_pictures(self, size: tuple[int, int, int], beside: bool) -> None:
+        there = [self._is_there((kind, *size)) for kind in _PICTURE_CALLS]
+        if all(there):
             return
+        model, per = self._model, self._model.pixels_per_latent
+        frames, height, width = size
         device = model.device
         image = torch.zeros(frames, 3, height, width, device=device)
         rgba = torch.zeros(frames, height, width, 4, dtype=torch.uint8, device=device)
@@ -187,25 +230,112 @@ class Compiled:
             "decode": eager.run_decode,
             "decode_rgba": eager.run_decode_rgba,
         }
-        spec = precompile.pictures_spec(model.vae, model.vae_dtype, *self._size) if self._tiny else None
-        for kind in ("encode_rgba", "decode_rgba", "encode", "decode"):  # what most frames take comes first
-            key: Key = (kind, *self._size)
-            self._provide(key, plain[kind], (given[kind],))
-            if self._tiny is not None:
-                self._improve(key, self._tiny[kind], (given[kind],), spec)
+        spec = precompile.pictures_spec(model.vae, model.vae_dtype, *size) if self._tiny else None
+        for kind in _PICTURE_CALLS:
+            key: Key = (kind, *size)
+            if key not in self._graphs:
+                faster = None if self._tiny is None else self._tiny[kind]
+                self._provide(key, plain[kind], (given[kind],), beside, faster, spec)
             self._drop_oldest(kind, _KEPT_SIZES)
 
-    def _provide(self, key: Key, run: TensorCall, tensors: tuple[Tensor, ...]) -> None:
-        """The call's first form: captured now where nothing streams yet, else beside the stream.
+    # --- graphs, now and beside the stream ---
 
-        A running stream would see the capture as a stall; so it runs operation by operation until then.
+    def _streams(self, kind: str) -> bool:
+        """Whether frames run by now that would see a capture as a stall."""
+        return self._beside is not None and any(other[0] == kind for other in self._graphs)
+
+    def _provide(
+        self,
+        key: Key,
+        run: TensorCall,
+        tensors: tuple[Tensor, ...],
+        beside: bool,
+        faster: TensorCall | None = None,
+        spec: precompile.Spec | None = None,
+    ) -> None:
+        """The call's first form, captured now or beside the stream; ``faster`` follows, or is the first one.
+
+        Until the first form is there, whoever takes the shape up runs operation by operation.
         """
-        streaming = any(other[0] == key[0] for other in self._graphs)
-        if self._beside is None or not streaming:
+        known = faster is not None and spec is not None and self._is_compiled(spec)
+        if not beside:
             self._add(key, run, tensors)
+            if faster is not None:
+                self._improve(key, faster, tensors, spec)
             return
-        self._graphs[key] = Uncaptured(run)
-        self._improve(key, run, tensors)
+        given = tuple(tensor.detach().clone() for tensor in tensors)
+        form = faster if known else None
+        place = Uncaptured(run, lambda place: self._capture_first(key, place, run, given, form))
+        self._graphs[key] = place
+        place.ask()
+        if faster is not None and not known:
+            self._improve(key, faster, tensors, spec)
+
+    def _capture_first(
+        self,
+        key: Key,
+        place: Uncaptured,
+        run: TensorCall,
+        given: tuple[Tensor, ...],
+        faster: TensorCall | None,
+    ) -> None:
+        """Have the first form captured beside the stream, before anything that only makes faster."""
+        assert self._beside is not None
+        beside = self._beside
+
+        def make() -> CudaGraph | None:
+            return self._capture(faster or run, given) if self._is_wanted(key) else None
+
+        def put_in(graph: CudaGraph | None) -> None:
+            if graph is None:
+                place.asked = False  # other shapes are wanted by now; it may be asked for again
+            else:
+                self._put_in(key, graph)
+
+        def failed(error: Exception) -> None:
+            if faster is not None:
+                self._say(f"our own kernels rest: {first_line(error)}")
+                self._capture_first(key, place, run, given, None)
+                return
+            place.failed = True
+            self._say(f"{key[0]} cannot be captured: {first_line(error)}; it runs operation by operation")
+
+        beside.submit(make, put_in, failed, first=True)
+
+    def _is_there(self, key: Key) -> bool:
+        """Whether there is a graph, or one is being made; what was given up is begun again."""
+        graph = self._graphs.get(key)
+        if graph is None:
+            return False
+        self._graphs.move_to_end(key)
+        if isinstance(graph, Uncaptured):
+            graph.ask()
+        return True
+
+    def _ready(self, key: Key) -> bool:
+        """Whether nothing is to be waited for: a graph is there, or there will be none."""
+        graph = self._graphs.get(key)
+        return not isinstance(graph, Uncaptured) or graph.failed
+
+    def _is_wanted(self, key: Key) -> bool:
+        """Whether frames run with it, or are to."""
+        if key[0] == "times":
+            return True
+        if key[0] == "unet":
+            return key in (self._denoise, self._denoise_ahead)
+        return key[1:] in (self._size, self._size_ahead)
+
+    def _is_compiled(self, spec: precompile.Spec) -> bool:
+        return self._model.device.type == "cuda" and precompile.is_compiled(spec, self._identity())
+
+    def _put_in(self, key: Key, graph: Captured) -> None:
+        with self._putting_in:
+            if key in self._graphs:
+                self._graphs[key] = graph  # one assignment: the frame loop sees the old or the new one
+
+    def _drop(self, key: Key) -> None:
+        with self._putting_in:
+            del self._graphs[key]
 
     def _add(self, key: Key, run: TensorCall, tensors: tuple[Tensor, ...]) -> None:
         """Capture now; where that fails, the call runs operation by operation."""
@@ -225,16 +355,10 @@ class Compiled:
         beside = self._beside
         given = tuple(tensor.detach().clone() for tensor in tensors)
 
-        def put_in(graph: CudaGraph) -> None:
-            if key in self._graphs:
-                self._graphs[key] = graph  # one assignment: the frame loop sees the old or the new one
-
         def failed(error: Exception) -> None:
             self._say(f"our own kernels rest: {first_line(error)}")
 
         def make() -> CudaGraph:
-            if spec is not None and on_cuda:
-                precompile.compile_in_child(spec, self._identity(), cancelled=beside.is_closing)
             try:
                 return self._capture(run, given)
             except RuntimeError as error:  # another thread's work forbade it just then, or a cache is damaged
@@ -245,18 +369,30 @@ class Compiled:
                 time.sleep(0.5)
                 return self._capture(run, given)
 
+        def capture(compiled: object = None) -> None:
+            beside.submit(make, lambda graph: self._put_in(key, graph), failed)
+
         on_cuda = self._model.device.type == "cuda"
-        beside.submit(make, put_in, failed)
+        if spec is None or self._compiling is None or self._is_compiled(spec):
+            capture()
+            return
+        waits, identity = self._compiling, self._identity()
+        waits.submit(
+            lambda: precompile.compile_in_child(spec, identity, cancelled=waits.is_closing), capture, failed
+        )
 
     def _identity(self) -> dict[str, str]:
-        from sdbridge.engine.accelerate.kernels.tuning import identity_of
+        if not self._identity_found:  # reads files, so once
+            from sdbridge.engine.accelerate.kernels.tuning import identity_of
 
-        return identity_of(self._model.device)
+            self._identity_found = identity_of(self._model.device)
+        return self._identity_found
 
     def _drop_oldest(self, kind: str, kept: int) -> None:
         keys = [key for key in self._graphs if key[0] == kind]
         for key in keys[: max(0, len(keys) - kept)]:
-            del self._graphs[key]
+            if kind == "times" or not self._is_wanted(key):
+                self._drop(key)
 
     # --- frames ---
 
@@ -274,8 +410,7 @@ class Compiled:
         names, tensors = time_inputs(call)
         at: Key = (call.timesteps_host, names, *(id(tensor) for tensor in tensors[2:]))
         if not call.timesteps_host or at != self._times_at:
-            key: Key = ("times", names, *_shapes(tensors))
-            graph = self._graphs.get(key)
+            graph = self._graphs.get(_time_key(call))
             self._times_now = self._packed.times(call) if graph is None else graph.run(tensors)
             self._times_at = at
             self._times_of = tensors  # kept alive, so that an id means the same tensor
@@ -328,11 +463,13 @@ class Compiled:
 
     def settled(self, timeout_s: float = 300.0) -> bool:
         """Wait until nothing better is under way; False if it still is. For builds and benchmarks."""
-        return self._beside is None or self._beside.wait(timeout_s)
+        lanes = [lane for lane in (self._compiling, self._beside) if lane is not None]
+        return all(lane.wait(timeout_s) for lane in lanes)
 
     def close(self) -> None:
-        if self._beside is not None:
-            self._beside.close()
+        for lane in (self._compiling, self._beside):
+            if lane is not None:
+                lane.close()
         self._graphs.clear()
         self._denoise = None
         self._times_of = ()
@@ -374,6 +511,15 @@ def _rehearsal(call: UnetCall) -> Callable[[], UnetCall]:
         return own[0]
 
     return now
+
+
+def _on_tensors(run: Callable[[UnetCall], Tensor], call: UnetCall, names: tuple[str, ...]) -> TensorCall:
+    return lambda *given: run(unflat(call, names, given))
+
+
+def _time_key(call: UnetCall) -> Key:
+    names, tensors = time_inputs(call)
+    return ("times", names, *_shapes(tensors))
 
 
 def _shapes(tensors: tuple[Tensor, ...]) -> Key:

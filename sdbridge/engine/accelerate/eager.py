@@ -15,6 +15,7 @@ class Eager:
     """Plain calls of the diffusers modules."""
 
     name = "eager"
+    foresees = False
 
     def __init__(self, model: LoadedModel) -> None:
         self._model = model
@@ -25,6 +26,14 @@ class Eager:
 
     def prepare_pictures(self, frames: int, height: int, width: int) -> None:
         """Nothing to prepare."""
+
+    def foresee_denoise(self, call: UnetCall) -> bool:
+        """Ready for everything."""
+        return True
+
+    def foresee_pictures(self, frames: int, height: int, width: int) -> bool:
+        """Ready for everything."""
+        return True
 
     def run_denoise(self, call: UnetCall) -> Tensor:
         residuals = call.down_residuals

@@ -11,7 +11,7 @@ from sdbridge.engine.image.seams import UnetCall
 
 def time_inputs(call: UnetCall) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
     """What time projections depend on: timesteps, rows and dtype (an empty sample), further conditions."""
-    found = [("timesteps", call.timesteps), ("sample", call.sample[:, :0])]
+    found = [("timesteps", call.timesteps), ("sample", call.sample[:, :0, :0, :0])]
     if call.timestep_cond is not None:
         found.append(("timestep_cond", call.timestep_cond))
     found += [(f"added.{name}", value) for name, value in sorted(call.added_cond.items())]

@@ -62,6 +62,11 @@ def pictures_spec(vae: Any, dtype: torch.dtype, frames: int, height: int, width:
     }
 
 
+def is_compiled(spec: Spec, identity: Mapping[str, str]) -> bool:
+    """Whether ``spec`` is known to be compiled already."""
+    return _note_of(spec, identity).exists()
+
+
 def compile_in_child(
     spec: Spec,
     identity: Mapping[str, str],
@@ -72,7 +77,7 @@ def compile_in_child(
 
     Blocks until then, or until ``cancelled``; call it beside the stream.
     """
-    note = use_own_cache() / f"compiled-{_name(spec, identity)}"
+    note = _note_of(spec, identity)
     if note.exists():
         return True
     command = [sys.executable, "-m", "sdbridge.engine.accelerate.precompile"]
@@ -194,6 +199,10 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in config.items() if not name.startswith("_")}
     plain: dict[str, Any] = json.loads(json.dumps(kept, default=str))
     return plain
+
+
+def _note_of(spec: Spec, identity: Mapping[str, str]) -> Path:
+    return use_own_cache() / f"compiled-{_name(spec, identity)}"
 
 
 def _name(spec: Spec, identity: Mapping[str, str]) -> str:

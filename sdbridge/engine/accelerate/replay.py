@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -15,8 +17,11 @@ log = logging.getLogger(__name__)
 
 #: Runs of one shape before it is captured: they warm up what a capture must not do, and frames go on.
 WARM_CALLS = 20
+#: Shapes whose graphs are kept.
+KEPT_SHAPES = 4
 
 TensorCall = Callable[..., Any]
+Key = tuple[object, ...]
 
 
 class Captured(Protocol):
@@ -28,10 +33,22 @@ class Captured(Protocol):
 
 
 class Uncaptured:
-    """A call in a recorded call's place until that is there: runs operation by operation."""
+    """A call in a recorded call's place until that is there: runs operation by operation.
 
-    def __init__(self, run: TensorCall) -> None:
+    ``asked`` says that the recording is under way, ``failed`` that there will be none.
+    """
+
+    def __init__(self, run: TensorCall, begin: Callable[[Uncaptured], None] = lambda place: None) -> None:
+        """``begin`` gets this place, so that nobody needs to hold on to it in a circle."""
         self._run = run
+        self._begin = begin
+        self.asked = self.failed = False
+
+    def ask(self) -> None:
+        """Have the recording begun, unless it is under way or has failed."""
+        if not (self.asked or self.failed):
+            self.asked = True
+            self._begin(self)
 
     def takes(self, *tensors: Tensor) -> bool:
         """Whatever is given."""
@@ -41,12 +58,22 @@ class Uncaptured:
         return self._run(*tensors)
 
 
+@dataclass
+class _Shape:
+    """What there is for calls of one shape. ``asked``: a graph is being made beside the stream."""
+
+    calls: int = 0
+    asked: bool = False
+    graph: Captured | None = None
+
+
 class Replayed:
     """``run(*tensors)`` as it is at first, from a graph later; the plain call again where capturing fails.
 
-    What it gives is overwritten by the next call: use it, or copy it, before. A new shape starts
-    over. The capture comes after WARM_CALLS plain runs, so that adding a network never delays a
-    frame by more than about one run of it; with ``beside`` it is begun at once and delays none.
+    What it gives is overwritten by the next call: use it, or copy it, before. Graphs of the KEPT_SHAPES
+    shapes used last are kept. The capture of a shape comes after WARM_CALLS plain runs, so that adding a
+    network never delays a frame by more than about one run of it; with ``beside`` it is begun at once and
+    delays none, and ``foresee`` begins it before the first call.
     """
 
     def __init__(
@@ -63,41 +90,65 @@ class Replayed:
         self._name = name
         self._capture = capture or CudaGraph
         self._beside = beside
-        self._key: tuple[object, ...] = ()
-        self._calls = 0
-        self._made: tuple[tuple[object, ...], Captured] | None = None  # of which shapes, and the graph
+        self._shapes: OrderedDict[Key, _Shape] = OrderedDict()
+        self._key: Key = ()  # the shape last called with
+        self._foreseen: Key = ()  # the shape last asked for
         self._failed = False
 
     @property
     def _graph(self) -> Captured | None:
-        """That of the shapes last called with. Made beside, it may come when others are wanted already."""
-        made = self._made
-        return made[1] if made is not None and made[0] == self._key else None
+        """That of the shape last called with."""
+        shape = self._shapes.get(self._key)
+        return None if shape is None else shape.graph
 
     def __call__(self, *tensors: Tensor) -> Any:
-        key = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
+        key = _key(tensors)
         if key != self._key:
-            self._key, self._calls, self._made = key, 0, None
-        graph = self._graph
-        if graph is not None:
-            return graph.run(tensors)
-        self._calls += 1
+            before = self._shapes.get(self._key)
+            if before is not None and before.graph is None:
+                before.calls = 0
+            self._key = key
+        shape = self._shape(key)
+        if shape.graph is not None:
+            return shape.graph.run(tensors)
+        shape.calls += 1
         if self._beside is not None:
-            if self._calls == 1 and not self._failed:
-                self._capture_beside(self._beside, key, tensors)
-        elif self._calls > WARM_CALLS and not self._failed:
+            self._ask(self._beside, key, shape, tensors)
+        elif shape.calls > WARM_CALLS and not self._failed:
             try:
-                graph = self._capture(self._run, tensors)
+                shape.graph = self._capture(self._run, tensors)
             except RuntimeError as error:
                 self._fail(error)
             else:
-                self._made = key, graph
-                return graph.run(tensors)
+                return shape.graph.run(tensors)
         return self._run(*tensors)
 
-    def _capture_beside(
-        self, beside: BesideTheStream, key: tuple[object, ...], tensors: tuple[Tensor, ...]
-    ) -> None:
+    def foresee(self, *tensors: Tensor) -> bool:
+        """Whether a call with tensors like these would not be held up; else the graph for it is begun.
+
+        True too where there will be none, and where nothing is made beside the stream.
+        """
+        if self._beside is None or self._failed:
+            return True
+        self._foreseen = key = _key(tensors)
+        shape = self._shape(key)
+        if shape.graph is None:
+            self._ask(self._beside, key, shape, tensors)
+        return shape.graph is not None
+
+    def _shape(self, key: Key) -> _Shape:
+        shape = self._shapes.setdefault(key, _Shape())
+        self._shapes.move_to_end(key)
+        for other in list(self._shapes)[: max(0, len(self._shapes) - KEPT_SHAPES)]:
+            if other not in (self._key, self._foreseen):
+                del self._shapes[other]
+        return shape
+
+    def _ask(self, beside: BesideTheStream, key: Key, shape: _Shape, tensors: tuple[Tensor, ...]) -> None:
+        """Have this shape captured beside the stream, once."""
+        if shape.asked or self._failed:
+            return
+        shape.asked = True
         given = tuple(tensor.detach().clone() for tensor in tensors)
         copied = torch.cuda.Event() if given[0].is_cuda else None
         if copied is not None:
@@ -106,13 +157,12 @@ class Replayed:
         def job() -> Captured | None:
             if copied is not None:
                 copied.synchronize()  # indices that are not there yet would lead anywhere
-            if key != self._key:
-                return None  # another shape is wanted by now
+            if key not in (self._key, self._foreseen):
+                return None  # others are wanted by now
             return self._capture(self._faster or self._run, given)
 
         def put_in(graph: Captured | None) -> None:
-            if graph is not None and key == self._key:
-                self._made = key, graph
+            shape.graph, shape.asked = graph, graph is not None
 
         def failed(error: Exception) -> None:
             if self._faster is None:
@@ -130,6 +180,16 @@ class Replayed:
         log.warning("%s cannot be captured (%s); it runs operation by operation", self._name, line)
 
 
+def foresee(run: TensorCall, *tensors: Tensor) -> bool:
+    """Whether ``run`` is ready for a call with tensors like these (``Replayed.foresee``); plain calls are."""
+    ask = getattr(run, "foresee", None)
+    return ask is None or bool(ask(*tensors))
+
+
+def _key(tensors: tuple[Tensor, ...]) -> Key:
+    return tuple((tensor.shape, tensor.dtype) for tensor in tensors)
+
+
 def first_line(error: Exception) -> str:
     """What a person needs of an error, which PyTorch likes to follow with pages."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
@@ -142,7 +202,7 @@ class CudaGraph:
     beside a stream that runs. Raises RuntimeError where the call cannot be captured.
     """
 
-    def __init__(self, run: TensorCall, tensors: tuple[Tensor, ...], warm_runs: int = 2) -> None:
+    def __init__(self, run: TensorCall, tensors: tuple[Tensor, ...], warm_runs: int = 1) -> None:
         device = tensors[0].device
         aside = torch.cuda.Stream(device)
         aside.wait_stream(torch.cuda.current_stream(device))

@@ -8,13 +8,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from sdbridge.clock import Clock, SystemClock
 from sdbridge.engine.image.device import choose_placement, gpu_load
 from sdbridge.engine.image.extensions import build_extensions
+from sdbridge.engine.image.foresight import Foresight, Wish
 from sdbridge.engine.image.load import LoadedModel, load_model
 from sdbridge.engine.image.painter import Painter
 from sdbridge.engine.image.painting import Painting
@@ -47,6 +48,8 @@ log = logging.getLogger(__name__)
 _TIMED_TICKS = 60
 #: Parameters whose change does not touch the picture of a still input.
 _NOT_PICTURE = ("similarity.",)
+#: In a wish, what is not a parameter's value: the checked step indices.
+_MANUAL = "step_indices (checked)"
 
 
 class ImageEngine:
@@ -62,6 +65,8 @@ class ImageEngine:
         self._manual = ManualSteps()
         self._revision = 0
         self._dirty = True
+        self._foresight = Foresight(self._clock, self._settings_of)
+        self._streaming = False
         self._model: LoadedModel | None = None
         self._painter: Painter | None = None
         self._extensions: tuple[StreamExtension, ...] = ()
@@ -96,7 +101,18 @@ class ImageEngine:
     @property
     def wants_frame(self) -> bool:
         """True while the picture would change although the input stands still: the loop gives it again."""
-        return self._painter is not None and (self._dirty or self._painter.restless)
+        waiting = self._dirty or self._foresight.waiting
+        return self._painter is not None and (waiting or self._painter.restless)
+
+    @property
+    def shows_up_to(self) -> int | None:
+        """The revision up to which all values are in the newest tick; None: all that were given are."""
+        return self._foresight.shows_up_to
+
+    def frame_edge(self) -> None:
+        """Take up what was given and can be; every tick does so too."""
+        if self._painter is not None:
+            self._settle()
 
     @property
     def gpu_output(self) -> Callable[[torch.Tensor], None] | None:
@@ -113,6 +129,7 @@ class ImageEngine:
         Raises SdbridgeError SDB-MODEL-* or SDB-ENGINE-*; nothing is held then.
         """
         began = time.perf_counter()
+        self._streaming = False
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
         placement = choose_placement(self.config.device, self.config.dtype)
@@ -151,7 +168,7 @@ class ImageEngine:
         """Run one frame of this size through everything, so that the first real one is as fast as any."""
         began = time.perf_counter()
         self._values["width"], self._values["height"] = width, height
-        self._dirty = True
+        self._dirty, self._streaming = True, False
         settings = self._settle()
         self._progress(Progress("warm_up", 0.0, 1.0, "Warming up"))
         self.painter.warm_up(settings)
@@ -215,7 +232,9 @@ class ImageEngine:
 
     def _queue(self, chunk: Chunk | None) -> None:
         began = time.perf_counter()
-        self._pending.append((self.painter.begin(chunk, self._settle(), self._revision), began))
+        self._streaming = True
+        settings = self._settle()
+        self._pending.append((self.painter.begin(chunk, settings, self._shown), began))
 
     def reset(self, how: ResetKind) -> None:
         """soft: forget the frames inside. recache: and everything remembered. hard: and all chance."""
@@ -225,7 +244,7 @@ class ImageEngine:
 
     def flush(self) -> tuple[Chunk, ...]:
         """The frames still inside, oldest first."""
-        return self.painter.flush(self._settle(), self._revision)
+        return self.painter.flush(self._settle(), self._shown)
 
     def stats(self) -> EngineStats:
         times = list(self._tick_ms)
@@ -268,16 +287,21 @@ class ImageEngine:
 
     def _settle(self) -> StreamSettings:
         """The settings of the next frame; made again only after a change."""
-        painter, model = self.painter, self.model
+        painter, waited = self.painter, self._foresight.waiting
         loaded = [extension.frame_edge() for extension in self._extensions]
         if any(loaded):
             painter.picture_changed()
             self._dirty = True
-        if self._dirty or painter.settings is None:
-            hint = next((e.scheduler_hint for e in self._extensions if e.scheduler_hint), "")
-            settings = stream_settings(self._values, self._manual, model.schedule, model.sampler, hint)
-            painter.settle(settings)
+        if self._dirty or self._foresight.waiting or painter.settings is None:
+            settings = self._foresight.choose(
+                {**self._values, _MANUAL: self._manual}, self._revision, self._is_ready_for
+            )
             self._dirty = False
+            if settings == painter.settings:
+                return settings
+            if waited and not self._foresight.waiting:
+                painter.picture_changed()  # what was said some frames ago is in the picture from here on
+            painter.settle(settings)
             self.spec = EngineSpec(
                 kind="image",
                 chunk_in=settings.frames,
@@ -290,6 +314,20 @@ class ImageEngine:
             )
         assert painter.settings is not None
         return painter.settings
+
+    @property
+    def _shown(self) -> int:
+        shown = self._foresight.shows_up_to
+        return self._revision if shown is None else shown
+
+    def _settings_of(self, wish: Wish) -> StreamSettings:
+        hint = next((e.scheduler_hint for e in self._extensions if e.scheduler_hint), "")
+        values, manual = cast(Mapping[str, Value], wish), cast(ManualSteps, wish[_MANUAL])
+        return stream_settings(values, manual, self.model.schedule, self.model.sampler, hint)
+
+    def _is_ready_for(self, settings: StreamSettings) -> bool:
+        """Before anything streams, nobody would see a stall."""
+        return not self._streaming or self.painter.is_ready_for(settings)
 
     def _capabilities(self) -> frozenset[str]:
         groups = {row.group for row in TABLE if row.effect != "bridge"}

@@ -234,6 +234,11 @@ class StyleImages(StreamExtension):
         mark = f"style_{mine.serial}_{mine.guidance_rows}_{mine.tokens}"
         return replace(call, added_cond={**call.added_cond, mark: mine.scales})
 
+    @property
+    def foreseeable(self) -> bool:
+        """Not while it paints: its layers know the running call's rows only, and a capture reads them."""
+        return self._rows is None or not self._rows.active
+
     def unused(self) -> tuple[str, ...]:
         found = [f"style.{n}.source" for n, slot in self._slots.items() if slot.missing and self._network]
         if self._network is None and any(slot.source != "off" for slot in self._slots.values()):

@@ -17,11 +17,13 @@ from sdbridge.engine.accelerate import Acceleration, build_acceleration, choose_
 from sdbridge.engine.image.conditions import added_conditions, guidance_embedding
 from sdbridge.engine.image.feature_bank import FeatureBank
 from sdbridge.engine.image.feedback import feed_back
+from sdbridge.engine.image.foresight import CallShape, TextGate
 from sdbridge.engine.image.guidance import Guidance
 from sdbridge.engine.image.load import LoadedModel
 from sdbridge.engine.image.painting import Painting, as_generated, painting_of, same_again
 from sdbridge.engine.image.pictures import Handout, Roles, Staging
 from sdbridge.engine.image.prompt import Conditioning, PromptCache, PromptMixer
+from sdbridge.engine.image.rehearsal import Rehearsal
 from sdbridge.engine.image.seams import StreamExtension, UnetCall
 from sdbridge.engine.image.seed import NoiseSource
 from sdbridge.engine.image.settings import StreamSettings
@@ -59,11 +61,13 @@ class Painter:
         encoder = TextEncoder(model.text_encoders, model.tokenizers, model.device, model.dtype)
         self.prompts = PromptCache(encoder.encode, model.device)
         self._mixer = PromptMixer(self.prompts)
+        self._texts = TextGate(clock)
         self._changed = True
         self._waiting: deque[Entry] = deque()
         self._last_latent: Tensor | None = None
         self._last: Painting | None = None
         self._last_id = -1
+        self._rehearsal: Rehearsal | None = None  # made when it is first needed
         self._ready_for: tuple[object, ...] = ()
         self._size = (0, 0, 0)
         self._noise_key: tuple[int, ...] = ()
@@ -89,6 +93,15 @@ class Painter:
         self._mixer.set(settings.prompts)
         self._bank.set(settings.bank)
 
+    def is_ready_for(self, settings: StreamSettings, conditioning: Conditioning | None = None) -> bool:
+        """Whether frames would run at full speed with these settings; else that is begun beside them."""
+        known = conditioning or self._texts.shown
+        if known is None or not self.acceleration.foresees:
+            return True
+        if self._rehearsal is None:
+            self._rehearsal = Rehearsal(self.model, self.acceleration)
+        return self._rehearsal.ready(CallShape.of(settings), known, self.extensions)
+
     def picture_changed(self) -> None:
         """A parameter moved: the next frame is processed even if the input stands still."""
         self._changed = True
@@ -98,7 +111,7 @@ class Painter:
     def restless(self) -> bool:
         """True while the next picture of the same input may differ from the last one."""
         walks = self.settings is not None and self.settings.seeds.mode != "fixed"
-        return self._changed or self._mixer.moving or walks
+        return self._changed or self._mixer.moving or self._texts.waiting or walks
 
     def weights_changed(self) -> None:
         """The model's tensors were written by an extension."""
@@ -203,7 +216,7 @@ class Painter:
         entering = self._entering(entries, roles, settings, now_ns)
         # A GPU encodes while the host draws noise and mixes prompts.
         self._refresh_noise(settings, now_ns)
-        conditioning = self._mixer.at_frame_edge(now_ns * 1e-9, wait=self._wait)
+        conditioning = self._conditioning(settings, now_ns)
         leaving = self._step(entering, settings, conditioning)
         painting = None if leaving is None else self._decode(leaving, revision)
         self._bank.end_frame()  # queued behind the picture, which need not wait for it
@@ -289,6 +302,11 @@ class Painter:
             self._ready_for = signature
         return self.acceleration.run_denoise(call)
 
+    def _conditioning(self, settings: StreamSettings, now_ns: int) -> Conditioning:
+        """What the mixer says; a text of another length than the one before only once that is captured."""
+        mixed = self._mixer.at_frame_edge(now_ns * 1e-9, wait=self._wait)
+        return self._texts.choose(mixed, lambda: self.is_ready_for(settings, mixed))
+
     def _decode(self, leaving: Leaving, revision: int) -> Painting:
         began = time.perf_counter()
         self._last_latent = leaving.latent
@@ -351,7 +369,7 @@ class Painter:
             return None
         now_ns = self._clock.now_ns()
         self._refresh_noise(settings, now_ns)
-        conditioning = self._mixer.at_frame_edge(now_ns * 1e-9, wait=self._wait)
+        conditioning = self._conditioning(settings, now_ns)
         leaving = self._step(None, settings, conditioning)
         painting = None if leaving is None else self._decode(leaving, revision)
         self._bank.end_frame()  # queued behind the picture, which need not wait for it

@@ -190,6 +190,19 @@ class StreamExtension:
         """Add residuals, tokens or channels to the UNet's call."""
         return call
 
+    def foresee(self, rows: Rows, call: UnetCall) -> UnetCall | None:
+        """A call of a shape to come, of zeros and without luggage -> as ``unet_inputs`` will leave it.
+
+        None while something of the extension's own is made beside the stream for it: asked again at the
+        next frame edge. Frames of the running shape go on meanwhile, so nothing may be changed by this.
+        """
+        return self.unet_inputs(rows, call)
+
+    @property
+    def foreseeable(self) -> bool:
+        """Whether ``foresee`` can tell; where it cannot, no shape waits for its graphs."""
+        return True
+
     def after_x0(self, rows: Rows, x0: Tensor) -> Tensor:
         """x0 ``[R, 4, h, w]``, every row's clean estimate, before it is noised for the next step."""
         return x0

@@ -214,7 +214,7 @@ def test_when_the_better_form_fails_the_first_one_goes_on(checkpoint, caplog) ->
     rig.engine.unload()
 
 
-def test_a_new_shape_is_captured_beside_the_stream_and_no_frame_waits_for_it(checkpoint) -> None:
+def test_a_shape_taken_up_unforeseen_is_captured_beside_the_stream_and_no_frame_waits(checkpoint) -> None:
     """More steps in a running stream: the frames until the capture is done run operation by operation."""
     values = {"prompt.1.text": "fox", "scheduler": "lcm", "steps": 2}
     changes = {2: {"steps": 3}, 4: {"width": 128}}
@@ -235,6 +235,8 @@ def test_a_new_shape_is_captured_beside_the_stream_and_no_frame_waits_for_it(che
 
     acceleration = Compiled(rig.model, capture=capture)
     acceleration._beside = BesideTheStream(torch.device("cpu"))
+    acceleration.foresee_denoise = lambda call: True  # as where waiting has taken too long
+    acceleration.foresee_pictures = lambda *size: True
     put_in(rig, acceleration)
     for k in range(7):
         rig.set(**changes.get(k, {}))
@@ -246,7 +248,8 @@ def test_a_new_shape_is_captured_beside_the_stream_and_no_frame_waits_for_it(che
             assert set(captured_in[before:]) <= {"accelerate"}  # the stream itself captured nothing more
             hold.set()
             assert acceleration.settled(30)
-    assert not any(type(graph).__name__ == "Uncaptured" for graph in acceleration._graphs.values())
+    present = [graph for key, graph in acceleration._graphs.items() if acceleration._is_wanted(key)]
+    assert len(present) >= 6 and not any(type(graph).__name__ == "Uncaptured" for graph in present)
     acceleration.close()
     rig.engine.unload()
     plain.engine.unload()

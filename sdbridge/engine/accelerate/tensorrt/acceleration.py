@@ -135,6 +135,17 @@ class TensorRT:
             if part.order.takes(*size):
                 setattr(self, f"_{name}", part)
 
+    @property
+    def foresees(self) -> bool:
+        return bool(self._without.foresees)
+
+    def foresee_denoise(self, call: UnetCall) -> bool:
+        """What runs without an engine is what has to be ready."""
+        return bool(self._without.foresee_denoise(call))
+
+    def foresee_pictures(self, frames: int, height: int, width: int) -> bool:
+        return bool(self._without.foresee_pictures(frames, height, width))
+
     def _want(self, name: str, order: Order, module: Any) -> _Part:
         """Have the engine obtained beside the stream; frames run without it until it is there."""
         part = self._parts[name] = _Part(order)
