@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdbridge.engine.image.control_kinds import refuse_relatives
 from sdbridge.engine.image.control_networks import AdapterNetwork, ControlNetwork, Network
 from sdbridge.engine.image.seams import ModelParts
 from sdbridge.engine.image.weight_file import WeightFile, find_weights, read_weight_file
@@ -39,6 +40,7 @@ def load_network(
     opened = read_weight_file(place, allow_pickle=allow_pickle)
     config = _config_beside(place)
     keys = opened.tensors.keys()
+    refuse_relatives(place, keys)
     if any("controlnet_cond_embedding." in key for key in keys):
         network: Network = _controlnet(opened, config, opened.tensors, model)
     elif any("input_hint_block." in key for key in keys):

@@ -68,6 +68,7 @@ _OTHER_KINDS = {
     "single_transformer_blocks": "Flux",
     "transformer.": "a transformer model (Flux, SD 3, ...)",
     "joint_blocks": "SD 3",
+    "lllite_": "a ControlNet-LLLite",
     "image_proj.": "an IP-Adapter",
     "control_model.": "a ControlNet",
     "controlnet_cond_embedding": "a ControlNet",

@@ -121,6 +121,25 @@ def unet(layout: Layout) -> Iterator[Key]:
     yield from conv("out.2", 4, first)
 
 
+HINT = (16, 16, 32, 32, 96, 96, 256)
+
+
+def controlnet(layout: Layout) -> Iterator[Key]:
+    """``control_model.`` of cldm.py: the UNet's first half, with a convolution of zeros behind each block."""
+    widths = [layout.width]
+    for name, shape in unet(layout):
+        block = name.split(".")[0]
+        if block in ("time_embed", "input_blocks", "middle_block"):
+            yield name, shape
+        if name.endswith(("0.out_layers.3.bias", "0.op.bias")) and block == "input_blocks":
+            widths.append(shape[0])
+    for number, width in enumerate(widths):
+        yield from conv(f"zero_convs.{number}.0", width, width, 1)
+    yield from conv("middle_block_out.0", widths[-1], widths[-1], 1)
+    for place, (given, out) in enumerate(zip((3, *HINT), (*HINT, layout.width), strict=True)):
+        yield from conv(f"input_hint_block.{2 * place}", out, given)
+
+
 def vae_resnet(stem: str, given: int, out: int) -> Iterator[Key]:
     yield from norm(f"{stem}.norm1", given)
     yield from conv(f"{stem}.conv1", out, given)

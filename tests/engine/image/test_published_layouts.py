@@ -11,8 +11,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from sdbridge.engine.image.control_files import load_network
 from sdbridge.engine.image.device import choose_placement
 from sdbridge.engine.image.load import LoadedModel, load_model
+from sdbridge.engine.image.lora_names import TensorNames
+from sdbridge.engine.image.weights import store_of
 from sdbridge.errors import SdbridgeError
 from sdbridge.models.small import write_small_tokenizer
 from tests.engine.image import ldm_keys
@@ -318,3 +321,104 @@ def test_relatives_that_cannot_run_are_named(tmp_path, files, parts) -> None:
         with pytest.raises(SdbridgeError) as caught:
             load(tmp_path, tensors, parts[family])
         assert caught.value.code == "SDB-MODEL-FAMILY" and word in str(caught.value), str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def models(
+    files: Mapping[str, dict[str, torch.Tensor]], parts: Mapping[str, Path], tmp_path_factory: Any
+) -> Mapping[str, LoadedModel]:
+    """The three models, for tests that write nothing into them."""
+    root = tmp_path_factory.mktemp("models")
+    made = {}
+    for family in FAMILIES:
+        (root / family).mkdir()
+        made[family] = load(root / family, files[family], parts[family])
+    return made
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_layer_has_its_name_in_the_original_spelling_of_lora_files(models, files, family: str) -> None:
+    """kohya's SDXL files name LDM's layers; each must be the very tensor of the checkpoint."""
+    model = models[family]
+    store = store_of(model)
+    names = TensorNames(store, model.unet.config)
+    spelled = 0
+    for key, tensor in files[family].items():
+        if not key.startswith("model.diffusion_model.") or not key.endswith(".weight"):
+            continue
+        stem = key.removeprefix("model.diffusion_model.").removesuffix(".weight")
+        found = names.find(f"lora_unet_{stem.replace('.', '_')}")
+        assert found is not None and torch.equal(store.tensor(f"{found}.weight"), tensor), stem
+        assert names.find(f"diffusion_model.{stem}") == found
+        spelled += 1
+    assert spelled == sum(1 for name, _ in model.unet.named_parameters() if name.endswith(".weight"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_layers_have_their_names_in_lora_files(models, files, family: str) -> None:
+    model = models[family]
+    store = store_of(model)
+    names = TensorNames(store, model.unet.config)
+    for index, _encoder in enumerate(model.text_encoders):
+        prefixes = ("lora_te_", "lora_te1_")[: 1 if family == "sdxl" else 2]
+        kohya = (("lora_te1_",) if not index else ("lora_te2_",)) if family == "sdxl" else prefixes
+        dotted = "text_encoder_2." if index else "text_encoder."
+        for layer in range(LAYERS[family][index]):
+            for part in ("self_attn.q_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2"):
+                stem = f"text_model.encoder.layers.{layer}.{part}"
+                wanted = names.find(f"{dotted}{stem}")
+                assert wanted is not None and wanted.startswith(f"text_encoder_{index + 1}."), stem
+                assert wanted.endswith(f"encoder.layers.{layer}.{part}")
+                assert {names.find(f"{p}{stem.replace('.', '_')}") for p in kohya} == {wanted}
+
+
+@pytest.mark.parametrize("kind", ["as published", "without prefix", "with its whole checkpoint"])
+def test_a_controlnet_of_the_original_code(tmp_path, models, files, kind: str) -> None:
+    draw = torch.Generator().manual_seed(4)
+    keys = dict(ldm_keys.controlnet(ldm_keys.SD15))
+    assert len(keys) == 340  # as control_v11p_sd15_canny has
+    tensors = {name: torch.randn(shape, generator=draw) * 0.02 for name, shape in keys.items()}
+    prefix = "" if kind == "without prefix" else "control_model."
+    saved = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+    if kind == "with its whole checkpoint":
+        saved |= files["sd15"]
+    path = tmp_path / "control.safetensors"
+    save_file(saved, path)
+    network = load_network(path, models["sd15"])
+    found = dict(network.run.network.named_parameters()) | {
+        f"hint.{name}": p for name, p in network._embed.named_parameters()
+    }
+    for theirs, ours in {
+        "input_blocks.11.0.out_layers.3.weight": "down_blocks.3.resnets.1.conv2.weight",
+        "input_blocks.8.1.proj_in.weight": "down_blocks.2.attentions.1.proj_in.weight",
+        "zero_convs.7.0.weight": "controlnet_down_blocks.7.weight",
+        "middle_block_out.0.bias": "controlnet_mid_block.bias",
+        "input_hint_block.0.weight": "hint.conv_in.weight",
+        "input_hint_block.6.weight": "hint.blocks.2.weight",
+        "input_hint_block.14.weight": "hint.conv_out.weight",
+    }.items():
+        assert torch.equal(found[ours], tensors[theirs]), theirs
+    total = sum(float(p.double().sum()) for p in found.values())
+    assert total == pytest.approx(sum(float(t.double().sum()) for t in tensors.values()), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("key", "word"),
+    [
+        ("lllite_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.conditioning1.0.weight", "LLLite"),
+        ("lora_controlnet", "Control-LoRA"),
+        ("task_embedding", "Union"),
+        ("difference", "difference"),
+        ("body.0.block1.weight", "first layout"),
+        ("lora_unet_mid_block_attentions_0_proj_in.lora_down.weight", "/sdbridge/lora"),
+        ("ip_adapter.1.to_k_ip.weight", "/sdbridge/style_model"),
+        ("down_blocks.0.motion_modules.0.temporal_transformer.norm.weight", "SparseCtrl"),
+    ],
+)
+def test_what_is_near_to_a_controlnet_is_named(tmp_path, models, key: str, word: str) -> None:
+    path = tmp_path / "near.safetensors"
+    save_file({key: torch.zeros(2), "input_hint_block.0.weight": torch.zeros(2)}, path)
+    with pytest.raises(SdbridgeError) as caught:
+        load_network(path, models["sd15"])
+    assert caught.value.code == "SDB-CONTROLNET-KIND" and word in str(caught.value)
+    assert "near.safetensors" in str(caught.value)
