@@ -265,8 +265,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str | int, ...], 
     except (OSError, UnicodeDecodeError) as error:
         raise SdbridgeError("SDB-CONFIG-INVALID", f"{path} cannot be read as UTF-8 text: {error}") from None
     try:
-        tree = yaml.safe_load(text)
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        tree, node = _parse(text)
     except yaml.YAMLError as error:
         raise SdbridgeError("SDB-CONFIG-INVALID", f"{path} is no valid YAML: {error}") from None
     if tree is None:
@@ -278,6 +277,16 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str | int, ...], 
     lines: dict[tuple[str | int, ...], int] = {}
     _collect_lines(node, (), lines)
     return tree, lines
+
+
+def _parse(text: str) -> tuple[Any, yaml.Node | None]:
+    """The content and the nodes it was made of, in one go, by libyaml if it is there."""
+    loader = yaml.CSafeLoader(text) if yaml.__with_libyaml__ else yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        return (None if node is None else loader.construct_document(node)), node
+    finally:
+        loader.dispose()
 
 
 def _collect_lines(

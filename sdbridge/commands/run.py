@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
 import platform
 import signal
 import sys
-import webbrowser
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from importlib import metadata
 from pathlib import Path
 from types import FrameType
 
@@ -54,8 +53,11 @@ def run_bridge(
             bridge.note_error(str(mistakes), safe_mode=True)
         with _signals_stop(bridge):
             bridge.start()
+            gc.enable()  # asleep since __main__
             _say_where_everything_is(config, bridge, logging_.file)
             if browser:
+                import webbrowser
+
                 webbrowser.open(f"http://127.0.0.1:{bridge.port}/")
             status = bridge.run(frames=frames)
     if summary is not None:
@@ -137,6 +139,8 @@ def _say_where_everything_is(config: Config, bridge: Bridge, log_file: Path | No
 
 def _torch_version() -> str:
     """Read from the package's metadata: the bridge never imports torch."""
+    from importlib import metadata  # which takes a while to import, and the page is up by now
+
     try:
         return metadata.version("torch")
     except metadata.PackageNotFoundError:

@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
@@ -188,7 +189,7 @@ class _Site:
         self._live = live
         self._query = query
         self._files = _read_page()
-        self._document = openapi.document(endpoints)
+        self._endpoints = endpoints
         self._calls: dict[str, dict[str, Endpoint]] = {}
         for endpoint in endpoints:
             self._calls.setdefault(endpoint.path, {})[endpoint.method] = endpoint
@@ -210,6 +211,11 @@ class _Site:
             if scope["method"] == "HEAD":
                 answer.body = b""
             await answer(scope, receive, send)
+
+    @cached_property
+    def _document(self) -> dict[str, Any]:
+        """Made when it is first asked for: it would keep the page waiting."""
+        return openapi.document(self._endpoints)
 
     def _mounted(self, path: str) -> ASGIApp | None:
         """The app of the longest mount that holds ``path``; asked anew each time, senders come and go."""

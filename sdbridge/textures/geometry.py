@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
-from av import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
 
 from sdbridge.frame import check_pixels
+
+if TYPE_CHECKING:
+    from av.video.reformatter import VideoReformatter
 
 FitMode = Literal["fill", "fit", "stretch", "native"]
 
@@ -83,6 +84,9 @@ def resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
     """
     if pixels.shape[1] == width and pixels.shape[0] == height:
         return pixels
+    from av import VideoFrame  # here and below: 60 ms that nobody waits for who has nothing to scale
+    from av.video.reformatter import Interpolation
+
     thin = min(pixels.shape[1] // (2 * width), pixels.shape[0] // (2 * height))
     if thin >= 2:
         words = _as_words(pixels)[thin // 2 :: thin, thin // 2 :: thin]
@@ -102,6 +106,8 @@ def resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
 
 def swap_red_and_blue(pixels: np.ndarray) -> np.ndarray:
     """BGRA as RGBA or the other way round: a new array, in a twelfth of the time that numpy takes."""
+    from av import VideoFrame
+
     frame = VideoFrame.from_numpy_buffer(_with_dense_rows(pixels), "bgra")
     return np.asarray(scaler().reformat(frame, format="rgba", threads=1).to_ndarray())
 
@@ -118,6 +124,8 @@ def scaler() -> VideoReformatter:
     """This thread's own scaler and converter of formats; a new one for each frame would cost too much."""
     kept: VideoReformatter | None = getattr(_scalers, "kept", None)
     if kept is None:
+        from av.video.reformatter import VideoReformatter
+
         kept = _scalers.kept = VideoReformatter()
     return kept
 

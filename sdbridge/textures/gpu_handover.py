@@ -17,7 +17,6 @@ from sdbridge.clock import Clock
 from sdbridge.config import OutputConfig
 from sdbridge.errors import SdbridgeError
 from sdbridge.frame import Frame
-from sdbridge.textures import spout
 from sdbridge.textures.stub import Sender
 
 log = logging.getLogger(__name__)
@@ -100,6 +99,8 @@ class HandoverSender(Sender):
         self._inner.open()
         self._is_open = True
         self._become(Holder.BRIDGE)
+        from sdbridge.textures import spout  # only where there is such an output
+
         spout.claim_name(self.name)  # ours, whichever of our processes sends: never to be received
 
     def send(self, frame: Frame, about: Mapping[str, str]) -> None:
@@ -114,6 +115,8 @@ class HandoverSender(Sender):
         self._inner.close()
         self._is_open = False
         self._become(Holder.BRIDGE)
+        from sdbridge.textures import spout
+
         spout.disclaim_name(self.name)
 
     @property

@@ -6,7 +6,6 @@ import sys
 from functools import cache
 
 from sdbridge.clock import Clock
-from sdbridge.textures import syphon
 
 
 def rest(clock: Clock, seconds: float, platform: str = sys.platform) -> None:
@@ -16,6 +15,8 @@ def rest(clock: Clock, seconds: float, platform: str = sys.platform) -> None:
     or found.
     """
     if platform == "darwin" and _has_syphon():
+        from sdbridge.textures import syphon
+
         syphon.pump(seconds)
     else:
         clock.sleep(seconds)
@@ -23,4 +24,6 @@ def rest(clock: Clock, seconds: float, platform: str = sys.platform) -> None:
 
 @cache
 def _has_syphon() -> bool:
+    from sdbridge.textures import syphon
+
     return syphon.Receiver.available()[0]

@@ -9,7 +9,6 @@ import numpy as np
 from sdbridge.config import TextureConfig
 from sdbridge.errors import SdbridgeError
 from sdbridge.textures.geometry import fit_frame
-from sdbridge.textures.image_file import Receiver
 from sdbridge.textures.threads import Note
 
 _COVER = TextureConfig(fit="fill")
@@ -41,6 +40,8 @@ class FallbackImage:
         return self._fitted
 
     def _read(self, path: str) -> None:
+        from sdbridge.textures.image_file import Receiver  # brings a library that no other start waits for
+
         with Receiver(path, {}) as reader:
             pixels = reader.receive(1.0)
             why = reader.describe()
