@@ -7,6 +7,8 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,13 +16,30 @@ import torch
 log = logging.getLogger(__name__)
 
 
+_LOOK_S = 0.02  # how often jobs that are not ready are asked
+
+
+@dataclass(order=True)
+class _Job:
+    """``place``: those that are waited for first, otherwise in the order they came."""
+
+    place: tuple[int, int]
+    work: Callable[[], Any] = field(compare=False)
+    put_in: Callable[[Any], None] = field(compare=False)
+    failed: Callable[[Exception], None] = field(compare=False)
+    ready: Callable[[], bool] = field(compare=False)
+
+
 class BesideTheStream:
-    """Runs jobs one after another on a CUDA stream of its own; ``put_in`` gets each result, in its thread."""
+    """Runs jobs one after another on a CUDA stream of its own; ``put_in`` gets each result, in its thread.
+
+    A job that is not ``ready`` yet lets others go before it.
+    """
 
     def __init__(self, device: torch.device, name: str = "accelerate") -> None:
         self._device = device
-        # those that are waited for first, otherwise in the order they came
-        self._jobs: queue.PriorityQueue[tuple[int, int, tuple[Any, Any, Any] | None]] = queue.PriorityQueue()
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._waiting: list[_Job] = []  # taken from the queue; the thread's own
         self._count = itertools.count()
         self._open = 0  # jobs submitted and not done
         self._changed = threading.Condition()
@@ -34,11 +53,12 @@ class BesideTheStream:
         put_in: Callable[[Any], None],
         failed: Callable[[Exception], None],
         first: bool = False,
+        ready: Callable[[], bool] = lambda: True,
     ) -> None:
         """``first``: somebody waits for it, so it goes before what only makes things better."""
         with self._changed:
             self._open += 1
-        self._jobs.put((0 if first else 1, next(self._count), (job, put_in, failed)))
+        self._jobs.put(_Job((0 if first else 1, next(self._count)), job, put_in, failed, ready))
 
     def wait(self, timeout_s: float) -> bool:
         """Until every job is done; False when that takes longer."""
@@ -56,21 +76,45 @@ class BesideTheStream:
     def close(self) -> None:
         """Drop what has not begun; what has is waited for, since it holds the model's tensors."""
         self._closing = True
-        self._jobs.put((2, next(self._count), None))
+        self._jobs.put(None)
         self._thread.join(60.0)
 
     def _work(self) -> None:
         stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
-        while (given := self._jobs.get()[2]) is not None:
-            job, put_in, failed = given
+        while (given := self._next()) is not None:
             try:
                 if not self._closing:
                     with torch.cuda.stream(stream):  # None: nothing changes
-                        put_in(job())
+                        given.put_in(given.work())
             except Exception as error:  # edge: what fails here leaves the stream as it was
                 log.exception("getting faster beside the stream failed")
-                failed(error)
+                given.failed(error)
             finally:
                 with self._changed:
                     self._open -= 1
                     self._changed.notify_all()
+
+    def _next(self) -> _Job | None:
+        """The first job that can begin, waited for; None once closed."""
+        waiting = self._waiting
+        while True:
+            try:
+                while (came := self._jobs.get_nowait()) is not None:
+                    waiting.append(came)
+            except queue.Empty:
+                pass
+            else:
+                break  # closed
+            ready = min((job for job in waiting if job.ready()), default=None)
+            if ready is not None:
+                waiting.remove(ready)
+                return ready
+            with suppress(queue.Empty):
+                came = self._jobs.get(timeout=_LOOK_S if waiting else None)
+                if came is None:
+                    break
+                waiting.append(came)
+        with self._changed:  # nobody runs what is left
+            self._open = 0
+            self._changed.notify_all()
+        return None

@@ -26,7 +26,9 @@ from sdbridge.engine.accelerate.eager import Eager
 from sdbridge.engine.accelerate.flat_calls import at_times, flat, time_inputs, unflat
 from sdbridge.engine.accelerate.packed_controlnet import PackedControlNet, Residuals
 from sdbridge.engine.accelerate.packed_unet import PackedUnet, obstacle
+from sdbridge.engine.accelerate.precompile import KernelCompiler
 from sdbridge.engine.accelerate.replay import (
+    Begin,
     Captured,
     CudaGraph,
     Key,
@@ -39,6 +41,7 @@ from sdbridge.engine.accelerate.unet_ops import PlainOps, UnetOps
 from sdbridge.engine.image.control_networks import ControlCall
 from sdbridge.engine.image.load import LoadedModel
 from sdbridge.engine.image.seams import UnetCall
+from sdbridge.engine.interface import Progress
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +62,6 @@ class Compiled:
         self._eager = Eager(model)
         self._capture = capture
         self._said: set[str] = set()
-        self._identity_found: dict[str, str] = {}
         self._graphs: OrderedDict[Key, Captured] = OrderedDict()
         self._putting_in = threading.Lock()  # what is in ``_graphs``, against graphs that arrive for it
         self._denoise: Key | None = None
@@ -79,6 +81,7 @@ class Compiled:
         self._make_fast: Callable[[], UnetOps] | None = None  # each graph has buffers of its own
         self._beside: BesideTheStream | None = None
         self._compiling: BesideTheStream | None = None  # who waits for a compiler holds up no capture
+        self._compiler: KernelCompiler | None = None
         able, why = kernels.available()
         if able and not (model.unet.dtype == torch.float16 or model.unet.dtype == torch.bfloat16):
             able, why = False, f"the model is in {model.unet.dtype}"
@@ -91,6 +94,8 @@ class Compiled:
             precompile.use_own_cache()
             self._make_fast = lambda: FusedOps(model.device)
             self._tiny = self._tiny_vae()
+            if model.device.type == "cuda":
+                self._compiler = precompile.kernel_compiler(model.device)
         else:
             self._say(f"our own kernels rest: {why or 'the UNet is not packed'}")
 
@@ -193,7 +198,7 @@ class Compiled:
             def faster(*given: Tensor) -> Tensor:
                 return packed.run(unflat(rehearse(), names, given[:-1]), fast, given[-1])
 
-            spec = None if call.bank is not None else precompile.unet_spec(self._model.unet, call)
+            spec = precompile.unet_spec(self._model.unet, call)
         if faster is not None and call.bank is not None:
             self._graphs[key] = Uncaptured(plainly)
             self._improve(key, faster, both, spec)
@@ -235,7 +240,9 @@ class Compiled:
             key: Key = (kind, *size)
             if key not in self._graphs:
                 faster = None if self._tiny is None else self._tiny[kind]
-                self._provide(key, plain[kind], (given[kind],), beside, faster, spec)
+                self._provide(
+                    key, plain[kind], (given[kind],), beside, faster, spec and {**spec, "way": kind}
+                )
             self._drop_oldest(kind, _KEPT_SIZES)
 
     # --- graphs, now and beside the stream ---
@@ -326,7 +333,7 @@ class Compiled:
         return key[1:] in (self._size, self._size_ahead)
 
     def _is_compiled(self, spec: precompile.Spec) -> bool:
-        return self._model.device.type == "cuda" and precompile.is_compiled(spec, self._identity())
+        return self._compiler is not None and self._compiler.known(spec)
 
     def _put_in(self, key: Key, graph: Captured) -> None:
         with self._putting_in:
@@ -361,32 +368,34 @@ class Compiled:
         def make() -> CudaGraph:
             try:
                 return self._capture(run, given)
-            except RuntimeError as error:  # another thread's work forbade it just then, or a cache is damaged
-                if not on_cuda:
+            except RuntimeError as error:  # another thread's work forbade it just then
+                if self._model.device.type != "cuda" or isinstance(error, torch.OutOfMemoryError):
                     raise
                 log.info("captured once more: %s", first_line(error))
-                precompile.forget_compiled()
                 time.sleep(0.5)
+            try:
                 return self._capture(run, given)
+            except RuntimeError:
+                if compiler is not None:
+                    compiler.forget()  # should it be what was compiled: the next start trusts none of it
+                raise
 
-        def capture(compiled: object = None) -> None:
-            beside.submit(make, lambda graph: self._put_in(key, graph), failed)
+        def put_in(graph: CudaGraph) -> None:
+            self._put_in(key, graph)
 
-        on_cuda = self._model.device.type == "cuda"
-        if spec is None or self._compiling is None or self._is_compiled(spec):
-            capture()
+        compiler, asking = self._compiler, self._compiling
+        if spec is None or compiler is None or asking is None:
+            beside.submit(make, put_in, failed)
             return
-        waits, identity = self._compiling, self._identity()
-        waits.submit(
-            lambda: precompile.compile_in_child(spec, identity, cancelled=waits.is_closing), capture, failed
+        given_spec, asked = spec, compiler
+        precompile.submit_compiled(
+            asking, beside, lambda: asked.begin(given_spec, run, given), make, put_in, failed
         )
 
-    def _identity(self) -> dict[str, str]:
-        if not self._identity_found:  # reads files, so once
-            from sdbridge.engine.accelerate.kernels.tuning import identity_of
-
-            self._identity_found = identity_of(self._model.device)
-        return self._identity_found
+    def report_progress(self, tell: Callable[[Progress | None], None]) -> None:
+        """Who hears how many kernels are compiled, and None when there are no more."""
+        if self._compiler is not None:
+            self._compiler.report_progress(tell)
 
     def _drop_oldest(self, kind: str, kept: int) -> None:
         keys = [key for key in self._graphs if key[0] == kind]
@@ -442,7 +451,8 @@ class Compiled:
         """
         if not isinstance(run, ControlCall):
             own = getattr(run, "faster", None) if kernels.available()[0] else None
-            return Replayed(run, name, self._capture, self._beside, own)
+            begin = self._begin({"kind": type(run).__name__})
+            return Replayed(run, name, self._capture, self._beside, own, begin)
         why = packed_controlnet.obstacle(run.network)
         if why:
             self._say(f"{name} runs unpacked: it has {why}")
@@ -455,7 +465,16 @@ class Compiled:
         def faster(*tensors: Tensor) -> Residuals:
             return packed.run(run.unet_call(*tensors), tensors[3], fast)
 
-        return Replayed(plainly, name, self._capture, self._beside, None if fast is None else faster)
+        begin = self._begin({"kind": "controlnet", "config": precompile.plain(run.network.config)})
+        fastest = None if fast is None else faster
+        return Replayed(plainly, name, self._capture, self._beside, fastest, begin)
+
+    def _begin(self, about: precompile.Spec) -> Begin | None:
+        """How calls of this kind have their kernels compiled, where a process of its own does it."""
+        compiler = self._compiler
+        if compiler is None:
+            return None
+        return lambda run, tensors: compiler.begin(precompile.call_spec(about, tensors), run, tensors)
 
     def weights_changed(self) -> None:
         """Replays read the tensors where they are; the time projections are made again for the next frame."""
@@ -470,6 +489,8 @@ class Compiled:
         for lane in (self._compiling, self._beside):
             if lane is not None:
                 lane.close()
+        if self._compiler is not None:
+            self._compiler.close()
         self._graphs.clear()
         self._denoise = None
         self._times_of = ()

@@ -1,21 +1,23 @@
-"""Compiling a model's kernels in a process of its own, so that no frame of this one waits for a compiler.
+"""Having a call's kernels compiled by a process of its own, so that no frame waits for a compiler.
 
 Triton compiles in the interpreter's one lock; in the streaming process that made single frames late by a
-third of a second. The child builds networks of the same shape without weights, runs each call once, and
-ends; what it compiled lies in Triton's cache on disk, from where this process loads it in milliseconds.
-A note beside the cache says what has been compiled; it is bound to card, driver, versions and sources.
+third of a second. So a call is gone through once with no kernel compiled (``kernels/recording.py``), what
+it wants is compiled elsewhere, several kernels at once (``compiler_link.py``), and only then is it captured.
+A note beside Triton's cache says what has been compiled for which call and what the files' hashes are; it
+is bound to card, driver, versions and sources. Where the note holds, nothing is gone through or asked.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Mapping
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,31 +25,71 @@ import torch
 from torch import Tensor
 
 from sdbridge import paths
+from sdbridge.engine.accelerate.beside import BesideTheStream
+from sdbridge.engine.accelerate.compiler_link import Answer, CompilerLink
+from sdbridge.engine.accelerate.compiler_process import seal_of
+from sdbridge.engine.accelerate.kernels.recording import Kernel, recording
+from sdbridge.engine.accelerate.kernels.tuning import identity_of
 from sdbridge.engine.image.seams import UnetCall
+from sdbridge.engine.interface import Progress
 
 log = logging.getLogger(__name__)
 
-TIMEOUT_S = 240.0
+_FORMAT = 2
+_LEAST_FREE = 200 << 20  # bytes; a model's kernels take about 20 MB
 Spec = Mapping[str, Any]
+Tell = Callable[[Progress | None], None]
 
 
 def use_own_cache() -> Path:
-    """Triton's cache goes where ours is, unless somebody has chosen a place; before Triton is first used."""
-    os.environ.setdefault("TRITON_CACHE_DIR", str(paths.cache_dir() / "kernels"))
-    return Path(os.environ["TRITON_CACHE_DIR"])
+    """Triton's cache goes where ours is, unless somebody has chosen a place; before Triton is first used.
+
+    Where nothing can be written there, a folder that lives until the machine restarts takes its place.
+    """
+    chosen = os.environ.get("TRITON_CACHE_DIR")
+    if chosen:
+        return Path(chosen)
+    own = paths.cache_dir() / "kernels"
+    why = _unfit(own)
+    if why:
+        spare = (
+            Path(tempfile.gettempdir()) / f"sdbridge-kernels-{os.getuid() if hasattr(os, 'getuid') else 0}"
+        )
+        log.warning("kernels cannot be kept in %s (%s); %s is used, until a restart", own, why, spare)
+        own = spare
+    os.environ["TRITON_CACHE_DIR"] = str(own)
+    os.environ.setdefault("TRITON_STORE_BINARY_ONLY", "1")  # what nobody reads makes every start slower
+    return own
+
+
+def _unfit(folder: Path) -> str:
+    """Why nothing can be kept in ``folder``, or ''."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return str(error)
+    return "" if free > _LEAST_FREE else f"{free >> 20} MB are free"
+
+
+# --- what a call is called ---
 
 
 def unet_spec(unet: Any, call: UnetCall) -> dict[str, Any]:
-    """The UNet's shape and the call's, as plain values."""
+    """What decides which kernels this call of the UNet takes, as plain values."""
     optional = {"timestep_cond": call.timestep_cond, "mid_residual": call.mid_residual}
+    bank = call.bank
     return {
         "kind": "unet",
-        "config": _plain(unet.config),
+        "config": plain(unet.config),
         "dtype": str(unet.dtype).removeprefix("torch."),
         "sample": list(call.sample.shape),
         "text": list(call.encoder_hidden_states.shape),
         "added": {name: list(value.shape) for name, value in sorted(call.added_cond.items())},
         "down": None if call.down_residuals is None else [list(each.shape) for each in call.down_residuals],
+        "bank": None if bank is None else bank.frames,
         **{name: None if value is None else list(value.shape) for name, value in optional.items()},
     }
 
@@ -56,169 +98,245 @@ def pictures_spec(vae: Any, dtype: torch.dtype, frames: int, height: int, width:
     """The tiny VAE's shape and its pictures'."""
     return {
         "kind": "pictures",
-        "config": _plain(vae.config),
+        "config": plain(vae.config),
         "dtype": str(dtype).removeprefix("torch."),
         "size": [frames, height, width],
     }
 
 
-def is_compiled(spec: Spec, identity: Mapping[str, str]) -> bool:
-    """Whether ``spec`` is known to be compiled already."""
-    return _note_of(spec, identity).exists()
+def call_spec(about: Spec, tensors: Sequence[Tensor]) -> dict[str, Any]:
+    """Any call on tensors: what it is, and what it is given."""
+    given = [[list(tensor.shape), list(tensor.stride()), str(tensor.dtype)] for tensor in tensors]
+    return {**about, "tensors": given}
 
 
-def compile_in_child(
-    spec: Spec,
-    identity: Mapping[str, str],
-    timeout_s: float = TIMEOUT_S,
-    cancelled: Callable[[], bool] = lambda: False,
-) -> bool:
-    """Have ``spec`` compiled unless it is known to be; False where the child failed (one line is logged).
-
-    Blocks until then, or until ``cancelled``; call it beside the stream.
-    """
-    note = _note_of(spec, identity)
-    if note.exists():
-        return True
-    command = [sys.executable, "-m", "sdbridge.engine.accelerate.precompile"]
-    try:
-        done = _run(command, json.dumps(spec), timeout_s, cancelled)
-    except (OSError, subprocess.SubprocessError) as error:
-        log.warning("kernels are compiled in the streaming process: %s", error)
-        return False
-    if done is None:
-        return False
-    if done.returncode:
-        line = (done.stderr.strip().splitlines() or ["no output"])[-1][:200]
-        log.warning("kernels are compiled in the streaming process: the compiling one ended with %s", line)
-        return False
-    try:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps(dict(identity)), encoding="utf-8")
-    except OSError as error:
-        log.warning("what was compiled cannot be noted in %s (%s)", note.parent, error)
-    return True
-
-
-def _run(
-    command: list[str], given: str, timeout_s: float, cancelled: Callable[[], bool]
-) -> subprocess.CompletedProcess[str] | None:
-    """The ended process, or None where it was cancelled. Raises what subprocess raises."""
-    pipe = subprocess.PIPE
-    until = time.monotonic() + timeout_s
-    with subprocess.Popen(command, stdin=pipe, stdout=subprocess.DEVNULL, stderr=pipe, text=True) as child:
-        try:
-            rest: str | None = given
-            while not cancelled():
-                try:
-                    _, told = child.communicate(rest, timeout=0.2)
-                    return subprocess.CompletedProcess(command, child.returncode, "", told)
-                except subprocess.TimeoutExpired:
-                    rest = None  # it was sent with the first look
-                if time.monotonic() > until:
-                    raise subprocess.TimeoutExpired(command, timeout_s)
-            return None
-        finally:
-            if child.poll() is None:
-                child.kill()
-
-
-def forget_compiled() -> None:
-    """Drop the notes, so that everything is compiled again: for a cache that turned out to be damaged."""
-    for note in use_own_cache().glob("compiled-*"):
-        note.unlink(missing_ok=True)
-
-
-def compile_here(spec: Spec, device: torch.device) -> None:
-    """Build a network of this shape on ``device`` and run its call once."""
-    dtype = getattr(torch, str(spec["dtype"]))
-    with torch.inference_mode():
-        if spec["kind"] == "unet":
-            _run_unet(spec, device, dtype)
-        else:
-            _run_pictures(spec, device, dtype)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-
-def _run_unet(spec: Spec, device: torch.device, dtype: torch.dtype) -> None:
-    from diffusers import UNet2DConditionModel
-
-    from sdbridge.engine.accelerate.kernels.unet import FusedOps
-    from sdbridge.engine.accelerate.packed_unet import PackedUnet
-    from sdbridge.engine.accelerate.unet_ops import PlainOps
-
-    unet = _empty(UNet2DConditionModel, spec["config"], device, dtype)
-
-    def tensor(shape: Any) -> Tensor | None:
-        return None if shape is None else torch.zeros(shape, device=device, dtype=dtype)
-
-    sample, text = tensor(spec["sample"]), tensor(spec["text"])
-    assert sample is not None and text is not None
-    call = UnetCall(
-        sample=sample,
-        timesteps=torch.zeros(spec["sample"][0], device=device, dtype=torch.int64),
-        encoder_hidden_states=text,
-        added_cond={
-            name: torch.zeros(shape, device=device, dtype=dtype) for name, shape in spec["added"].items()
-        },
-        down_residuals=None
-        if spec["down"] is None
-        else tuple(torch.zeros(shape, device=device, dtype=dtype) for shape in spec["down"]),
-        mid_residual=tensor(spec["mid_residual"]),
-        timestep_cond=tensor(spec["timestep_cond"]),
-    )
-    PackedUnet(unet, PlainOps()).run(call, FusedOps(device))
-
-
-def _run_pictures(spec: Spec, device: torch.device, dtype: torch.dtype) -> None:
-    from diffusers import AutoencoderTiny
-
-    from sdbridge.engine.accelerate.kernels import tiny_vae
-
-    vae = _empty(AutoencoderTiny, spec["config"], device, dtype)
-    frames, height, width = spec["size"]
-    encoder, decoder = tiny_vae.TinyEncoder(vae), tiny_vae.TinyDecoder(vae)
-    latent = encoder(torch.zeros(frames, height, width, 4, device=device, dtype=torch.uint8)).float()
-    encoder(torch.zeros(frames, 3, height, width, device=device))
-    decoder(latent)
-    decoder(latent, rgba=True)
-
-
-def _empty(kind: Any, config: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> Any:
-    """A network of this config with whatever lay in the memory, which no initialisation took time for."""
-    with torch.device("meta"):
-        network = kind.from_config(dict(config))
-    network = network.to(dtype).to_empty(device=device).eval().requires_grad_(False)
-    for parameter in network.parameters():
-        parameter.zero_()
-    return network
-
-
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+def plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A network's configuration without what only tells where it came from."""
     kept = {name: value for name, value in config.items() if not name.startswith("_")}
-    plain: dict[str, Any] = json.loads(json.dumps(kept, default=str))
-    return plain
+    found: dict[str, Any] = json.loads(json.dumps(kept, default=str))
+    return found
 
 
-def _note_of(spec: Spec, identity: Mapping[str, str]) -> Path:
-    return use_own_cache() / f"compiled-{_name(spec, identity)}"
+# --- compiling ---
 
 
-def _name(spec: Spec, identity: Mapping[str, str]) -> str:
-    told = json.dumps([dict(spec), dict(identity)], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:24]
+class Compilation:
+    """The kernels of one call on their way. Made by ``KernelCompiler.begin``."""
+
+    def __init__(self, link: CompilerLink | None = None) -> None:
+        self._link = link
+        self._open = False  # while kernels are not answered
+        self._fault = ""
+
+    def is_done(self) -> bool:
+        """Whether the call can be captured without compiling here, or never will."""
+        if self._open and self._link is not None:
+            self._link.look()
+        return not self._open
+
+    def check(self) -> None:
+        """Raises RuntimeError where one of the kernels cannot be compiled."""
+        if self._fault:
+            raise RuntimeError(self._fault)
 
 
-def main() -> int:
-    """The child: a spec on standard input."""
-    use_own_cache()
-    if hasattr(os, "nice"):
-        os.nice(5)  # the frames go first
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    compile_here(json.load(sys.stdin), device)
-    return 0
+class KernelCompiler:
+    """Has kernels compiled and remembers for which calls that is done. One for each acceleration."""
+
+    def __init__(self, identity: Mapping[str, str], link: CompilerLink, cache: Path) -> None:
+        self._identity = dict(identity)
+        self._link = link
+        self._cache = cache
+        self._lock = threading.Lock()
+        self._answers: dict[Kernel, Answer] = {}
+        self._waiting: dict[Kernel, list[Callable[[Answer], None]]] = {}
+        self._functions: set[Any] = set()  # Triton's, whose compiled forms this process may hold
+        self._done = self._total = 0  # kernels, since the last time nothing was under way
+        self._seconds = 0.0
+        self._tell: Tell = lambda progress: None
+        self._sound: set[str] = set()  # notes whose files are as they were compiled
+        self._seals: dict[str, str] = {}
+        for note in sorted(cache.glob(f"compiled-{self._owner()}-*")):
+            self._look_at(note)
+        if not self._sound:
+            link.start()  # nothing was compiled for this card yet: there will be questions
+
+    def report_progress(self, tell: Tell) -> None:
+        """Who hears how many kernels are compiled, and None when there are no more."""
+        self._tell = tell
+
+    def known(self, spec: Spec) -> bool:
+        """Whether all kernels of this call lie on the disk as they were compiled."""
+        return self._note(spec).name in self._sound
+
+    def begin(self, spec: Spec, run: Callable[..., Any], tensors: Sequence[Tensor]) -> Compilation:
+        """Ask for what ``run(*tensors)`` would compile, found by going through it; done at once if known.
+
+        Takes as long as a pass of the call: beside the stream, please.
+        """
+        compilation = Compilation(self._link)
+        if self._link.trouble or self.known(spec):
+            return compilation
+        try:
+            with torch.inference_mode(), recording() as found:
+                run(*tensors)
+        except (ImportError, AttributeError) as error:  # a Triton that cannot be asked
+            log.info("kernels are compiled in the streaming process: %s", error)
+            return compilation
+        entries: dict[str, str] = {}
+        answers: list[Answer] = []
+        compilation._open = bool(found)
+        self._functions.update(found.values())
+
+        def hear(answer: Answer) -> None:
+            with self._lock:
+                answers.append(answer)
+                if answer.entry:
+                    entries[answer.entry] = answer.seal
+                compilation._fault = compilation._fault or answer.fault
+                if len(answers) < len(found):
+                    return
+            if all(each.entry for each in answers):
+                self._write_note(spec, entries)
+            compilation._open = False
+
+        for kernel in found:
+            self._ask(kernel, hear)
+        return compilation
+
+    def forget(self) -> None:
+        """Drop all that was compiled, on the disk and in this process: it turned out to be damaged."""
+        for note in self._cache.glob("compiled-*"):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                entries = list(json.loads(note.read_text(encoding="utf-8"))["entries"])
+                self._remove(note, entries)
+            with contextlib.suppress(OSError):
+                note.unlink()
+        with self._lock:
+            self._answers.clear()
+            self._sound.clear()
+        for function in self._functions:
+            function.device_caches.clear()
+
+    def close(self) -> None:
+        self._tell = lambda progress: None
+        self._link.close()
+
+    # --- asking ---
+
+    def _ask(self, kernel: Kernel, hear: Callable[[Answer], None]) -> None:
+        with self._lock:
+            answer = self._answers.get(kernel)
+            if answer is None:
+                waiting = self._waiting.setdefault(kernel, [])
+                waiting.append(hear)
+                if len(waiting) > 1:
+                    return
+                self._total += 1
+        if answer is not None:
+            hear(answer)
+            return
+        self._link.ask(kernel, lambda said: self._heard(kernel, said))
+
+    def _heard(self, kernel: Kernel, answer: Answer) -> None:
+        with self._lock:
+            if answer.entry:
+                self._answers[kernel] = answer
+            self._done += 1
+            self._seconds += answer.seconds
+            hearing = self._waiting.pop(kernel, [])
+            done, total = self._done, self._total
+            left_s = (total - done) * self._seconds / done / self._link.workers
+            if done == total:
+                self._done = self._total = 0
+                self._seconds = 0.0
+        for hear in hearing:
+            hear(answer)
+        self._tell(Progress("compile", done, total, f"{done} of {total} kernels", left_s))
+        if done == total:
+            self._tell(None)
+
+    # --- notes ---
+
+    def _owner(self) -> str:
+        return hashlib.sha256(json.dumps(self._identity, sort_keys=True).encode()).hexdigest()[:8]
+
+    def _note(self, spec: Spec) -> Path:
+        told = json.dumps(dict(spec), sort_keys=True)
+        return self._cache / f"compiled-{self._owner()}-{hashlib.sha256(told.encode()).hexdigest()[:24]}"
+
+    def _look_at(self, note: Path) -> None:
+        """Believe a note only if every file it speaks of is what was compiled."""
+        try:
+            said = json.loads(note.read_text(encoding="utf-8"))
+            entries = dict(said["entries"])
+            if said["format"] != _FORMAT or said["identity"] != self._identity:
+                raise ValueError("it is of another make")
+            for name in entries.keys() - self._seals.keys():
+                self._seals[name] = seal_of(self._cache / name)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            log.warning("what was compiled is compiled anew: %s cannot be used (%s)", note, error)
+            with contextlib.suppress(OSError):
+                note.unlink()
+            return
+        wrong = [name for name, seal in entries.items() if self._seals[name] != seal]
+        if wrong:
+            log.warning("%d compiled kernels are damaged; they are compiled anew", len(wrong))
+            self._remove(note, wrong)
+        else:
+            self._sound.add(note.name)
+
+    def _write_note(self, spec: Spec, entries: Mapping[str, str]) -> None:
+        note = self._note(spec)
+        said = {"format": _FORMAT, "identity": self._identity, "entries": dict(entries)}
+        part = note.with_name(f".{note.name}.{os.getpid()}.part")
+        try:
+            note.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text(json.dumps(said), encoding="utf-8")
+            os.replace(part, note)
+            self._sound.add(note.name)
+        except OSError as error:
+            log.warning("what was compiled cannot be noted in %s (%s)", note.parent, error)
+
+    def _remove(self, note: Path, entries: Sequence[str]) -> None:
+        with contextlib.suppress(OSError):
+            note.unlink()
+        for name in entries:
+            if name and Path(name).name == name:
+                shutil.rmtree(self._cache / name, ignore_errors=True)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def kernel_compiler(device: torch.device, choices: str = "") -> KernelCompiler:
+    """The compiler for a card. ``choices`` tells measured choices of kernels apart."""
+    cache = use_own_cache()
+    major, minor = torch.cuda.get_device_capability(device)
+    identity = {**identity_of(device), "form": _form(), "choices": choices}
+    return KernelCompiler(identity, CompilerLink(("cuda", major * 10 + minor, 32)), cache)
+
+
+def _form() -> str:
+    """A hash of what decides which kernels a call takes, besides the kernels' own source."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def submit_compiled(
+    asking: BesideTheStream,
+    beside: BesideTheStream,
+    begin: Callable[[], Compilation],
+    job: Callable[[], Any],
+    put_in: Callable[[Any], None],
+    failed: Callable[[Exception], None],
+) -> None:
+    """``job`` on ``beside`` once the kernels are there that ``begin`` asks for, on ``asking``."""
+
+    def checked(compilation: Compilation) -> Any:
+        compilation.check()
+        return job()
+
+    def then(compilation: Compilation) -> None:
+        beside.submit(lambda: checked(compilation), put_in, failed, ready=compilation.is_done)
+
+    asking.submit(begin, then, failed)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sdbridge.engine.accelerate.beside import BesideTheStream
+from sdbridge.engine.accelerate.precompile import Compilation, submit_compiled
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +22,8 @@ WARM_CALLS = 20
 KEPT_SHAPES = 4
 
 TensorCall = Callable[..., Any]
+#: Has the kernels compiled that a call on these tensors takes.
+Begin = Callable[[TensorCall, tuple[Tensor, ...]], Compilation]
 Key = tuple[object, ...]
 
 
@@ -83,10 +86,12 @@ class Replayed:
         capture: Callable[[TensorCall, tuple[Tensor, ...]], Captured] | None = None,
         beside: BesideTheStream | None = None,
         faster: TensorCall | None = None,
+        compiling: Begin | None = None,
     ) -> None:
-        """``faster`` gives what ``run`` gives and may need compiling: beside the stream it is captured."""
+        """``faster`` gives what ``run`` gives, and ``compiling`` sees to its kernels; captured beside."""
         self._run = run
         self._faster = faster if beside is not None else None
+        self._compiling = compiling
         self._name = name
         self._capture = capture or CudaGraph
         self._beside = beside
@@ -172,7 +177,17 @@ class Replayed:
             self._faster = None
             beside.submit(job, put_in, failed)
 
-        beside.submit(job, put_in, failed)
+        faster, compiling = self._faster, self._compiling
+        if faster is None or compiling is None:
+            beside.submit(job, put_in, failed)
+            return
+
+        def begin() -> Compilation:
+            if copied is not None:
+                copied.synchronize()
+            return compiling(faster, given)
+
+        submit_compiled(beside, beside, begin, job, put_in, failed)
 
     def _fail(self, error: Exception) -> None:
         self._failed = True

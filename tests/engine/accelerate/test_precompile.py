@@ -1,114 +1,324 @@
-"""Kernels are compiled by a process of its own: what it is told, that it runs, and what is noted."""
+"""Kernels are compiled by a process of its own: what is asked and noted, and what a damaged file does."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderTiny
 
 from sdbridge.engine.accelerate import precompile
+from sdbridge.engine.accelerate.beside import BesideTheStream
+from sdbridge.engine.accelerate.compiler_link import Answer
+from sdbridge.engine.accelerate.compiler_process import seal_of
+from sdbridge.engine.accelerate.kernels.recording import Kernel
+from sdbridge.engine.accelerate.precompile import KernelCompiler
+from sdbridge.engine.interface import Progress
 from tests.engine.accelerate.test_packed_unet import KINDS, build, make_call
 
 IDENTITY = {"card": "a card", "torch": "2"}
+SPEC = {"kind": "unet", "sample": [1, 4, 8, 8]}
+
+
+class FakeLink:
+    """Answers from the test's thread: at once, or when told to."""
+
+    def __init__(self, cache: Path) -> None:
+        self.workers, self.trouble, self.started, self.closed = 2, "", 0, False
+        self.asked: list[Kernel] = []
+        self.held: list | None = None
+        self.fault = ""
+        self._cache = cache
+
+    def start(self) -> None:
+        self.started += 1
+
+    def look(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True
+
+    def ask(self, kernel, hear) -> None:
+        self.asked.append(kernel)
+        if self.held is not None:
+            self.held.append((kernel, hear))
+        else:
+            self.answer(kernel, hear)
+
+    def answer(self, kernel, hear) -> None:
+        if self.fault:
+            hear(Answer(fault=self.fault))
+            return
+        folder = self._cache / f"ENTRY{kernel.name}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "k.cubin").write_text(f"machine code of {kernel.name}")
+        hear(Answer(folder.name, seal_of(folder), 2.0))
+
+
+class Function:
+    """What Triton keeps of a kernel in this process."""
+
+    def __init__(self) -> None:
+        self.device_caches = {0: "compiled"}
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "kernels"))
+def wanted(monkeypatch) -> list[str]:
+    """The kernels that a call would compile, as the recording finds them."""
+    names = ["norm", "gemm"]
+
+    @contextlib.contextmanager
+    def recording():
+        found: dict = {}
+        yield found
+        found.update({Kernel("m", name, "{}"): Function() for name in names})
+
+    monkeypatch.setattr(precompile, "recording", recording)
+    return names
+
+
+@pytest.fixture
+def cache(tmp_path) -> Path:
     return tmp_path / "kernels"
 
 
+def made(cache: Path, identity=IDENTITY) -> tuple[KernelCompiler, FakeLink]:
+    link = FakeLink(cache)
+    return KernelCompiler(identity, link, cache), link
+
+
+def run(*tensors) -> None:
+    """The call; what it would compile is ``wanted``."""
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_a_call_looks_like_survives_the_way_to_the_child(kind: str) -> None:
+def test_a_calls_name_is_plain_values_and_tells_shapes_apart(kind: str) -> None:
     unet = build(kind)
     spec = json.loads(json.dumps(precompile.unet_spec(unet, make_call(kind, unet))))
     assert spec["sample"] == [2, 4, 16, 16] and spec["text"] == [2, 7, 24] and spec["dtype"] == "float64"
     assert set(spec["added"]) == ({"text_embeds", "time_ids"} if kind == "sdxl" else set())
     assert (spec["timestep_cond"] is not None) == (kind == "guided")
-    again = precompile._empty(type(unet), spec["config"], torch.device("cpu"), torch.float32)
-    assert {n: p.shape for n, p in again.named_parameters()} == {
-        n: p.shape for n, p in unet.named_parameters()
-    }
+    assert spec != json.loads(json.dumps(precompile.unet_spec(unet, make_call(kind, unet, batch=3))))
 
 
-def test_a_child_is_asked_once_and_again_when_something_changed(cache, monkeypatch) -> None:
-    asked = []
+def test_what_is_compiled_is_asked_for_once_and_again_when_something_changed(cache, wanted) -> None:
+    compiler, link = made(cache)
+    assert not compiler.known(SPEC)
+    assert compiler.begin(SPEC, run, ()).is_done() and len(link.asked) == 2
+    assert compiler.known(SPEC) and compiler.begin(SPEC, run, ()).is_done() and len(link.asked) == 2
 
-    def run(command, given, timeout_s, cancelled):
-        asked.append(json.loads(given))
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr(precompile, "_run", run)
-    spec = {"kind": "unet", "sample": [1, 4, 8, 8]}
-    assert precompile.compile_in_child(spec, IDENTITY)
-    assert precompile.compile_in_child(spec, IDENTITY)
-    assert len(asked) == 1
-    assert precompile.compile_in_child(spec, {**IDENTITY, "torch": "3"})
-    assert precompile.compile_in_child({**spec, "sample": [2, 4, 8, 8]}, IDENTITY)
-    assert len(asked) == 3
-    precompile.forget_compiled()
-    assert precompile.compile_in_child(spec, IDENTITY)
-    assert len(asked) == 4
+    again, link = made(cache)  # the next start
+    assert again.begin(SPEC, run, ()).is_done() and not link.asked and not link.started
+    other, link = made(cache, {**IDENTITY, "torch": "3"})
+    assert not other.known(SPEC) and link.started  # it will be asked
+    other.begin(SPEC, run, ())
+    assert len(link.asked) == 2
+    assert not again.known({**SPEC, "sample": [2, 4, 8, 8]})
 
 
-@pytest.mark.parametrize("fault", ["ends with 1", "cannot start", "takes too long"])
-def test_a_child_that_fails_is_one_line_and_not_noted(cache, monkeypatch, caplog, fault: str) -> None:
-    def run(command, given, timeout_s, cancelled):
-        if fault == "ends with 1":
-            return subprocess.CompletedProcess(command, 1, "", "Traceback\nRuntimeError: out of memory")
-        if fault == "cannot start":
-            raise OSError("no such program")
-        raise subprocess.TimeoutExpired(command, 1.0)
-
-    monkeypatch.setattr(precompile, "_run", run)
-    assert not precompile.compile_in_child({"kind": "unet"}, IDENTITY)
-    assert len(caplog.records) == 1 and "streaming process" in caplog.text
-    assert not list(cache.glob("compiled-*"))
-
-
-def test_a_full_disk_costs_the_note_only(cache, monkeypatch, caplog) -> None:
-    ended = subprocess.CompletedProcess([], 0, "", "")
-    monkeypatch.setattr(precompile, "_run", lambda *given: ended)
-    cache.parent.joinpath("kernels").write_text("a file where the folder should be")
-    assert precompile.compile_in_child({"kind": "unet"}, IDENTITY)
-    assert "cannot be noted" in caplog.text
+@pytest.mark.parametrize("harm", ["changed", "emptied", "gone", "note"])
+def test_a_damaged_file_is_compiled_anew(cache, wanted, caplog, harm: str) -> None:
+    compiler, _ = made(cache)
+    compiler.begin(SPEC, run, ())
+    entry = cache / "ENTRYgemm"
+    if harm == "gone":
+        (entry / "k.cubin").unlink()
+    elif harm == "note":
+        (note,) = cache.glob("compiled-*")
+        note.write_text('{"format": 2, "entr')
+    else:
+        (entry / "k.cubin").write_text("" if harm == "emptied" else "something else")
+    again, link = made(cache)
+    assert not again.known(SPEC) and link.started
+    assert (entry.exists() and harm == "note") or not entry.exists()  # never loaded by anybody
+    assert len([r for r in caplog.records if "compiled anew" in r.message]) == 1
+    assert again.begin(SPEC, run, ()).is_done() and len(link.asked) == 2 and again.known(SPEC)
 
 
-def test_a_child_gets_its_spec_and_is_ended_when_nobody_waits_for_it() -> None:
-    echo = [sys.executable, "-c", "import sys; sys.stderr.write(sys.stdin.read()); sys.exit(3)"]
-    done = precompile._run(echo, "a spec", 60.0, lambda: False)
-    assert (done.returncode, done.stderr) == (3, "a spec")
-    sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
-    looks = iter([False, True])
-    assert precompile._run(sleeper, "", 60.0, lambda: next(looks)) is None
-    with pytest.raises(subprocess.TimeoutExpired):
-        precompile._run(sleeper, "", 0.1, lambda: False)
+def test_a_kernel_wanted_twice_is_compiled_once_and_progress_counts_it_once(cache, wanted) -> None:
+    compiler, link = made(cache)
+    link.held = []
+    told: list[Progress | None] = []
+    compiler.report_progress(told.append)
+    first = compiler.begin(SPEC, run, ())
+    wanted.append("conv")
+    second = compiler.begin({**SPEC, "sample": [2, 4, 8, 8]}, run, ())
+    assert [kernel.name for kernel in link.asked] == ["norm", "gemm", "conv"]
+    held = link.held
+    for kernel, hear in held[:2]:
+        assert not first.is_done()
+        link.answer(kernel, hear)
+    assert first.is_done() and not second.is_done()
+    link.answer(*held[2])
+    assert second.is_done()
+    events = [event for event in told if event is not None]
+    assert [(event.done, event.total) for event in events] == [(1, 3), (2, 3), (3, 3)]
+    assert events[0].left_s == pytest.approx(2.0)  # two more of 2 s, two at once
+    assert told[-1] is None and all(event.stage == "compile" for event in events)
 
 
-@pytest.mark.gpu
-@pytest.mark.timeout(600)
-def test_the_child_builds_and_runs_what_it_is_told(tmp_path) -> None:
-    pytest.importorskip("triton", reason="Triton is not installed")
-    unet = build("sd21").half()
-    call = make_call("sd21", unet, batch=1, size=8)
-    vae = AutoencoderTiny(
-        encoder_block_out_channels=(32,) * 4, decoder_block_out_channels=(32,) * 4, latent_channels=4
+def test_a_kernel_that_does_not_compile_leaves_no_note_and_the_first_form_goes_on(cache, wanted) -> None:
+    compiler, link = made(cache)
+    link.fault = "OSError: No space left on device"
+    compilation = compiler.begin(SPEC, run, ())
+    assert compilation.is_done() and not list(cache.glob("compiled-*"))
+    with pytest.raises(RuntimeError, match="No space left"):
+        compilation.check()
+    beside, failures, captured = BesideTheStream(torch.device("cpu")), [], []
+
+    def begin():
+        return compiler.begin(SPEC, run, ())
+
+    precompile.submit_compiled(
+        beside, beside, begin, lambda: captured.append(1), captured.append, failures.append
     )
-    specs = [precompile.unet_spec(unet, call), precompile.pictures_spec(vae, torch.float16, 1, 16, 16)]
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
-    for spec in specs:
-        done = subprocess.run(
-            [sys.executable, "-m", "sdbridge.engine.accelerate.precompile"],
-            input=json.dumps(spec),
-            text=True,
-            capture_output=True,
-            env=environment,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-800:]
-    assert list(tmp_path.rglob("*.cubin"))
+    assert beside.wait(30)
+    beside.close()
+    assert not captured and "No space left" in str(failures[0])
+
+
+def test_where_nobody_compiles_the_stream_does_it_itself(cache, wanted, monkeypatch, caplog) -> None:
+    compiler, link = made(cache)
+    link.trouble = "it does not start"
+    compilation = compiler.begin(SPEC, run, ())
+    assert compilation.is_done() and not link.asked
+    compilation.check()
+
+    compiler, link = made(cache)
+
+    @contextlib.contextmanager
+    def recording():
+        raise AttributeError("module 'triton' has no attribute 'knobs'")
+        yield
+
+    caplog.set_level("INFO")
+    monkeypatch.setattr(precompile, "recording", recording)
+    assert compiler.begin(SPEC, run, ()).is_done() and "streaming process" in caplog.text
+
+
+def test_a_full_disk_costs_the_note_only(cache, wanted, caplog, monkeypatch) -> None:
+    compiler, _ = made(cache)
+
+    def full(*paths) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(precompile.os, "replace", full)
+    assert compiler.begin(SPEC, run, ()).is_done()
+    assert "cannot be noted" in caplog.text and not compiler.known(SPEC)
+
+
+def test_what_failed_to_load_is_forgotten_on_the_disk_and_in_this_process(cache, wanted) -> None:
+    compiler, link = made(cache)
+    compiler.begin(SPEC, run, ())
+    functions = list(compiler._functions)
+    compiler.forget()
+    assert not list(cache.iterdir()) and all(not function.device_caches for function in functions)
+    compiler.begin(SPEC, run, ())
+    assert len(link.asked) == 4
+    compiler.close()
+    assert link.closed
+
+
+def test_the_cache_goes_where_it_can_be_written(tmp_path, monkeypatch, caplog) -> None:
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    monkeypatch.setenv("SDBRIDGE_HOME", str(tmp_path))
+    assert precompile.use_own_cache() == tmp_path / "cache" / "kernels" and not caplog.records
+    assert os.environ["TRITON_CACHE_DIR"] == str(tmp_path / "cache" / "kernels")
+    monkeypatch.delenv("TRITON_CACHE_DIR")
+    (tmp_path / "file").write_text("where the folder should be")
+    monkeypatch.setenv("SDBRIDGE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(precompile.tempfile, "gettempdir", lambda: str(tmp_path / "spare"))
+    assert precompile.use_own_cache().parent == tmp_path / "spare"
+    assert len(caplog.records) == 1 and "until a restart" in caplog.text
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "chosen"))
+    assert precompile.use_own_cache() == tmp_path / "chosen"
+
+
+def test_a_job_that_is_not_ready_lets_others_go_first() -> None:
+    beside, order, ready = BesideTheStream(torch.device("cpu")), [], threading.Event()
+
+    def job(name: str):
+        return lambda: order.append(name)
+
+    def ignore(what) -> None:
+        pass
+
+    beside.submit(job("compiled"), ignore, ignore, ready=ready.is_set)
+    beside.submit(job("plain"), lambda made: ready.set(), ignore)
+    beside.submit(job("waited for"), ignore, ignore, first=True)
+    assert beside.wait(30) and sorted(order) == ["compiled", "plain", "waited for"]
+    assert order.index("plain") < order.index("compiled")
+    beside.submit(job("never"), ignore, ignore, ready=lambda: False)
+    assert not beside.wait(0.05)
+    beside.close()
+    assert beside.wait(1) and "never" not in order
+
+
+#: Run in a process of its own: Triton with a card that is not there, and real compiling for it.
+_WHOLE_WAY = """
+import json, sys, torch, triton
+from pathlib import Path
+from sdbridge.engine.accelerate import compiler_process, precompile
+from sdbridge.engine.accelerate.compiler_link import CompilerLink
+from sdbridge.engine.accelerate.kernels import norm
+from triton.runtime.driver import driver
+
+cache, target = Path(sys.argv[1]), ["cuda", 90, 32]
+driver.set_active(compiler_process._Card(*target))
+rows, weight = torch.randn(64, 96).half(), torch.ones(96).half()
+calls = lambda: norm.layer_norm(rows, weight, weight, 1e-5)
+
+def start():
+    link = CompilerLink(target, workers=2)
+    return precompile.KernelCompiler({"card": "none"}, link, cache), link
+
+compiler, link = start()
+compilation = compiler.begin({"kind": "norm"}, calls, ())
+while not compilation.is_done():
+    import time; time.sleep(0.05)
+compilation.check()
+found = {"fault": link.trouble, "known": compiler.known({"kind": "norm"})}
+compiler.close()
+entry = next(cache.rglob("*.cubin"))
+before = entry.read_bytes()
+hits = []
+triton.knobs.compilation.listener = lambda **said: hits.append(said["cache_hit"])
+for kernel, function in zip(compiler._answers, compiler._functions):
+    function.preload(kernel.form)
+    function.device_caches.clear()  # or it would be launched
+found["hits"] = hits
+entry.write_bytes(before[:100])
+again, link = start()
+found["damaged"] = again.known({"kind": "norm"})
+compilation = again.begin({"kind": "norm"}, calls, ())
+while not compilation.is_done():
+    time.sleep(0.05)
+found["again"] = again.known({"kind": "norm"}), entry.read_bytes() == before
+again.close()
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.timeout(300)
+def test_the_whole_way_with_triton_for_a_card_that_is_not_here(tmp_path) -> None:
+    """Recorded without a GPU, compiled by a real process, found again by Triton under the same name."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path / "k"), "TRITON_INTERPRET": "0"}
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    done = subprocess.run(
+        [sys.executable, "-c", _WHOLE_WAY, str(tmp_path / "k")],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found == {"fault": "", "known": True, "hits": [True], "damaged": False, "again": [True, True]}

@@ -20,6 +20,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from sdbridge.engine.accelerate.kernels import interpreted
 from sdbridge.engine.accelerate.kernels.choice import Config
+from sdbridge.engine.accelerate.kernels.recording import is_recording
 
 #: What an entry layer reads.
 RGBA, IMAGE, LATENT = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -208,16 +209,34 @@ def chained() -> bool:
     return not interpreted() and torch.cuda.get_device_capability()[0] >= 9
 
 
-@cache
 def hopper(channels: int) -> frozenset[str]:
     """The kinds of layer that the Hopper kernels do: on its machine code, with Gluon in this Triton."""
+    known = _proven.get(channels)
+    if known is None:
+        if is_recording():  # nothing is proven by kernels that are not launched
+            return _rehearsed(channels)
+        known = _proven[channels] = _ask_proof("proven", channels)
+    return known
+
+
+_proven: dict[int, frozenset[str]] = {}
+
+
+@cache
+def _rehearsed(channels: int) -> frozenset[str]:
+    """All kinds; the kernels of their proof are noted down. What does not stand it is left out later."""
+    return _ask_proof("rehearsed", channels)
+
+
+def _ask_proof(question: str, channels: int) -> frozenset[str]:
     if interpreted() or torch.cuda.get_device_capability()[0] != 9:
         return frozenset()
     try:
         from sdbridge.engine.accelerate.kernels import conv_proof
     except (ImportError, AttributeError):
         return frozenset()
-    return conv_proof.proven(channels)
+    found: frozenset[str] = getattr(conv_proof, question)(channels)
+    return found
 
 
 def _launch() -> dict[str, bool]:

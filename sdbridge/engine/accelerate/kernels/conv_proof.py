@@ -27,7 +27,7 @@ def proven(channels: int) -> frozenset[str]:
     The kernels start their factors at any row of a swizzled tile, which Triton's compiler does not promise.
     """
     fine = set()
-    for kind, prove in (("same", _same), ("up", _up), ("halve", _halve), ("last", _last)):
+    for kind, prove in _PROOFS:
         try:
             error = prove(channels)
         except TimeoutError as why:
@@ -48,6 +48,18 @@ def _draw(channels: int, taps: int) -> tuple[Tensor, Tensor, Tensor]:
     source = torch.randn(1, 9, 68, channels, device="cuda", generator=draw).half()
     weight = torch.randn(taps, channels, channels, device="cuda", generator=draw).half()
     return source, weight, torch.randn(channels, device="cuda", generator=draw)
+
+
+def rehearsed(channels: int) -> frozenset[str]:
+    """All kinds whose proof can be gone through, while kernels are only noted down."""
+    fine = set()
+    for kind, prove in _PROOFS:
+        try:
+            prove(channels)
+        except (RuntimeError, ValueError, TypeError, AttributeError):  # said when it is proven in earnest
+            continue
+        fine.add(kind)
+    return frozenset(fine)
 
 
 def _same(channels: int) -> float:
@@ -128,3 +140,6 @@ def _convolved(planes: Tensor, packed: Tensor, bias: Tensor | None = None) -> Te
 
 def _relative(out: Tensor, want: Tensor) -> float:
     return float((out.permute(0, 3, 1, 2) - want).norm() / want.norm())
+
+
+_PROOFS = (("same", _same), ("up", _up), ("halve", _halve), ("last", _last))
