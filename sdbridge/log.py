@@ -30,6 +30,8 @@ _TO_FILE_ONLY = (
     "httpx",
     "uvicorn",
     "zeroconf",
+    "aioice",
+    "aiortc",
     "py",
 )
 

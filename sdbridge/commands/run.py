@@ -117,12 +117,13 @@ def _say_at_once(line: str) -> None:
 def _say_where_everything_is(config: Config, bridge: Bridge, log_file: Path | None) -> None:
     """The first lines a person sees: each names the thing to type elsewhere."""
     status = bridge.status()
+    model = bridge.store.get("model") or config.engine.model or status.model or config.engine.kind
     host = "this machine and the network" if config.lan else "this machine only"
     size = "×".join(str(bridge.store.get(side)) for side in ("width", "height"))
     lines = [
         f"sdbridge {__version__} · Python {platform.python_version()} · torch {_torch_version()} · "
         f"{platform.system()} {platform.machine()}",
-        f"Model   {status.model or config.engine.model or config.engine.kind} · {size}",
+        f"Model   {model if config.engine.kind == 'image' else config.engine.kind} · {size}",
     ]
     lines += [f"Input   {texture.role}: {texture.line}" for texture in status.inputs]
     lines += [f"Output  {texture.role}: {texture.line}" for texture in status.outputs]

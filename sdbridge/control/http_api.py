@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -129,7 +129,8 @@ class _Core:
         outcome = await asyncio.to_thread(
             write, self._view, wanted.values, wanted.fade_s, source, wanted.easing
         )
-        return json_answer(outcome_json(outcome), 422 if _all_refused(wanted.values, outcome) else 200)
+        answer = {**outcome_json(outcome), "adjusted": list(adjusted(self._view, wanted.values))}
+        return json_answer(answer, 422 if _all_refused(wanted.values, outcome) else 200)
 
     async def input_png(self, request: Request) -> Response:
         role = _role(request, INPUT_ROLES)
@@ -156,6 +157,18 @@ def write(
     if fade_s <= 0:
         return view.store.set_many(values, source)
     return view.show.fade(values, fade_s, easing, source)
+
+
+def adjusted(view: BridgeView, values: Mapping[str, object]) -> Iterator[dict[str, str]]:
+    """Those of ``values`` that were taken, but not as they were sent: out of range or between two steps."""
+    for name, sent in values.items():
+        try:
+            row = view.store.table.find(name)
+            remark = row.adjusted(sent, row.coerce(sent))
+        except SdbridgeError:
+            continue  # refused, and told so
+        if remark is not None:
+            yield {"name": name, "code": remark.code, "message": str(remark)}
 
 
 def outcome_json(outcome: Outcome) -> dict[str, object]:

@@ -104,6 +104,7 @@ def _schemas() -> dict[str, Any]:
         "properties": {
             "revision": {"type": "integer"},
             "rejected": {"type": "array", "items": {"type": "object", "properties": rejection}},
+            "adjusted": {"type": "array", "items": {"type": "object", "properties": rejection}},
         },
     }
     schemas["Parameters"] = {

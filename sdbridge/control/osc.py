@@ -140,6 +140,7 @@ class OscServer:
                 self._judge_waiting()
                 self._input.take_due()
                 self._input.apply()
+                self._input.log.flush()
                 self.subscriptions.flush()
             except Exception:  # edge: control; a fault in a subscriber must not end OSC
                 log.exception("OSC goes on after a fault")
@@ -150,6 +151,8 @@ class OscServer:
         waits = [
             w for w in (self._input.schedule.next_in_s(), self.subscriptions.next_in_s()) if w is not None
         ]
+        if self._input.log.held_back:
+            waits.append(1.0)
         return min(waits) if waits else None
 
     def _read_udp(self) -> None:

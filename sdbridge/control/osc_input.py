@@ -168,7 +168,11 @@ class OscInput:
         if row.kind == "trigger" and not value:
             raise Released
         self._pairs.append((row.name, value))
-        return _adjusted(row, raw, value) if not normalized else ""
+        remark = None if normalized else row.adjusted(raw, value)
+        if remark is None:
+            return ""
+        self.log.remark(row.address, f"{sender[0]}:{sender[1]}", str(remark))
+        return remark.what
 
     def _set_by_name(self, address: str, args: tuple[Argument, ...], sender: Address) -> str:
         row = self._table.find("/sdbridge/" + address[len(NORMALIZED) :])
@@ -242,11 +246,3 @@ def _one_value(row: Parameter, args: tuple[Argument, ...]) -> object:
         raise SdbridgeError("SDB-PARAM-TYPE", f"{row.address} takes text")
     words = [a if isinstance(a, str) else format(a, "g") for a in args]
     return (" " if any(isinstance(a, str) for a in args) else ",").join(words)
-
-
-def _adjusted(row: Parameter, raw: object, value: Value) -> str:
-    """What the log says when a number was brought into its range."""
-    if row.kind in ("int", "float") and isinstance(raw, int | float) and raw != value:
-        if row.kind == "float" or abs(float(raw) - float(value)) >= 1:
-            return f"set to {value:g}, the range is {row.range_text()}"
-    return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ KEPT = 200
 _LONGEST = 120  # characters kept of an address or a text
 _MOST_ARGS = 16
 _LINES_A_SECOND = 5
+_REMARK_AGAIN_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ class OscLog:
         self._second = 0
         self._lines = 0
         self._held_back = 0
+        self._remarked: dict[str, float] = {}  # one entry an address of the table
 
     def add(
         self, address: str, args: tuple[Argument, ...], sender: str, verdict: Verdict, reason: str = ""
@@ -65,7 +68,7 @@ class OscLog:
             address = address[:_LONGEST] + "..."
         self._entries.append(OscLogEntry(now, address, _short(args), sender, verdict, reason))
         if verdict in ("unknown", "invalid"):
-            self._say(int(now), address, sender, reason)
+            self._say(address, sender, reason)
 
     def entries(self) -> Sequence[OscLogEntry]:
         """The newest messages, oldest first."""
@@ -75,12 +78,29 @@ class OscLog:
             except RuntimeError:  # one came in while copying
                 continue
 
-    def _say(self, second: int, address: str, sender: str, reason: str) -> None:
-        """One line a refusal in the log, but a flood of them must not fill the disk."""
+    @property
+    def held_back(self) -> int:
+        """Refusals whose lines were not written yet, for there were too many in their second."""
+        return self._held_back
+
+    def flush(self) -> None:
+        """Say how many refusals of a second that is over got no line of their own."""
+        second = int(time.time())
         if second != self._second:
             if self._held_back:
-                log.warning("OSC: %d more messages were refused", self._held_back)
+                log.warning("OSC: %d more messages were refused; the page shows them", self._held_back)
             self._second, self._lines, self._held_back = second, 0, 0
+
+    def remark(self, address: str, sender: str, text: str) -> None:
+        """A line about a value that was taken otherwise than sent; a fader sends it with every touch."""
+        now = time.monotonic()
+        if now - self._remarked.get(address, -math.inf) >= _REMARK_AGAIN_S:
+            self._remarked[address] = now
+            log.warning("OSC from %s: %s", sender, text)
+
+    def _say(self, address: str, sender: str, reason: str) -> None:
+        """One line a refusal in the log, but a flood of them must not fill the disk."""
+        self.flush()
         if self._lines >= _LINES_A_SECOND:
             self._held_back += 1
             return

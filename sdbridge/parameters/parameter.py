@@ -150,6 +150,22 @@ class Parameter:
             whole = max(self.multiple_of, round(whole / self.multiple_of) * self.multiple_of)
         return whole
 
+    def adjusted(self, sent: object, value: Value) -> SdbridgeError | None:
+        """What is to be said where a number came out of range or between two steps; else nothing.
+
+        An error that nobody raises: the value was taken, only not as it was sent.
+        """
+        numbers = (
+            self.kind in ("int", "float") and isinstance(sent, int | float) and isinstance(value, int | float)
+        )
+        if not numbers or sent == value or (self.kind == "int" and abs(float(sent) - float(value)) < 1):
+            return None
+        return SdbridgeError(
+            "SDB-PARAM-RANGE",
+            f"{self.address} was sent {sent:g} and is set to {value:g}, the range is {self.range_text()}",
+            output="The output goes on.",
+        )
+
     def range_text(self) -> str:
         """The range as a person reads it: ``0 to 1``, ``on or off``, ``none | full``."""
         if self.kind == "enum":

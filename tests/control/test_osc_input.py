@@ -120,10 +120,28 @@ def test_looking_for_the_nearest_name_is_rationed(rig: Rig, monkeypatch: pytest.
     assert len(asked) <= 40  # at most ten in each second that the loop may have taken
 
 
-def test_out_of_range_is_clamped_and_said(rig: Rig) -> None:
-    entry = rig.say("/sdbridge/guidance_scale", 99.0)
+def test_out_of_range_is_clamped_and_said(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(50):  # a fader of another range
+        entry = rig.say("/sdbridge/guidance_scale", 99.0)
     assert (entry.verdict, rig.store.get("guidance_scale")) == ("ok", 12.0)
-    assert "set to 12, the range is 0 to 12" in entry.reason
+    assert "was sent 99 and is set to 12, the range is 0 to 12" in entry.reason
+    (line,) = caplog.messages
+    assert "SDB-PARAM-RANGE" in line and "See `sdbridge osc`" in line
+    rig.say("/sdbridge/steps", 2.4)
+    assert len(caplog.messages) == 1, "what is only rounded is no fault"
+
+
+def test_a_flood_of_refusals_is_counted_where_it_is_not_told_one_by_one(
+    rig: Rig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdbridge.control.osc_log.time.time", lambda: WALL_S)
+    for _ in range(12):
+        rig.say("/sdbridge/nonsense", 1)
+    rig.input.log.flush()
+    assert len(caplog.messages) == 5 and rig.input.log.held_back == 7
+    monkeypatch.setattr("sdbridge.control.osc_log.time.time", lambda: WALL_S + 1)
+    rig.input.log.flush()
+    assert "7 more messages were refused" in caplog.messages[-1] and rig.input.log.held_back == 0
 
 
 def test_a_bundle_is_one_revision(rig: Rig) -> None:

@@ -75,6 +75,13 @@ def test_setting_parameters_answers_revision_and_what_was_refused(web: httpx.Cli
     assert refused["steps"]["code"] == "SDB-PARAM-TYPE"
 
 
+def test_a_clamped_value_is_taken_and_said(web: httpx.Client, view: WebView) -> None:
+    answer = web.post("/api/parameters", json={"values": {"strength": 3, "steps": 2}}).json()
+    assert view.store.get("strength") == 1.0 and answer["rejected"] == []
+    (said,) = answer["adjusted"]
+    assert (said["name"], said["code"]) == ("strength", "SDB-PARAM-RANGE") and "set to 1" in said["message"]
+
+
 def test_all_refused_is_422_and_changes_nothing(web: httpx.Client, view: WebView) -> None:
     answer = web.post("/api/parameters", json={"values": {"bogus": 1}})
     assert answer.status_code == 422
