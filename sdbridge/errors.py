@@ -144,7 +144,7 @@ _kind(
 )
 _kind(
     "SDB-ENGINE-SAFEMODE",
-    "It starts with the defaults; recall a preset once it streams.",
+    "It starts on defaults, with the model inside the package; recall a preset once it streams.",
     "The last frame is held until it streams.",
 )
 _kind(

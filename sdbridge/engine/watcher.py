@@ -188,7 +188,7 @@ class EngineWatcher:
             self._say("SDB-ENGINE-LASTGOOD", f"the engine fell too often, last {error.what}")
             self._store.set_many(dict(self.last_good), LAST_GOOD)
         elif rung is Rung.SAFE_MODE:
-            self._say("SDB-ENGINE-SAFEMODE", f"the engine fell again: {error.what}")
+            self._say("SDB-ENGINE-SAFEMODE", f"the engine does not run as it is set: {error.what}")
             self._store.set_many(dict(self.maker.enter_safe_mode()), SAFE_MODE)
         elif rung is Rung.GIVEN_UP:
             self._say("SDB-ENGINE-GIVENUP", f"the engine fell in safe mode too: {error.what}")
