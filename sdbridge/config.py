@@ -44,6 +44,7 @@ class TextureConfig(_Section):
     flip_horizontal: bool = False
     flip_vertical: bool = False
     rotate: Literal[0, 90, 180, 270] = 0
+    swap_red_blue: bool = False
     alpha: Literal["keep", "opaque", "input"] = "keep"
 
 

@@ -155,10 +155,11 @@ class Parameter:
 
         An error that nobody raises: the value was taken, only not as it was sent.
         """
-        numbers = (
-            self.kind in ("int", "float") and isinstance(sent, int | float) and isinstance(value, int | float)
-        )
-        if not numbers or sent == value or (self.kind == "int" and abs(float(sent) - float(value)) < 1):
+        if self.kind not in ("int", "float"):
+            return None
+        if not isinstance(sent, int | float) or not isinstance(value, int | float):
+            return None
+        if sent == value or (self.kind == "int" and abs(sent - value) < 1):
             return None
         return SdbridgeError(
             "SDB-PARAM-RANGE",

@@ -33,6 +33,8 @@ class Geometry(Protocol):
     @property
     def rotate(self) -> int: ...
     @property
+    def swap_red_blue(self) -> bool: ...
+    @property
     def alpha(self) -> Literal["keep", "opaque", "input"]: ...
 
 
@@ -45,7 +47,7 @@ def fit_frame(
 ) -> np.ndarray:
     """``pixels`` as uint8 RGBA of ``width`` x ``height``, C-contiguous.
 
-    The order is: mirror, turn clockwise, scale, set alpha. ``fill`` covers the whole and crops
+    The order is: mirror, turn clockwise, scale, swap red and blue, alpha. ``fill`` covers all and crops
     what hangs over, ``fit`` shows all between opaque black bars, ``stretch`` ignores the shape,
     ``native`` never scales: it centres, crops and adds bars. A width or height of 0 means the
     turned picture's own. ``alpha_from`` is the picture whose alpha is taken for ``alpha: input``.
@@ -71,6 +73,8 @@ def fit_frame(
         whole = _as_words(fitted)[rows, columns]
         whole = np.ascontiguousarray(np.rot90(whole, -quarter_turns))
         fitted = whole.view(np.uint8).reshape(height, width, 4)
+    if texture_config.swap_red_blue:
+        fitted = swap_red_and_blue(fitted)
     if not fitted.flags.c_contiguous:
         fitted = np.ascontiguousarray(fitted)
     return _with_alpha(fitted, pixels, texture_config.alpha, alpha_from)

@@ -48,6 +48,7 @@ class _Keep:
     flip_horizontal: bool = False
     flip_vertical: bool = False
     rotate: int = 0
+    swap_red_blue: bool = False
     alpha: Literal["keep"] = "keep"
 
 

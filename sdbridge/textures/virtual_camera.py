@@ -35,6 +35,7 @@ class _Shape:
     flip_horizontal: bool = False
     flip_vertical: bool = False
     rotate: int = 0
+    swap_red_blue: bool = False
     alpha: Literal["keep"] = "keep"
 
 

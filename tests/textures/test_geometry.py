@@ -82,6 +82,19 @@ def test_alpha_is_kept_set_or_taken_and_the_source_is_left_alone() -> None:
     assert (before == SMALL).all()
 
 
+def test_red_and_blue_change_places_and_nothing_else() -> None:
+    assert shaped(SMALL, swap_red_blue=True) == [
+        [[p[2], p[1], p[0], p[3]] for p in row] for row in SMALL.tolist()
+    ]
+    before = SMALL.copy()
+    turned = fit_frame(
+        SMALL, 2, 3, TextureConfig(swap_red_blue=True, rotate=90, fit="native", alpha="opaque")
+    )
+    assert turned[0, 1].tolist() == [A[2], A[1], A[0], 255] and turned.flags.c_contiguous
+    cut = fit_frame(np.tile(SMALL, (8, 8, 1)), 5, 7, TextureConfig(swap_red_blue=True, fit="native"))
+    assert cut.shape == (7, 5, 4) and (before == SMALL).all(), "the source is left alone"
+
+
 def test_alpha_of_another_size_is_scaled() -> None:
     other = np.zeros((40, 40, 4), np.uint8)
     other[:, 20:, 3] = 255
