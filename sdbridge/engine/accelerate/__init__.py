@@ -43,7 +43,7 @@ class Acceleration(Protocol):
         """Whether a new shape may have to be waited for; where not, ``foresee_*`` need not be asked."""
         ...
 
-    def foresee_denoise(self, call: UnetCall) -> bool:
+    def foresee_denoise(self, *calls: UnetCall) -> bool:
         """Whether calls of these shapes run at full speed, or never will; else that is begun beside frames.
 
         Asked at every frame edge until it is so, with the same shapes or others: the last ones are wanted.

@@ -65,7 +65,7 @@ class Compiled:
         self._graphs: OrderedDict[Key, Captured] = OrderedDict()
         self._putting_in = threading.Lock()  # what is in ``_graphs``, against graphs that arrive for it
         self._denoise: Key | None = None
-        self._denoise_ahead: Key | None = None  # what is to be run later
+        self._denoise_ahead: frozenset[Key] = frozenset()  # what is to be run later
         self._size = self._size_ahead = (0, 0, 0)
         self._times_at: Key = ()  # what the time projections below were made of
         self._times_of: tuple[Tensor, ...] = ()
@@ -131,31 +131,33 @@ class Compiled:
         bank = call.bank
         if bank is not None:
             for other in [other for other in self._graphs if other[0] == "unet"]:
-                if other[1] not in (0, bank.generation):
+                if other[1] not in (0, bank.generation) and other not in self._denoise_ahead:
                     self._drop(other)  # its feature bank is no more
         self._provide_denoise(key, call, self._streams("unet"))
 
-    def foresee_denoise(self, call: UnetCall) -> bool:
-        """See ``Acceleration``. A call with a feature bank is not foreseen."""
-        if self._beside is None or call.bank is not None:
+    def foresee_denoise(self, *calls: UnetCall) -> bool:
+        """See ``Acceleration``. With a feature bank only what runs packed is foreseen."""
+        if self._beside is None:
             return True
-        key = self._denoise_ahead = self._key_of(call)
-        if key is None:
-            return True
-        self._provide_denoise(key, call, beside=True)
-        return self._ready(key) and (not self._packs(call) or self._ready(_time_key(call)))
+        known = [(self._key_of(call), call) for call in calls if call.bank is None or self._packs(call)]
+        wanted = [(key, call) for key, call in known if key is not None]
+        self._denoise_ahead = frozenset(key for key, _ in wanted)
+        for key, call in wanted:
+            self._provide_denoise(key, call, beside=True)
+        needed = [key for key, _ in wanted] + [_time_key(call) for _, call in wanted if self._packs(call)]
+        return all(self._ready(key) for key in needed)
 
     def _key_of(self, call: UnetCall) -> Key | None:
         """By what the graph for such calls is known; None where there can be none."""
-        bank = call.bank
-        if bank is not None and bank.seeding:  # one frame, which the feature bank makes its buffers from
-            return None
+        if call.bank is not None and call.bank.seeding and not self._packs(call):
+            return None  # one frame only, and not to be captured beside the stream
         why = self._obstacle(call)
         if why:
             self._say(f"the UNet runs operation by operation: {why}")
             return None
         names, tensors = flat(call)
-        return ("unet", 0 if bank is None else bank.generation, names, self._packs(call), *_shapes(tensors))
+        generation, seeding = (0, False) if call.bank is None else call.bank.key
+        return ("unet", generation, seeding, names, self._packs(call), *_shapes(tensors))
 
     def _provide_denoise(self, key: Key, call: UnetCall, beside: bool) -> None:
         if self._is_there(key):
@@ -188,22 +190,20 @@ class Compiled:
         with torch.inference_mode():
             both = (*tensors, packed.times(call))
 
+        rehearse = _rehearsal(call)
+
         def plainly(*given: Tensor) -> Tensor:
-            return packed.run(unflat(call, names, given[:-1]), times=given[-1])
+            return packed.run(unflat(rehearse(), names, given[:-1]), times=given[-1])
 
         faster, spec = None, None
         if self._make_fast is not None:
-            fast, rehearse = self._make_fast(), _rehearsal(call)
+            fast = self._make_fast()
 
             def faster(*given: Tensor) -> Tensor:
                 return packed.run(unflat(rehearse(), names, given[:-1]), fast, given[-1])
 
             spec = precompile.unet_spec(self._model.unet, call)
-        if faster is not None and call.bank is not None:
-            self._graphs[key] = Uncaptured(plainly)
-            self._improve(key, faster, both, spec)
-        else:
-            self._provide(key, plainly, both, beside, faster, spec)
+        self._provide(key, plainly, both, beside, faster, spec)
 
     def prepare_pictures(self, frames: int, height: int, width: int) -> None:
         self._size = (frames, height, width)
@@ -329,7 +329,9 @@ class Compiled:
         if key[0] == "times":
             return True
         if key[0] == "unet":
-            return key in (self._denoise, self._denoise_ahead)
+            if self._denoise is not None and 0 != key[1] == self._denoise[1]:
+                return True  # of the feature bank in use: it may be seeded anew at any frame
+            return key == self._denoise or key in self._denoise_ahead
         return key[1:] in (self._size, self._size_ahead)
 
     def _is_compiled(self, spec: precompile.Spec) -> bool:

@@ -27,7 +27,7 @@ class Eager:
     def prepare_pictures(self, frames: int, height: int, width: int) -> None:
         """Nothing to prepare."""
 
-    def foresee_denoise(self, call: UnetCall) -> bool:
+    def foresee_denoise(self, *calls: UnetCall) -> bool:
         """Ready for everything."""
         return True
 

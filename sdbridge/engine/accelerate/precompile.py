@@ -89,7 +89,7 @@ def unet_spec(unet: Any, call: UnetCall) -> dict[str, Any]:
         "text": list(call.encoder_hidden_states.shape),
         "added": {name: list(value.shape) for name, value in sorted(call.added_cond.items())},
         "down": None if call.down_residuals is None else [list(each.shape) for each in call.down_residuals],
-        "bank": None if bank is None else bank.frames,
+        "bank": None if bank is None else [bank.memory.frames, bank.seeding],
         **{name: None if value is None else list(value.shape) for name, value in optional.items()},
     }
 

@@ -3,12 +3,14 @@
 A layer's buffer holds the tokens of the frame that runs and behind them those of the bank, so that
 writing the frame's keys and values is also what extends attention by the bank. Nothing here moves in
 memory once a shape is known: a CUDA graph may hold the addresses. Layers of equal shape lie in one
-tensor and are merged together.
+tensor and are merged together, and all of them in one piece of memory. The first frame runs in a form of
+its own, which fills the bank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,44 +22,56 @@ from torch.nn import functional
 SHARES = 4
 _AT_ONCE = 1 << 24  # similarities in memory at a time
 _UNIT = float(1 << 24)  # sums on a GPU are of integers: the order of its atomic additions changes nothing
+_ALIGNED = 256  # elements
 
 
+@dataclass(frozen=True)
+class LayerSize:
+    """A self-attention layer: ``tokens`` N, ``width`` C, and whether its output is fused with the bank's."""
+
+    tokens: int
+    width: int
+    fuses: bool
+
+
+@dataclass(frozen=True, eq=False)
 class LayerMemory:
     """One layer's part. ``kv`` ``[rows, (1 + frames) N, 2 C]``: keys and values, the running frame first.
 
     ``outputs`` ``[rows, (1 + frames) N, C]`` where the layer fuses, what attention gave before fusion.
+    ``dials`` are the fusion's strength and threshold.
     """
 
-    def __init__(self, memory: Memory, fuses: bool) -> None:
-        self._memory = memory
-        self.fuses = fuses
-        self.kv = self.outputs = torch.zeros(0)
-        self.first: Tensor = self.kv  # what the seeding frame brought, until the memory is settled
-        self.first_outputs: Tensor = self.kv
+    seeding: bool
+    fuses: bool
+    kv: Tensor
+    outputs: Tensor
+    dials: tuple[Tensor, Tensor]
 
     def extend(self, kv: Tensor) -> tuple[Tensor, Tensor]:
         """The frame's keys and values ``[rows, N, 2 C]`` -> keys and values to attend to, the bank's too.
 
-        On the seeding frame the bank would be a copy of the frame, which changes nothing.
+        The seeding frame fills the whole bank. Its copies there would change nothing: it attends to itself.
         """
-        if self._memory.seeding:
-            self.first = seen = kv
+        tokens, width = kv.shape[1], kv.shape[2] // 2
+        if self.seeding:
+            self.kv.unflatten(1, (-1, tokens)).copy_(kv.unsqueeze(1))
+            seen = kv
         else:
-            self.kv[:, : kv.shape[1]].copy_(kv)
+            self.kv[:, :tokens].copy_(kv)
             seen = self.kv
-        width = kv.shape[2] // 2
         return seen[..., :width], seen[..., width:]
 
     def blend(self, output: Tensor) -> Tensor:
         """Feature fusion of the layer's output ``[rows, N, C]``, where this layer fuses."""
         if not self.fuses:
             return output
-        if self._memory.seeding:
-            self.first_outputs = output.clone()  # whoever goes on may add to the output in place
+        tokens = output.shape[1]
+        if self.seeding:
+            self.outputs.unflatten(1, (-1, tokens)).copy_(output.unsqueeze(1))
             return output
-        tokens, memory = output.shape[1], self._memory
         self.outputs[:, :tokens].copy_(output)
-        return fuse(output, self.outputs[:, tokens:], memory.strength, memory.threshold)
+        return fuse(output, self.outputs[:, tokens:], *self.dials)
 
 
 @dataclass(frozen=True)
@@ -95,45 +109,62 @@ class _Share:
         return found
 
 
-class Memory:
-    """The bank of one shape. ``layers`` finds a layer's part by its attention module.
+@dataclass(frozen=True, eq=False)
+class BankForm:
+    """What a UNet call is given of a memory: ``layers`` finds a layer's part by its attention module.
 
-    ``generation`` differs whenever addresses differ. While ``seeding`` the layers only note what the
-    frame brings; ``settle`` fills the bank from it.
+    ``generation`` differs whenever addresses differ. The ``seeding`` form fills the bank with its frame.
     """
 
-    def __init__(
-        self,
-        fuses: dict[Any, bool],
-        frames: int,
-        generation: int,
-        like: Tensor,
-        wrap: Callable[[Callable[..., Any], str], Callable[..., Any]],
-    ) -> None:
-        self.frames = frames
-        self.generation = generation
-        self.seeding = True
-        self.layers = {module: LayerMemory(self, fuse) for module, fuse in fuses.items()}
-        self.strength, self.threshold = torch.zeros(2, dtype=like.dtype, device=like.device)
-        self._wrap = wrap
-        self._shares: list[_Share] = []
+    memory: Memory
+    seeding: bool
+    layers: Mapping[Any, LayerMemory]
+
+    @property
+    def generation(self) -> int:
+        return self.memory.generation
 
     @property
     def key(self) -> tuple[int, bool]:
         """What a prepared call depends on."""
         return self.generation, self.seeding
 
-    def settle(self) -> None:
-        """After the seeding frame: every slot of the bank holds that frame."""
-        if not self._shares:
-            self._allocate()
-        for layer in self.layers.values():
-            layer.kv.copy_(layer.first.repeat(1, 1 + self.frames, 1))
-            layer.first = layer.kv
-            if layer.fuses:
-                layer.outputs.copy_(layer.first_outputs.repeat(1, 1 + self.frames, 1))
-                layer.first_outputs = layer.outputs
-        self.seeding = False
+    def rehearsal(self) -> BankForm:
+        """The same with buffers of its own: for trying and tuning beside the running stream."""
+        return self.memory.rehearsal().form(self.seeding)
+
+
+class Memory:
+    """The bank of one shape, and the two forms in which calls use it."""
+
+    def __init__(
+        self,
+        sizes: Mapping[Any, LayerSize],
+        rows: int,
+        frames: int,
+        generation: int,
+        like: Tensor,
+        wrap: Callable[[Callable[..., Any], str], Callable[..., Any]],
+    ) -> None:
+        """Buffers in the dtype and on the device of ``like``, with whatever lay there."""
+        self.frames = frames
+        self.generation = generation
+        self.strength, self.threshold = torch.zeros(2, dtype=like.dtype, device=like.device)
+        self._sizes = dict(sizes)
+        self._rows = rows
+        self._wrap = wrap
+        self._shares: list[_Share] = []
+        self._buffers: dict[Any, tuple[Tensor, Tensor]] = {}
+        self._allocate(like)
+        self._forms = {seeding: self._form(seeding) for seeding in (True, False)}
+
+    @property
+    def layers(self) -> Mapping[Any, LayerMemory]:
+        """Every layer's part, as running frames have it."""
+        return self._forms[False].layers
+
+    def form(self, seeding: bool) -> BankForm:
+        return self._forms[seeding]
 
     def take_up(self, share: int, slot: int, order: Callable[[int], Tensor]) -> None:
         """Take the running frame into the bank, in the layers of one share.
@@ -152,53 +183,69 @@ class Memory:
         merged = here.merge(*(order(2 * count) for count in here.counts))
         torch._foreach_copy_([buffer[:, n:] for n, buffer in buffers], merged)
 
-    def rehearsal(self) -> Memory:
-        """As this one, but with buffers of its own: for trying and tuning beside the running stream."""
-        copy = Memory(
-            {module: layer.fuses for module, layer in self.layers.items()},
-            self.frames,
-            self.generation,
-            self.strength,
-            self._wrap,
-        )
-        copy.seeding = False
-        for module, layer in self.layers.items():
-            copy.layers[module].kv = torch.zeros_like(layer.kv)
-            copy.layers[module].outputs = torch.zeros_like(layer.outputs)
-        return copy
+    def merges(self) -> list[tuple[Callable[..., list[Tensor]], list[int]]]:
+        """The merging calls that frames will make, each with the token counts of the orders it takes."""
+        if self.frames > 1:
+            return []
+        return [
+            (share.merge, [2 * count for count in share.counts]) for share in self._shares if share.groups
+        ]
 
-    def _allocate(self) -> None:
-        """Buffers for the shapes the seeding frame showed, and who takes up when: the load evenly spread."""
-        kinds: dict[tuple[int, ...], list[LayerMemory]] = {}
-        for layer in self.layers.values():
-            kinds.setdefault((*layer.first.shape, layer.fuses), []).append(layer)
+    def rehearsal(self) -> Memory:
+        """As this one, but with buffers of its own."""
+        return Memory(
+            self._sizes, self._rows, self.frames, self.generation, self.strength, lambda run, _: run
+        )
+
+    def _form(self, seeding: bool) -> BankForm:
+        dials = self.strength, self.threshold
+        layers = {
+            module: LayerMemory(seeding, self._sizes[module].fuses, *self._buffers[module], dials)
+            for module in self._sizes
+        }
+        return BankForm(self, seeding, layers)
+
+    def _allocate(self, like: Tensor) -> None:
+        """Buffers, and who takes up when: the load evenly spread."""
+        kinds: dict[LayerSize, list[Any]] = {}
+        for module, size in self._sizes.items():
+            kinds.setdefault(size, []).append(module)
         loads = [0.0] * SHARES
         self._shares = [_Share() for _ in range(SHARES)]
-        for (rows, tokens, width, fuses), layers in sorted(kinds.items(), key=lambda item: -item[0][1]):
-            chosen: list[list[LayerMemory]] = [[] for _ in range(SHARES)]
-            for layer in layers:
+        placed: list[tuple[_Share, LayerSize, list[Any]]] = []
+        for size, modules in sorted(kinds.items(), key=lambda item: -item[0].tokens):
+            chosen: list[list[Any]] = [[] for _ in range(SHARES)]
+            for module in modules:
                 lightest = loads.index(min(loads))
-                loads[lightest] += float(tokens) * tokens * width
-                chosen[lightest].append(layer)
-            for share, own in zip(self._shares, chosen, strict=True):
-                if own:
-                    self._place(share, own, rows, tokens, width, bool(fuses))
+                loads[lightest] += float(size.tokens) * size.tokens * size.width
+                chosen[lightest].append(module)
+            placed += [(share, size, own) for share, own in zip(self._shares, chosen, strict=True) if own]
+        shapes = [shape for _, size, own in placed for shape in self._shapes(size, len(own))]
+        pieces = iter(_pieces(shapes, like))
+        for share, size, own in placed:
+            found = [next(pieces) for _ in self._shapes(size, len(own))]
+            for index, module in enumerate(own):
+                self._buffers[module] = found[0][index], found[-1][index]
+            outputs = found[1].flatten(0, 1) if size.fuses else None
+            share.groups.append(_Group(found[0].flatten(0, 1), outputs, size.tokens))
         for number, share in enumerate(self._shares):
             share.merge = self._wrap(share.merged, f"feature bank, share {number + 1}")
 
-    def _place(
-        self, share: _Share, layers: Sequence[LayerMemory], rows: int, tokens: int, width: int, fuses: bool
-    ) -> None:
-        held = (1 + self.frames) * tokens
-        kv = layers[0].first.new_empty(len(layers), rows, held, width)
-        outputs = kv.new_empty(len(layers), rows, held, width // 2) if fuses else None
-        for index, layer in enumerate(layers):
-            layer.kv = kv[index]
-            if outputs is not None:
-                layer.outputs = outputs[index]
-        share.groups.append(
-            _Group(kv.flatten(0, 1), None if outputs is None else outputs.flatten(0, 1), tokens)
-        )
+    def _shapes(self, size: LayerSize, layers: int) -> list[tuple[int, ...]]:
+        """Of the keys and values of so many layers, and of their outputs where they fuse."""
+        held = (1 + self.frames) * size.tokens
+        kv = (layers, self._rows, held, 2 * size.width)
+        return [kv, (layers, self._rows, held, size.width)] if size.fuses else [kv]
+
+
+def _pieces(shapes: Sequence[tuple[int, ...]], like: Tensor) -> list[Tensor]:
+    """Tensors of these shapes in one piece of memory: asking a GPU for memory once holds frames up less."""
+    lengths = [math.ceil(math.prod(shape) / _ALIGNED) * _ALIGNED for shape in shapes]
+    whole = like.new_empty(sum(lengths))
+    return [
+        piece[: math.prod(shape)].view(shape)
+        for shape, piece in zip(shapes, whole.split(lengths), strict=True)
+    ]
 
 
 # --- the arithmetic ---

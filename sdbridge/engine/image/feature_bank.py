@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sdbridge.engine.image.bank_memory import SHARES, LayerMemory, Memory
+from sdbridge.engine.accelerate.replay import foresee
+from sdbridge.engine.image.bank_memory import SHARES, BankForm, LayerMemory, LayerSize, Memory
 from sdbridge.engine.image.seams import UnetCall
 from sdbridge.engine.image.settings import BankSettings
 
@@ -37,7 +38,8 @@ class FeatureBank:
 
     Before each UNet call ``begin_frame`` gives the memory that belongs into the call; ``end_frame`` takes
     up what is due, at the latest when the next frame begins: its picture need not wait for that.
-    ``wrap`` accelerates the merging, which is a call on tensors.
+    ``wrap`` accelerates the merging, which is a call on tensors. ``forms_for`` gives the same memory to
+    calls that are captured before the bank is on, or before its shape changes.
     """
 
     def __init__(
@@ -45,8 +47,9 @@ class FeatureBank:
         unet: Any,
         wrap: Callable[[Callable[..., Any], str], Callable[..., Any]] = lambda run, name: run,
     ) -> None:
+        self._unet = unet
         self._layers = {
-            module: name.startswith(("mid_block.", "up_blocks.0.", "up_blocks.1."))
+            module: name
             for name, module in unet.named_modules()
             if name.endswith("attn1") and hasattr(module, "to_q")
         }
@@ -56,7 +59,9 @@ class FeatureBank:
         self._frame = 0  # since the seeding one
         self._open = False  # a frame has begun and not ended
         self._memory: Memory | None = None
+        self._form: BankForm | None = None  # of the running frame
         self._shape: tuple[object, ...] = ()
+        self._ahead: tuple[tuple[object, ...], Memory] | None = None  # for a shape to come
         self._made = 0
         self._dials: tuple[float, float] | None = None
         self._orders: dict[int, Tensor] = {}
@@ -71,6 +76,12 @@ class FeatureBank:
         assert self._memory is not None
         return self._memory
 
+    @property
+    def form(self) -> BankForm:
+        """How the running frame uses it."""
+        assert self._form is not None
+        return self._form
+
     def set(self, settings: BankSettings) -> None:
         """Follow the parameters; switching on seeds the bank from the next frame."""
         self._settings = settings
@@ -82,23 +93,36 @@ class FeatureBank:
         elif not settings.enabled and self._before:
             self._remove()
 
-    def begin_frame(self, call: UnetCall) -> Memory:
+    def forms_for(self, sample: Tensor, frames: int) -> tuple[BankForm, BankForm]:
+        """The seeding and the running form for calls like ``sample``, of a bank of so many frames."""
+        memory = self._memory_for(_shape_of(sample, frames), sample, frames)
+        return memory.form(True), memory.form(False)
+
+    def is_ready(self, sample: Tensor, frames: int) -> bool:
+        """Whether the merging of such calls is captured; else that is begun beside the stream."""
+        memory = self._memory_for(_shape_of(sample, frames), sample, frames)
+        found = [
+            foresee(merge, *(self._order(0, count, sample.device) for count in counts))
+            for merge, counts in memory.merges()
+        ]
+        return all(found)
+
+    def begin_frame(self, call: UnetCall) -> BankForm:
         """Before each UNet call; the memory stays the same, in place, until a shape changes."""
         self.end_frame()
         settings, sample = self._settings, call.sample
-        shape = (sample.shape, sample.dtype, settings.frames)
+        shape = _shape_of(sample, settings.frames)
         if self._memory is None or shape != self._shape:
-            self._made += 1
-            self._memory = Memory(self._layers, settings.frames, self._made, sample, self._wrap)
-            self._shape, self._frame, self._dials = shape, 0, None
-        self._memory.seeding = self._frame == 0
+            self._memory = self._memory_for(shape, sample, settings.frames)
+            self._shape, self._frame, self._dials, self._ahead = shape, 0, None, None
+        self._form = self._memory.form(self._frame == 0)
         dials = (settings.strength, settings.threshold)
         if dials != self._dials:
             self._dials = dials
             self._memory.strength.fill_(settings.strength)
             self._memory.threshold.fill_(settings.threshold)
         self._open = True
-        return self._memory
+        return self._form
 
     def end_frame(self) -> None:
         """After a UNet call: the frame seeds the bank, or those layers take it up whose turn it is."""
@@ -106,13 +130,12 @@ class FeatureBank:
             return
         self._open = False
         memory, interval = self.memory, self._settings.interval
-        if memory.seeding:
-            memory.settle()
         for share in range(SHARES):
             since = self._frame - share % interval
             if since > 0 and since % interval == 0:
                 turn = since // interval
-                memory.take_up(share, turn % memory.frames, partial(self._order, turn))
+                order = partial(self._order, turn, device=memory.strength.device)
+                memory.take_up(share, turn % memory.frames, order)
         self._frame += 1
 
     def forget(self) -> None:
@@ -123,14 +146,27 @@ class FeatureBank:
         if self._before:
             self._remove()
         self._open = False
-        self._memory = None
+        self._memory = self._form = self._ahead = None
         self._orders.clear()
 
-    def _order(self, turn: int, count: int) -> Tensor:
+    def _memory_for(self, shape: tuple[object, ...], sample: Tensor, frames: int) -> Memory:
+        """The one in use, the one made for a shape to come, or a new one for that."""
+        if self._memory is not None and shape == self._shape:
+            return self._memory
+        if self._ahead is None or self._ahead[0] != shape:
+            self._made += 1
+            sizes = {
+                module: layer_size(self._unet, name, module, *sample.shape[-2:])
+                for module, name in self._layers.items()
+            }
+            made = Memory(sizes, sample.shape[0], frames, self._made, sample, self._wrap)
+            self._ahead = shape, made
+        return self._ahead[1]
+
+    def _order(self, turn: int, count: int, device: torch.device) -> Tensor:
         """A random order of ``count`` tokens, drawn on the device; the same in every run."""
         drawn = self._orders.get(count)
         if drawn is None:
-            device = self.memory.strength.device
             generator = torch.Generator(device).manual_seed(_SEED + count)
             drawn = torch.rand(_ORDERS, count, generator=generator, device=device).argsort(dim=1)
             self._orders[count] = drawn
@@ -145,7 +181,7 @@ class FeatureBank:
 class _BankAttention:
     """Self-attention with the bank, for a UNet that runs module by module."""
 
-    graph_safe = True  # past the seeding frame nothing is allocated, and what is written lies still
+    graph_safe = True  # what is written lies still
 
     def __init__(self, bank: FeatureBank) -> None:
         self._bank = bank
@@ -161,7 +197,7 @@ class _BankAttention:
         **keywords: Any,
     ) -> Tensor:
         """``hidden_states`` ``[rows, N, width]`` -> the same shape."""
-        layer: LayerMemory = self._bank.memory.layers[attn]
+        layer: LayerMemory = self._bank.form.layers[attn]
         keys, values = layer.extend(torch.cat([attn.to_k(hidden_states), attn.to_v(hidden_states)], -1))
         output = _attend(attn.heads, attn.to_q(hidden_states), keys, values)
         output = attn.to_out[1](attn.to_out[0](output)) / attn.rescale_output_factor
@@ -174,3 +210,27 @@ def _attend(heads: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
     output = functional.scaled_dot_product_attention(split(query), split(key), split(value))
     return output.transpose(1, 2).flatten(2)
+
+
+def _shape_of(sample: Tensor, frames: int) -> tuple[object, ...]:
+    return sample.shape, sample.dtype, frames
+
+
+def layer_size(unet: Any, name: str, module: Any, height: int, width: int) -> LayerSize:
+    """What the self-attention layer ``name`` sees of latents of this size.
+
+    A block on the way down halves what it is given, an odd length up; the way up goes back through the same.
+    """
+    fuses = name.startswith(("mid_block.", "up_blocks.0.", "up_blocks.1."))
+    down = list(unet.down_blocks)
+    sizes = [(height, width)]
+    for block in down[:-1]:
+        high, wide = sizes[-1]
+        sizes.append((-(-high // 2), -(-wide // 2)) if block.downsamplers else (high, wide))
+    way, _, rest = name.partition(".")
+    if way == "mid_block":
+        high, wide = sizes[-1]
+    else:
+        index = int(rest.partition(".")[0])
+        high, wide = sizes[index] if way == "down_blocks" else sizes[len(down) - 1 - index]
+    return LayerSize(high * wide, int(module.to_k.out_features), fuses)

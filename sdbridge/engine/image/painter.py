@@ -99,7 +99,7 @@ class Painter:
         if known is None or not self.acceleration.foresees:
             return True
         if self._rehearsal is None:
-            self._rehearsal = Rehearsal(self.model, self.acceleration)
+            self._rehearsal = Rehearsal(self.model, self.acceleration, self._bank)
         return self._rehearsal.ready(CallShape.of(settings), known, self.extensions)
 
     def picture_changed(self) -> None:

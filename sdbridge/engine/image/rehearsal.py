@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from sdbridge.engine.accelerate import Acceleration
 from sdbridge.engine.image.conditions import added_conditions, guidance_embedding
+from sdbridge.engine.image.feature_bank import FeatureBank
 from sdbridge.engine.image.foresight import CallShape
 from sdbridge.engine.image.load import LoadedModel
 from sdbridge.engine.image.prompt import Conditioning
@@ -18,8 +20,9 @@ from sdbridge.engine.image.seams import Rows, StreamExtension, UnetCall
 class Rehearsal:
     """``ready`` begins what is missing beside the stream, once, and says whether nothing is missing."""
 
-    def __init__(self, model: LoadedModel, acceleration: Acceleration) -> None:
+    def __init__(self, model: LoadedModel, acceleration: Acceleration, bank: FeatureBank) -> None:
         self._model = model
+        self._bank = bank
         self._acceleration = acceleration
         self._key: tuple[object, ...] = ()
         self._rows: Rows | None = None
@@ -39,7 +42,11 @@ class Rehearsal:
             if seen is None:
                 return False
             call = seen
-        return self._acceleration.foresee_denoise(call) and ready
+        if not shape.bank_frames:
+            return self._acceleration.foresee_denoise(call) and ready
+        forms = self._bank.forms_for(call.sample, shape.bank_frames)
+        ready = self._bank.is_ready(call.sample, shape.bank_frames) and ready
+        return self._acceleration.foresee_denoise(*(replace(call, bank=form) for form in forms)) and ready
 
     def _of(self, shape: CallShape, conditioning: Conditioning) -> tuple[Rows, UnetCall]:
         """The rows and the call that the stream would make, before any extension has seen it."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from sdbridge.engine.image.bank_memory import Memory
+    from sdbridge.engine.image.bank_memory import BankForm
 
 #: What came in, by role: float32 RGBA ``[F, 4, H, W]`` in 0..1, at the engine's size. ``main`` is
 #: missing in txt2img without an input; the others are missing when nothing is connected.
@@ -85,7 +85,7 @@ class UnetCall:
     cross_attention                 passed to attention processors (``cross_attention_kwargs``)
     timestep_cond                   ``[B, d]`` guidance embedding of fully distilled LCM models
     timesteps_host                  the same numbers on the host; () where they are not known there
-    bank                            the feature bank's memory, while self-attention has one
+    bank                            the feature bank in this frame's form, while self-attention has one
     """
 
     sample: Tensor
@@ -98,7 +98,7 @@ class UnetCall:
     cross_attention: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
     timestep_cond: Tensor | None = None
     timesteps_host: tuple[int, ...] = ()
-    bank: Memory | None = None
+    bank: BankForm | None = None
 
 
 class ModelParts(Protocol):

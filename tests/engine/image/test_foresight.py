@@ -17,6 +17,28 @@ from tests.engine.image.test_accelerate import StandInGraph, put_in
 VALUES = {"prompt.1.text": "fox", "scheduler": "lcm", "steps": 2, "strength": 0.7}
 
 
+class Graph(StandInGraph):
+    """The same contract for calls with one result or several."""
+
+    def __init__(self, run, tensors) -> None:
+        self.results = []
+
+        def listed(*given):
+            found = run(*given)
+            self.several = not isinstance(found, torch.Tensor)
+            self.results = [found] if not self.several else list(found)
+            return torch.cat([each.double().flatten() for each in self.results])
+
+        super().__init__(listed, tensors)
+        self.outputs = [each.clone() for each in self.results]
+
+    def run(self, tensors):
+        super().run(tensors)
+        for mine, new in zip(self.outputs, self.results, strict=True):
+            mine.copy_(new)
+        return self.outputs if self.several else self.outputs[0]
+
+
 class HeldCaptures:
     """Captures of the CPU's stand-in graph, those beside the stream only once ``let`` is set."""
 
@@ -29,14 +51,15 @@ class HeldCaptures:
     def __call__(self, run, tensors):
         if threading.current_thread().name != "accelerate":
             self.in_stream += 1
-            return StandInGraph(run, tensors)
+            return Graph(run, tensors)
         assert self.let.wait(60)
         if self.fails:
             raise RuntimeError(self.fails)
-        graph = StandInGraph(run, tensors)
+        graph = Graph(run, tensors)
         given = tuple(tuple(tensor.shape) for tensor in tensors)
         # by what it gives too: decoding to pixels and to a picture are captured from equal shapes
-        self.of_shapes[given, tuple(graph._output.shape), graph._output.dtype] += 1
+        result = graph.results[0]
+        self.of_shapes[given, tuple(result.shape), result.dtype] += 1
         return graph
 
 
@@ -236,3 +259,54 @@ def test_the_way_back_and_forth_is_known(checkpoint) -> None:
         counts.append(sum(held.of_shapes.values()))
     assert len(set(counts)) == 1
     end(rig, held)
+
+
+def test_the_bank_is_switched_on_with_graphs_that_were_captured_before(checkpoint) -> None:
+    """Seeding, running and merging: nothing of it runs or is captured in the stream for the first time."""
+    values = {**VALUES, "feature_bank.threshold": 0.3, "feature_bank.interval": 1}
+    plain = Rig(checkpoint(), values, dtype="float64")
+    rig, acceleration, held = streaming(checkpoint, values)
+    rig.engine.painter._bank._wrap = acceleration.wrap
+    for number in range(2):
+        plain.latent_of(frame(number))
+    rig.set(feature_bank__enabled=True)
+    for number in range(2, 5):
+        assert relative(rig.latent_of(frame(number)), plain.latent_of(frame(number))) <= 1e-9, number
+        assert rig.calls[-1].bank is None
+    captured = held.in_stream
+    held.let.set()
+    assert acceleration.settled(60)
+    plain.set(feature_bank__enabled=True)
+    rig.calls.clear()
+    for number in range(5, 15):
+        if number == 10:  # seeded anew, and at once
+            plain.engine.reset("recache")
+            rig.engine.reset("recache")
+        assert relative(rig.latent_of(frame(number)), plain.latent_of(frame(number))) <= 1e-9, number
+    assert [call.bank.seeding for call in rig.calls] == [number in (0, 5) for number in range(10)]
+    assert held.in_stream == captured
+    assert sum(held.of_shapes.values()) == 6, "seeding, running, and the merging of four shares"
+    for call in rig.calls:
+        assert isinstance(acceleration._graphs[acceleration._key_of(call)], StandInGraph)
+    merges = [merge for merge, _ in rig.engine.painter._bank.memory.merges()]
+    assert len(merges) == 4 and all(merge._graph is not None for merge in merges)
+    rig.set(steps=3)  # another memory, made beside the one in use
+    plain.set(steps=3)
+    rig.tick(frame(15))
+    assert acceleration.settled(60)
+    rig.calls.clear()
+    rig.tick(frame(16))
+    assert [call.bank.seeding for call in rig.calls] == [True] and held.in_stream == captured
+    end(rig, held)
+    plain.engine.unload()
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd21"])
+def test_the_bank_knows_its_layers_sizes_before_any_frame(checkpoint, family: str) -> None:
+    """At odd sizes too: whatever does not fit its buffer raises."""
+    rig = Rig(checkpoint(family), {"feature_bank.enabled": True}, dtype="float32")
+    for number, (width, height) in enumerate(((72, 104), (200, 88))):
+        rig.set(width=width, height=height)
+        for again in range(2):
+            assert rig.latent_of(frame(2 * number + again)).isfinite().all()
+    rig.engine.unload()

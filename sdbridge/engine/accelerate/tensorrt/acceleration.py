@@ -139,9 +139,9 @@ class TensorRT:
     def foresees(self) -> bool:
         return bool(self._without.foresees)
 
-    def foresee_denoise(self, call: UnetCall) -> bool:
+    def foresee_denoise(self, *calls: UnetCall) -> bool:
         """What runs without an engine is what has to be ready."""
-        return bool(self._without.foresee_denoise(call))
+        return bool(self._without.foresee_denoise(*calls))
 
     def foresee_pictures(self, frames: int, height: int, width: int) -> bool:
         return bool(self._without.foresee_pictures(frames, height, width))
