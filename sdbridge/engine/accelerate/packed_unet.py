@@ -124,18 +124,13 @@ class Packed:
         for module in unet.modules():
             if isinstance(module, torch.nn.Conv2d):
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
-        blocks = [m for m in unet.modules() if type(m).__name__ == "BasicTransformerBlock"]
-        texts: list[Any] = []
+        blocks, resnets = _attentive_blocks(unet), _timed_resnets(unet)
         at = 0
         for block in blocks:
-            attention = block.attn1
-            qkv = _pack_rows([attention.to_q, attention.to_k, attention.to_v])
             width = block.attn2.to_k.weight.shape[0]
-            self.heads[block] = _Heads(qkv, slice(at, at + 2 * width))
+            self.heads[block] = _Heads(_pack_rows(_looking(block)), slice(at, at + 2 * width))
             at += 2 * width
-            texts += [block.attn2.to_k, block.attn2.to_v]
-        self.text_weight = _pack_rows(texts)
-        resnets = [m for m in unet.modules() if type(m).__name__ == "ResnetBlock2D"]
+        self.text_weight = _pack_rows(_reading(blocks))
         at = 0
         for resnet in resnets:
             width = resnet.time_emb_proj.weight.shape[0]
@@ -327,19 +322,78 @@ def matrix(weight: Tensor) -> Tensor:
     return weight if weight.ndim == 2 else weight[:, :, 0, 0]
 
 
+def together(network: Any) -> tuple[tuple[str, ...], ...]:
+    """Names of the weights that ``Packed`` makes one tensor of, side by side.
+
+    Where they were laid so when they were loaded, packing copies nothing and leaves nothing behind.
+    """
+    blocks, resnets = _attentive_blocks(network), _timed_resnets(network)
+    if any(block.attn2 is None for block in blocks):
+        return ()
+    name_of = {module: name for name, module in network.named_modules()}
+    projections = [resnet.time_emb_proj for resnet in resnets]
+    groups = [
+        *([f"{name_of[layer]}.weight" for layer in _looking(block)] for block in blocks),
+        [f"{name_of[layer]}.weight" for layer in _reading(blocks)],
+        [f"{name_of[layer]}.weight" for layer in projections],
+        [f"{name_of[layer]}.bias" for layer in projections],
+    ]
+    return tuple(tuple(group) for group in groups if group)
+
+
+def _attentive_blocks(network: Any) -> list[Any]:
+    return [module for module in network.modules() if type(module).__name__ == "BasicTransformerBlock"]
+
+
+def _timed_resnets(network: Any) -> list[Any]:
+    """An autoencoder's have no time."""
+    found = [module for module in network.modules() if type(module).__name__ == "ResnetBlock2D"]
+    return [module for module in found if module.time_emb_proj is not None]
+
+
+def _looking(block: Any) -> list[Any]:
+    """What makes query, key and value of the picture."""
+    return [block.attn1.to_q, block.attn1.to_k, block.attn1.to_v]
+
+
+def _reading(blocks: Sequence[Any]) -> list[Any]:
+    """What makes keys and values of the text, in all blocks."""
+    return [layer for block in blocks for layer in (block.attn2.to_k, block.attn2.to_v)]
+
+
 def _pack_rows(layers: Sequence[Any]) -> Tensor:
     """One tensor of all the layers' rows; their weights become views of it."""
-    packed = torch.cat([layer.weight.data for layer in layers])
-    for layer, view in _views(layers, packed):
-        layer.weight.data = view
+    weights = [layer.weight.data for layer in layers]
+    packed = _side_by_side(weights)
+    if packed is None:
+        packed = torch.cat(weights)
+        for layer, view in _views(layers, packed):
+            layer.weight.data = view
     return packed
 
 
 def _pack_biases(layers: Sequence[Any]) -> Tensor:
-    packed = torch.cat([layer.bias.data for layer in layers])
-    for layer, view in _views(layers, packed):
-        layer.bias.data = view
+    biases = [layer.bias.data for layer in layers]
+    packed = _side_by_side(biases)
+    if packed is None:
+        packed = torch.cat(biases)
+        for layer, view in _views(layers, packed):
+            layer.bias.data = view
     return packed
+
+
+def _side_by_side(tensors: Sequence[Tensor]) -> Tensor | None:
+    """All of them as one tensor, if they lie in memory as it would."""
+    first, ahead = tensors[0], tensors[0].storage_offset()
+    storage = first.untyped_storage().data_ptr()
+    for tensor in tensors:
+        here = tensor.storage_offset(), tensor.untyped_storage().data_ptr()
+        fits = tensor.dtype == first.dtype and tensor.shape[1:] == first.shape[1:] and tensor.is_contiguous()
+        if here != (ahead, storage) or not fits:
+            return None
+        ahead += tensor.numel()
+    rows = sum(tensor.shape[0] for tensor in tensors)
+    return first.as_strided((rows, *first.shape[1:]), first.stride(), first.storage_offset())
 
 
 def _views(layers: Sequence[Any], packed: Tensor) -> Iterator[tuple[Any, Tensor]]:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sdbridge.engine.image.control_kinds import refuse_relatives
 from sdbridge.engine.image.control_networks import AdapterNetwork, ControlNetwork, Network
 from sdbridge.engine.image.seams import ModelParts
-from sdbridge.engine.image.weight_file import WeightFile, find_weights, read_weight_file
+from sdbridge.engine.image.skeleton import give_weights, skeleton
+from sdbridge.engine.image.stored import Source
+from sdbridge.engine.image.upload import upload_to
+from sdbridge.engine.image.weight_file import OpenedFile, find_weights, open_weight_file, told_of_broken
 from sdbridge.errors import SdbridgeError
 
 _NAMES = (
@@ -37,7 +39,7 @@ def load_network(
     SDB-CONTROLNET-FAMILY for one made for another family than the model that runs.
     """
     place = find_weights(path, *_NAMES)
-    opened = read_weight_file(place, allow_pickle=allow_pickle)
+    opened = open_weight_file(place, allow_pickle=allow_pickle)
     config = _config_beside(place)
     keys = opened.tensors.keys()
     refuse_relatives(place, keys)
@@ -73,12 +75,12 @@ def _config_beside(place: Path) -> dict[str, Any]:
     return read if known else {}
 
 
-def _from_original(opened: WeightFile, model: ModelParts) -> Mapping[str, Tensor]:
+def _from_original(opened: OpenedFile, model: ModelParts) -> Mapping[str, Source]:
     """Keys of the original ControlNet code (``control_model.input_blocks...``) as diffusers names them."""
     from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 
     try:
-        converted: Mapping[str, Tensor] = convert_controlnet_checkpoint(
+        converted: Mapping[str, Source] = convert_controlnet_checkpoint(
             dict(opened.tensors), dict(model.unet.config)
         )
     except (KeyError, ValueError, IndexError) as error:
@@ -89,7 +91,7 @@ def _from_original(opened: WeightFile, model: ModelParts) -> Mapping[str, Tensor
 
 
 def _controlnet(
-    opened: WeightFile, config: Mapping[str, Any], tensors: Mapping[str, Tensor], model: ModelParts
+    opened: OpenedFile, config: Mapping[str, Any], tensors: Mapping[str, Source], model: ModelParts
 ) -> ControlNetwork:
     from diffusers import ControlNetModel
 
@@ -97,7 +99,7 @@ def _controlnet(
     ours = int(model.unet.config["cross_attention_dim"])
     if theirs and theirs != ours:
         raise _other_family(opened.path, "ControlNet", theirs, ours)
-    with torch.device("meta"):
+    with skeleton(upload_to(model.device).gentle):
         if config:
             network = ControlNetModel.from_config(dict(config))
         else:
@@ -107,7 +109,7 @@ def _controlnet(
                 load_weights_from_unet=False,
                 conditioning_channels=int(tensors["controlnet_cond_embedding.conv_in.weight"].shape[1]),
             )
-    _fill(network, tensors, opened.path, model.dtype)
+    _fill(network, tensors, opened.path, model)
     wanted, found = _skip_channels(model.unet.config), _zero_channels(network)
     if wanted != found:
         raise SdbridgeError(
@@ -115,14 +117,14 @@ def _controlnet(
             f"{opened.path} gives {len(found)} residuals of {found[:4]}... channels, "
             f"the model that runs takes {len(wanted)} of {wanted[:4]}...",
         )
-    return ControlNetwork(network.to(device=model.device))
+    return ControlNetwork(network)
 
 
-def _text_width(tensors: Mapping[str, Tensor]) -> int:
+def _text_width(tensors: Mapping[str, Source]) -> int:
     return next((int(t.shape[1]) for key, t in tensors.items() if key.endswith("attn2.to_k.weight")), 0)
 
 
-def _hint_channels(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
+def _hint_channels(tensors: Mapping[str, Source]) -> tuple[int, ...]:
     """Channels of the hint's convolutions, which no config says for a single file."""
     stem = "controlnet_cond_embedding."
     channels = [int(tensors[f"{stem}conv_in.weight"].shape[0])]
@@ -149,12 +151,12 @@ def _zero_channels(network: Any) -> list[int]:
     return [int(conv.out_channels) for conv in network.controlnet_down_blocks]
 
 
-def _adapter(opened: WeightFile, config: Mapping[str, Any], model: ModelParts) -> AdapterNetwork:
+def _adapter(opened: OpenedFile, config: Mapping[str, Any], model: ModelParts) -> AdapterNetwork:
     from diffusers import T2IAdapter
 
-    with torch.device("meta"):
+    with skeleton(upload_to(model.device).gentle):
         network = T2IAdapter.from_config(dict(config) or _adapter_config(opened.tensors))
-    _fill(network, opened.tensors, opened.path, model.dtype)
+    _fill(network, opened.tensors, opened.path, model)
     widths = list(model.unet.config["block_out_channels"])
     channels = list(network.config["channels"])
     if channels[: len(widths)] != widths:
@@ -162,10 +164,10 @@ def _adapter(opened: WeightFile, config: Mapping[str, Any], model: ModelParts) -
             "SDB-CONTROLNET-FAMILY",
             f"{opened.path} is a T2I-Adapter for blocks of {channels} channels, the model has {widths}",
         )
-    return AdapterNetwork(network.to(device=model.device))
+    return AdapterNetwork(network)
 
 
-def _adapter_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _adapter_config(tensors: Mapping[str, Source]) -> dict[str, Any]:
     """The structure of a T2I-Adapter without a config: read from the sizes of its tensors."""
     blocks = 1 + max(int(key.split(".")[2]) for key in tensors if key.startswith("adapter.body."))
     resnets = 1 + max(int(key.split(".")[4]) for key in tensors if ".resnets." in key)
@@ -188,7 +190,7 @@ def _adapter_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _fill(network: Any, tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype) -> None:
+def _fill(network: Any, tensors: Mapping[str, Source], path: Path, model: ModelParts) -> None:
     """Put the tensors in, all of them; says what is missing, too much, or of another size."""
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -204,8 +206,9 @@ def _fill(network: Any, tensors: Mapping[str, Tensor], path: Path, dtype: torch.
         raise SdbridgeError(
             "SDB-CONTROLNET-FAMILY", f"{path} does not fit the model that runs: tensors {', '.join(parts)}"
         )
-    network.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
-    network.eval().requires_grad_(False)
+    upload = upload_to(model.device)
+    with told_of_broken(path):
+        give_weights(network, tensors, upload, model.dtype, channels_last=model.device.type == "cuda")
 
 
 def _other_family(path: Path, kind: str, theirs: int, ours: int) -> SdbridgeError:

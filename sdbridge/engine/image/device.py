@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -24,6 +26,11 @@ class Placement:
     dtype: torch.dtype
     why: str
     tiny_vae_dtype: torch.dtype | None = None
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether convolutions are faster with their channels innermost (not on Apple GPUs)."""
+        return self.device.type != "mps"
 
 
 def choose_placement(device: str = "auto", dtype: str = "auto") -> Placement:
@@ -57,6 +64,28 @@ def choose_placement(device: str = "auto", dtype: str = "auto") -> Placement:
     # half a step of an 8-bit picture away. The UNet stays exact.
     quick = kind == "cpu" and dtype == "auto" and _has_matrix_units()
     return Placement(torch.device(name), chosen, why, torch.bfloat16 if quick else None)
+
+
+_ON_CUDA: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def take_device(engine: object, device: torch.device) -> None:
+    """``engine`` runs there from now on, until ``give_back_memory``."""
+    if device.type == "cuda":
+        _ON_CUDA.add(engine)
+
+
+def give_back_memory(engine: object) -> None:
+    """Let go what PyTorch keeps of an engine that let go of its own: freed blocks, and cuBLAS's workspaces.
+
+    PyTorch has one workspace (8 to 36 MB) for each stream that ever multiplied, and keeps it for ever; every
+    load has new streams. Captured graphs have its address, so it goes with the last engine of the process.
+    """
+    _ON_CUDA.discard(engine)
+    clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)  # there since 1.13, but no public name
+    if clear is not None and not _ON_CUDA:
+        clear()
+    torch.cuda.empty_cache()
 
 
 def _has_matrix_units() -> bool:

@@ -7,16 +7,17 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any, cast
 
 import torch
 
 from sdbridge.clock import Clock, SystemClock
-from sdbridge.engine.image.device import choose_placement, gpu_load
+from sdbridge.engine.image.device import choose_placement, give_back_memory, gpu_load, take_device
 from sdbridge.engine.image.extensions import build_extensions
 from sdbridge.engine.image.foresight import Foresight, Wish
 from sdbridge.engine.image.load import LoadedModel, load_model
+from sdbridge.engine.image.loading import LoadingThread
 from sdbridge.engine.image.painter import Painter
 from sdbridge.engine.image.painting import Painting
 from sdbridge.engine.image.schedule import parse_step_indices
@@ -71,7 +72,7 @@ class ImageEngine:
         self._painter: Painter | None = None
         self._extensions: tuple[StreamExtension, ...] = ()
         self._capable: frozenset[str] = frozenset()
-        self._beside: ThreadPoolExecutor | None = None
+        self._beside: LoadingThread | None = None
         self._load_s = 0.0
         self._tick_ms: deque[float] = deque(maxlen=_TIMED_TICKS)
         self._ticks = 0
@@ -133,6 +134,7 @@ class ImageEngine:
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
         placement = choose_placement(self.config.device, self.config.dtype)
+        take_device(self, placement.device)
         stages = iter((1.0, 2.0, 3.0))
         self._values = complete(values)
         self._model = load_model(
@@ -145,7 +147,7 @@ class ImageEngine:
                 Progress("load", next(stages, 3.0), 4.0, f"Loading {stage}")
             ),
         )
-        self._beside = ThreadPoolExecutor(1, thread_name_prefix="beside")
+        self._beside = LoadingThread(self._model.device)
         self._painter = Painter(
             self._model,
             self.config.acceleration,
@@ -272,7 +274,7 @@ class ImageEngine:
             extension.unload()
         self._extensions = ()
         if self._beside is not None:
-            self._beside.shutdown(wait=True, cancel_futures=True)
+            self._beside.close()
             self._beside = None
         if self._painter is not None:
             self._painter.close()
@@ -281,7 +283,7 @@ class ImageEngine:
         self._model = None
         if on_cuda:
             gc.collect()  # diffusers' modules refer to each other in circles
-            torch.cuda.empty_cache()
+            give_back_memory(self)
 
     # --- settings ---
 

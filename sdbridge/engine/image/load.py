@@ -17,12 +17,16 @@ import torch
 
 from sdbridge.engine.image.detect import Detected, detect_folder, read_config
 from sdbridge.engine.image.device import Placement
+from sdbridge.engine.image.parts import PICKLES, read_part
 from sdbridge.engine.image.schedule import NoiseSchedule, Sampler, noise_schedule
+from sdbridge.engine.image.upload import START_PIECE, START_READERS, Upload
 from sdbridge.errors import SdbridgeError
 
 log = logging.getLogger(__name__)
 
-_PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+
+#: Reads a VAE in the dtype that the function finds for its config.
+ReadVae = Callable[[Callable[[Any], torch.dtype]], Any]
 
 
 @dataclass
@@ -69,24 +73,32 @@ def load_model(
     root = Path(path).expanduser()
     if not str(path) or not root.exists():
         raise SdbridgeError("SDB-MODEL-MISSING", f"there is no model at {str(path)!r}")
-    if root.suffix.lower() in _PICKLES and not allow_pickle:
+    if root.suffix.lower() in PICKLES and not allow_pickle:
         raise SdbridgeError(
             "SDB-MODEL-PICKLE", f"{root.name} is a pickle, which can run any program when read"
         )
     with _offline():
+        upload = Upload(placement.device, START_PIECE, START_READERS)
         if root.is_file():
             from sdbridge.engine.image.single_file import load_single_file
 
             return load_single_file(
-                root, placement, vae, allow_pickle=allow_pickle, options=options or {}, on_stage=on_stage
+                root,
+                placement,
+                vae,
+                upload,
+                allow_pickle=allow_pickle,
+                options=options or {},
+                on_stage=on_stage,
             )
-        return _load_folder(root, placement, vae, allow_pickle, options or {}, on_stage)
+        return _load_folder(root, placement, vae, upload, allow_pickle, options or {}, on_stage)
 
 
 def _load_folder(
     root: Path,
     placement: Placement,
     vae: str,
+    upload: Upload,
     allow_pickle: bool,
     options: Mapping[str, object],
     on_stage: Callable[[str], None],
@@ -95,10 +107,19 @@ def _load_folder(
 
     detected = detect_folder(root)
     on_stage("unet")
-    unet = read_part(UNet2DConditionModel, root / "unet", placement.dtype, allow_pickle)
+    unet = read_part(
+        UNet2DConditionModel,
+        root / "unet",
+        placement.dtype,
+        allow_pickle,
+        upload=upload,
+        channels_last=placement.channels_last,
+    )
     on_stage("text encoder")
-    encoders, tokenizers = load_text(root, detected.family, placement.dtype, allow_pickle)
-    return assemble(root, root, detected, unet, None, encoders, tokenizers, placement, vae, options, on_stage)
+    encoders, tokenizers = load_text(root, detected.family, placement.dtype, allow_pickle, upload)
+    return assemble(
+        root, root, detected, unet, None, encoders, tokenizers, placement, vae, upload, options, on_stage
+    )
 
 
 def assemble(
@@ -106,33 +127,45 @@ def assemble(
     parts: Path,
     detected: Detected,
     unet: Any,
-    full_vae: Any | None,
+    full_vae: ReadVae | None,
     encoders: tuple[Any, ...],
     tokenizers: tuple[Any, ...],
     placement: Placement,
     vae: str,
+    upload: Upload,
     options: Mapping[str, object],
     on_stage: Callable[[str], None],
 ) -> LoadedModel:
-    """Put read parts on the device and settle what the config leaves open."""
+    """Add the VAE to parts that are on the device and settle what the config leaves open.
+
+    ``full_vae`` reads the file's own one, in the dtype that its config asks for; None: there is none.
+    """
     on_stage("vae")
-    decoder, tiny, why_vae = _choose_vae(parts, detected.family, vae, full_vae, options)
+
+    def dtype_of(config: Any, tiny: bool) -> torch.dtype:
+        upcast = not tiny and bool(getattr(config, "force_upcast", False))
+        if tiny and placement.tiny_vae_dtype is not None:
+            return placement.tiny_vae_dtype
+        return torch.float32 if upcast and placement.dtype == torch.float16 else placement.dtype
+
+    def read(folder: Path) -> tuple[Any, bool]:
+        return _read_vae(folder, dtype_of, upload, placement.channels_last)
+
+    own = None if full_vae is None else lambda: full_vae(lambda config: dtype_of(config, False))
+    decoder, tiny, why_vae = _choose_vae(parts, detected.family, vae, own, options, read)
     channels = int(getattr(decoder.config, "latent_channels", 4))
     if channels != int(unet.config.out_channels):
         raise SdbridgeError(
             "SDB-MODEL-PARTS", f"the {why_vae} has {channels} channels, the UNet {unet.config.out_channels}"
         )
-    upcast = not tiny and bool(getattr(decoder.config, "force_upcast", False))
-    vae_dtype = torch.float32 if upcast and placement.dtype == torch.float16 else placement.dtype
-    if tiny and placement.tiny_vae_dtype is not None:
-        vae_dtype = placement.tiny_vae_dtype
-    for module in (unet, decoder, *encoders):
-        module.eval().requires_grad_(False)
-    unet.to(device=placement.device, dtype=placement.dtype)
-    decoder.to(device=placement.device, dtype=vae_dtype)
-    for encoder in encoders:
-        encoder.to(device=placement.device, dtype=placement.dtype)
-    if placement.device.type != "mps":
+    vae_dtype = dtype_of(decoder.config, tiny)
+    for module, dtype in (
+        (unet, placement.dtype),
+        (decoder, vae_dtype),
+        *((e, placement.dtype) for e in encoders),
+    ):
+        module.to(device=placement.device, dtype=dtype)  # parts that were made, not read, are elsewhere
+    if placement.channels_last:
         unet.to(memory_format=torch.channels_last)
         decoder.to(memory_format=torch.channels_last)
     config = detected.scheduler
@@ -174,22 +207,27 @@ def _pixels_per_latent(vae: Any, tiny: bool) -> int:
 
 
 def _choose_vae(
-    root: Path, family: str, choice: str, full: Any | None, options: Mapping[str, object]
+    root: Path,
+    family: str,
+    choice: str,
+    full: Callable[[], Any] | None,
+    options: Mapping[str, object],
+    read: Callable[[Path], tuple[Any, bool]],
 ) -> tuple[Any, bool, str]:
     """The autoencoder, whether it is a tiny one, and why it was taken."""
     tiny = _tiny_folder(root, family, options)
     if choice not in ("auto", "tiny", "full"):
-        return (*_read_vae(Path(choice).expanduser()), f"VAE of {choice}")
+        return (*read(Path(choice).expanduser()), f"VAE of {choice}")
     if choice == "tiny" and tiny is None and _vae_class(root / "vae") != "AutoencoderTiny":
         raise SdbridgeError(
             "SDB-MODEL-PARTS",
             f"a tiny VAE is asked for, but there is none beside {root.name} (vae_tiny/ or taesd/)",
         )
     if choice != "full" and tiny is not None:
-        return (*_read_vae(tiny), f"tiny VAE of {tiny.name}/")
+        return (*read(tiny), f"tiny VAE of {tiny.name}/")
     if full is not None:
-        return full, False, "its own full VAE"
-    model, is_tiny = _read_vae(root / "vae")
+        return full(), False, "its own full VAE"
+    model, is_tiny = read(root / "vae")
     return model, is_tiny, f"its own {'tiny' if is_tiny else 'full'} VAE"
 
 
@@ -219,7 +257,9 @@ def _vae_class(folder: Path) -> str:
         return ""
 
 
-def _read_vae(folder: Path) -> tuple[Any, bool]:
+def _read_vae(
+    folder: Path, dtype_of: Callable[[Any, bool], torch.dtype], upload: Upload, channels_last: bool
+) -> tuple[Any, bool]:
     from diffusers import AutoencoderKL, AutoencoderTiny
 
     kind = _vae_class(folder)
@@ -229,20 +269,31 @@ def _read_vae(folder: Path) -> tuple[Any, bool]:
             f"{folder} holds no AutoencoderKL or AutoencoderTiny ({kind or 'no config.json'})",
         )
     tiny = kind == "AutoencoderTiny"
-    return read_part(AutoencoderTiny if tiny else AutoencoderKL, folder, torch.float32, False), tiny
+    decoder = read_part(
+        AutoencoderTiny if tiny else AutoencoderKL,
+        folder,
+        lambda config: dtype_of(config, tiny),
+        False,
+        upload=upload,
+        channels_last=channels_last,
+    )
+    return decoder, tiny
 
 
 def load_text(
-    root: Path, family: str, dtype: torch.dtype, allow_pickle: bool
+    root: Path, family: str, dtype: torch.dtype, allow_pickle: bool, upload: Upload
 ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """The text encoders and tokenizers of a folder."""
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    encoders = [read_part(CLIPTextModel, root / "text_encoder", dtype, allow_pickle)]
-    tokenizers = [load_tokenizer(root / "tokenizer")]
+    kinds: list[tuple[Any, str]] = [(CLIPTextModel, "")]
     if family == "sdxl":
-        encoders.append(read_part(CLIPTextModelWithProjection, root / "text_encoder_2", dtype, allow_pickle))
-        tokenizers.append(load_tokenizer(root / "tokenizer_2"))
+        kinds.append((CLIPTextModelWithProjection, "_2"))
+    encoders = [
+        read_part(kind, root / f"text_encoder{number}", dtype, allow_pickle, upload=upload)
+        for kind, number in kinds
+    ]
+    tokenizers = [load_tokenizer(root / f"tokenizer{number}") for _, number in kinds]
     return tuple(encoders), tuple(tokenizers)
 
 
@@ -257,63 +308,6 @@ def load_tokenizer(folder: Path) -> Any:
         raise SdbridgeError(
             "SDB-MODEL-CORRUPT", f"the tokenizer in {folder} cannot be read: {error}"
         ) from None
-
-
-def read_part(kind: Any, folder: Path, dtype: torch.dtype, allow_pickle: bool) -> Any:
-    """One component of a folder, complete or not at all.
-
-    Raises SDB-MODEL-PARTS (no such folder), -PICKLE (only pickles there), -CORRUPT, -KEYS.
-    """
-    from safetensors import SafetensorError
-
-    from sdbridge.models import random_weights
-
-    if not (folder / "config.json").is_file():
-        raise SdbridgeError("SDB-MODEL-PARTS", f"{folder.parent.name} has no {folder.name}/config.json")
-    weights = sorted(path for path in folder.iterdir() if path.suffix == ".safetensors")
-    pickles = [path for path in folder.iterdir() if path.suffix in _PICKLES]
-    if not weights and pickles and not allow_pickle:
-        raise SdbridgeError(
-            "SDB-MODEL-PICKLE", f"{folder} holds its weights as a pickle only ({pickles[0].name})"
-        )
-    if not weights and (folder / random_weights.MARK).is_file():
-        return random_weights.make_marked_part(kind, folder).to(dtype)
-    if not weights and not pickles:
-        raise SdbridgeError("SDB-MODEL-PARTS", f"{folder} holds a config but no weights")
-    variant = {"variant": "fp16"} if weights and all(".fp16." in path.name for path in weights) else {}
-    try:
-        model, about = kind.from_pretrained(
-            str(folder),
-            torch_dtype=dtype,
-            local_files_only=True,
-            use_safetensors=bool(weights),
-            output_loading_info=True,
-            **variant,
-        )
-    except SafetensorError as error:
-        raise SdbridgeError(
-            "SDB-MODEL-CORRUPT", f"{weights[0]} is damaged or half-written: {error}"
-        ) from None
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise SdbridgeError("SDB-MODEL-CORRUPT", f"{folder} cannot be read: {_first_line(error)}") from None
-    check_keys(folder.name, about.get("missing_keys", ()), about.get("mismatched_keys", ()))
-    return model
-
-
-def check_keys(part: str, missing: Any, mismatched: Any = ()) -> None:
-    """Raise SDB-MODEL-KEYS when weights are absent: they would be random."""
-    absent = [key for key in missing if not str(key).endswith("position_ids")]
-    wrong = [str(item) for item in mismatched]
-    if absent or wrong:
-        first = ", ".join(sorted(str(key) for key in (absent or wrong))[:3])
-        raise SdbridgeError(
-            "SDB-MODEL-KEYS",
-            f"{part} lacks {len(absent)} weights and has {len(wrong)} of another shape, first {first}",
-        )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
 
 
 def probe_prediction(unet: Any, schedule: NoiseSchedule, placement: Placement) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sdbridge.engine.image.lora_names import TensorNames
 from sdbridge.engine.image.lora_products import make_products, renormalised
+from sdbridge.engine.image.upload import Arena, Upload, upload_to
 from sdbridge.engine.image.weight_file import WeightFile, find_weights, read_weight_file
 from sdbridge.engine.image.weights import WeightStore
 from sdbridge.errors import SdbridgeError
@@ -95,6 +96,7 @@ class LoraProducts:
         return any(name.startswith("text_encoder") for name in self.products)
 
 
+@torch.no_grad()
 def load_lora(
     path: Path, store: WeightStore, names: TensorNames, *, allow_pickle: bool = False
 ) -> LoraProducts:
@@ -113,7 +115,10 @@ def load_lora(
     unapplied: list[str] = list(strangers)
     misfits: list[str] = []
     applied = 0
-    for stem, pieces in layers.items():
+    upload = upload_to(store.device)
+    room = Arena(upload)
+    for stem, pieces in _on_device(layers, upload).items():
+        upload.pause()
         module = names.find(stem)
         made = make_products(pieces, alpha_of(stem)) if module else None
         if module is None or not made:
@@ -129,14 +134,38 @@ def load_lora(
             if added is None:
                 misfits.append(stem)
                 continue
-            ready = store.like(name, added)
-            products[name] = products[name] + ready if name in products else ready
+            ready = room.like(store.tensor(name))
+            ready.copy_(added.reshape(ready.shape))
+            products[name] = products[name].add_(ready) if name in products else ready
             applied += 1
     if misfits or not products:
         raise _wrong_family(opened, layers, misfits, store)
     if next(iter(products.values())).is_cuda:
         torch.cuda.current_stream().synchronize()  # not the device: a graph may be under capture
     return LoraProducts(place, products, applied, tuple(sorted(unapplied)), _scheduler_hint(opened, layers))
+
+
+def _on_device(
+    layers: Mapping[str, Mapping[str, Tensor]], upload: Upload
+) -> Mapping[str, Mapping[str, Tensor]]:
+    """The layers' factors where their products are made: small to carry, and multiplied at once there.
+
+    An alpha is a number and stays. So do layers with magnitudes, whose base is read on the CPU.
+    """
+    if upload.device.type == "cpu":
+        return layers
+    named = {
+        f"{stem} {piece}": tensor
+        for stem, pieces in layers.items()
+        if pieces.keys().isdisjoint(_MAGNITUDES)
+        for piece, tensor in pieces.items()
+        if piece != "alpha"
+    }
+    brought = upload.bring(named, torch.float32)
+    return {
+        stem: {piece: brought.get(f"{stem} {piece}", tensor) for piece, tensor in pieces.items()}
+        for stem, pieces in layers.items()
+    }
 
 
 def group(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], tuple[str, ...]]:

@@ -56,6 +56,8 @@ class PromptCache:
         self._state = 0
         self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prompt")
+        # One for all texts: PyTorch keeps a cuBLAS workspace for each stream that ever multiplied.
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.encoded = 0  # texts embedded so far, for tests and status
 
     def get(self, text: str, clip_skip: int) -> TextEmbedding | None:
@@ -109,13 +111,17 @@ class PromptCache:
         return embedding
 
     def _encode_beside(self, text: str, clip_skip: int) -> TextEmbedding:
-        if self._device.type != "cuda":
+        stream = self._stream
+        if stream is None:
             return self._encode(text, clip_skip)
-        stream = torch.cuda.Stream(self._device)
         # A LoRA may have written into the text encoder a moment ago, on the frame loop's stream.
-        stream.wait_stream(torch.cuda.default_stream(self._device))
+        frames = torch.cuda.default_stream(self._device)
+        stream.wait_stream(frames)
         with torch.cuda.stream(stream):
             embedding = self._encode(text, clip_skip)
+        for tensor in (embedding.tokens, embedding.pooled):
+            if tensor is not None:  # let go, its memory is not written while a frame still reads it
+                tensor.record_stream(frames)
         stream.synchronize()  # in this thread, so that the frame loop finds a finished tensor
         return embedding
 

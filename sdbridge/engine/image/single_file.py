@@ -23,7 +23,11 @@ from sdbridge.engine.image.detect import (
     sampler_of,
 )
 from sdbridge.engine.image.device import Placement
-from sdbridge.engine.image.load import LoadedModel, assemble, check_keys, load_tokenizer, read_part
+from sdbridge.engine.image.load import LoadedModel, ReadVae, assemble, load_tokenizer
+from sdbridge.engine.image.parts import check_keys, read_part
+from sdbridge.engine.image.skeleton import give_weights, skeleton
+from sdbridge.engine.image.stored import BrokenFileError, Source, in_memory, look_into, split_rows
+from sdbridge.engine.image.upload import Upload
 from sdbridge.errors import SdbridgeError
 
 _UNET = "model.diffusion_model."
@@ -52,6 +56,7 @@ def load_single_file(
     path: Path,
     placement: Placement,
     vae: str,
+    upload: Upload,
     *,
     allow_pickle: bool,
     options: Mapping[str, object],
@@ -75,17 +80,31 @@ def load_single_file(
     channels = int(tensors[_UNET + "input_blocks.0.0.weight"].shape[1])
     unet_config = {**unet_config, "in_channels": channels}
     check_channels(unet_config, path.name)
-    unet = _unet(tensors, unet_config, placement.dtype)
-    full_vae = _vae(tensors, parts)
-    on_stage("text encoder")
-    encoders = _text_encoders(tensors, family, parts, path, allow_pickle)
+    try:
+        unet = _unet(tensors, unet_config, placement, upload)
+        full_vae = _vae(path, tensors, parts, placement, upload)
+        on_stage("text encoder")
+        encoders = _text_encoders(tensors, family, parts, path, allow_pickle, placement.dtype, upload)
+    except (BrokenFileError, OSError) as error:
+        raise _damaged(path, error) from None
     tokenizers = tuple(
         load_tokenizer(parts / name)
         for name in (("tokenizer", "tokenizer_2") if family == "sdxl" else ("tokenizer",))
     )
     try:
         return assemble(
-            path, parts, detected, unet, full_vae, encoders, tokenizers, placement, vae, options, on_stage
+            path,
+            parts,
+            detected,
+            unet,
+            full_vae,
+            encoders,
+            tokenizers,
+            placement,
+            vae,
+            upload,
+            options,
+            on_stage,
         )
     except SdbridgeError as error:
         if full_vae is not None or error.code != "SDB-MODEL-PARTS":
@@ -98,25 +117,26 @@ def load_single_file(
         ) from None
 
 
-def _read(path: Path, allow_pickle: bool) -> tuple[dict[str, Tensor], Mapping[str, str]]:
-    """Tensors and metadata of the file."""
-    from safetensors import SafetensorError, safe_open
-
+def _read(path: Path, allow_pickle: bool) -> tuple[dict[str, Source], Mapping[str, str]]:
+    """Tensors, still in the file, and metadata of it."""
     if path.suffix.lower() != ".safetensors":
         if not allow_pickle:
             raise SdbridgeError(
                 "SDB-MODEL-FAMILY", f"{path.name} is neither a model folder nor a .safetensors file"
             )
-        return _read_pickle(path), {}
+        return dict(_read_pickle(path)), {}
     try:
-        with safe_open(str(path), framework="pt") as file:
-            names = file.keys()
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise SdbridgeError(
-            "SDB-MODEL-CORRUPT",
-            f"{path.name} ({path.stat().st_size} bytes) is damaged or half-written: {error}",
-        ) from None
+        file = look_into(path)
+    except (BrokenFileError, OSError) as error:
+        raise _damaged(path, error) from None
+    return dict(file.tensors), file.metadata
+
+
+def _damaged(path: Path, error: Exception) -> SdbridgeError:
+    return SdbridgeError(
+        "SDB-MODEL-CORRUPT",
+        f"{path.name} ({path.stat().st_size} bytes) is damaged or half-written: {error}",
+    )
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
@@ -157,7 +177,7 @@ def _lacking(path: Path, family: str, what: str) -> SdbridgeError:
 
 
 def _scheduler(
-    parts: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str], family: str
+    parts: Path, tensors: Mapping[str, Source], about: Mapping[str, str], family: str
 ) -> dict[str, Any]:
     """The noise schedule; what is predicted is left out unless the file itself says so.
 
@@ -178,26 +198,31 @@ def _scheduler(
     return config
 
 
-def _unet(tensors: dict[str, Tensor], config: dict[str, Any], dtype: torch.dtype) -> Any:
+def _unet(
+    tensors: Mapping[str, Source], config: dict[str, Any], placement: Placement, upload: Upload
+) -> Any:
     from diffusers import UNet2DConditionModel
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
     own = {key: value for key, value in tensors.items() if key.startswith(_UNET)}
     try:
-        unet = UNet2DConditionModel.from_config(config)
-        converted = convert_ldm_unet_checkpoint(
-            own, dict(unet.config)
-        )  # with what the file leaves to defaults
+        with skeleton():
+            unet = UNet2DConditionModel.from_config(config)
+        # New names; looks at no value. With what the file leaves to defaults.
+        converted = convert_ldm_unet_checkpoint(own, dict(unet.config))
     except (KeyError, ValueError, AttributeError) as error:
         raise SdbridgeError(
             "SDB-MODEL-KEYS", f"the UNet lacks weights or has others, first {error}"
         ) from None
-    _fill(unet, converted, "unet")
-    return unet.to(dtype)
+    chosen = _complete(unet, converted, "unet")
+    give_weights(unet, chosen, upload, placement.dtype, channels_last=placement.channels_last)
+    return unet
 
 
-def _vae(tensors: dict[str, Tensor], parts: Path) -> Any | None:
-    """The file's own full VAE; None when it has none or no config describes it."""
+def _vae(
+    path: Path, tensors: Mapping[str, Source], parts: Path, placement: Placement, upload: Upload
+) -> ReadVae | None:
+    """Reads the file's own full VAE; None when it has none or no config describes it."""
     from diffusers import AutoencoderKL
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
@@ -205,17 +230,33 @@ def _vae(tensors: dict[str, Tensor], parts: Path) -> Any | None:
     own = {key: value for key, value in tensors.items() if key.startswith("first_stage_model.")}
     if config is None or not own or config.get("_class_name") == "AutoencoderTiny":
         return None
-    vae = AutoencoderKL.from_config(config)
-    try:
-        converted = convert_ldm_vae_checkpoint(own, vae.config)
-    except (KeyError, AttributeError) as error:
-        raise SdbridgeError("SDB-MODEL-KEYS", f"the VAE lacks weights or has others, first {error}") from None
-    _fill(vae, converted, "vae")
-    return vae
+
+    def read(dtype_of: Callable[[Any], torch.dtype]) -> Any:
+        with skeleton():
+            vae = AutoencoderKL.from_config(config)
+        try:
+            converted = convert_ldm_vae_checkpoint({k: in_memory(v) for k, v in own.items()}, vae.config)
+            chosen = _complete(vae, converted, "vae")
+            give_weights(vae, chosen, upload, dtype_of(vae.config), channels_last=placement.channels_last)
+        except (BrokenFileError, OSError) as error:
+            raise _damaged(path, error) from None
+        except (KeyError, AttributeError) as error:
+            raise SdbridgeError(
+                "SDB-MODEL-KEYS", f"the VAE lacks weights or has others, first {error}"
+            ) from None
+        return vae
+
+    return read
 
 
 def _text_encoders(
-    tensors: Mapping[str, Tensor], family: str, parts: Path, path: Path, allow_pickle: bool
+    tensors: Mapping[str, Source],
+    family: str,
+    parts: Path,
+    path: Path,
+    allow_pickle: bool,
+    dtype: torch.dtype,
+    upload: Upload,
 ) -> tuple[Any, ...]:
     """The file's own encoders; one that was left out is read from the parts, if these have its weights."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -226,48 +267,51 @@ def _text_encoders(
         kind: Any = CLIPTextModelWithProjection if index else CLIPTextModel
         prefix = next((p for p in prefixes if any(key.startswith(p) for key in tensors)), "")
         if not prefix:
-            encoders.append(_left_out(kind, parts / folder, path, allow_pickle))
+            encoders.append(_left_out(kind, parts / folder, path, allow_pickle, dtype, upload))
             continue
         config = read_config(parts / folder / "config.json")
         if config is None:
             raise _lacking(path, family, f"{folder}/config.json")
-        encoder = kind(CLIPTextConfig.from_dict(config))
+        settings = CLIPTextConfig.from_dict(config)
+        with skeleton():
+            encoder = kind(settings)
         own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         state = _from_open_clip(own) if prefix.endswith(".model.") else own
         bare = {key.removeprefix("text_model."): value for key, value in state.items()}
         wrapped = any(key.startswith("text_model.") for key in encoder.state_dict())
         outside = ("text_projection",)
-        _fill(
-            encoder,
-            {k if not wrapped or k.startswith(outside) else f"text_model.{k}": v for k, v in bare.items()},
-            folder,
-        )
+        named = {
+            k if not wrapped or k.startswith(outside) else f"text_model.{k}": v for k, v in bare.items()
+        }
+        give_weights(encoder, _complete(encoder, named, folder), upload, dtype)
         encoders.append(encoder)
     return tuple(encoders)
 
 
-def _left_out(kind: Any, folder: Path, path: Path, allow_pickle: bool) -> Any:
+def _left_out(
+    kind: Any, folder: Path, path: Path, allow_pickle: bool, dtype: torch.dtype, upload: Upload
+) -> Any:
     if not any(folder.glob("*.safetensors")):
         raise SdbridgeError(
             "SDB-MODEL-PARTS",
             f"{path.name} was saved without its {folder.name}, and {folder} has no weights for it",
             f"Take a file that holds it, or put its weights (model.safetensors) into {folder}.",
         )
-    return read_part(kind, folder, torch.float32, allow_pickle)
+    return read_part(kind, folder, dtype, allow_pickle, upload=upload)
 
 
-def _from_open_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _from_open_clip(tensors: Mapping[str, Source]) -> dict[str, Source]:
     """OpenCLIP's names (SD 2.1, SDXL's second encoder) as transformers has them; q, k, v are one there."""
-    state: dict[str, Tensor] = {}
+    state: dict[str, Source] = {}
     for key, value in tensors.items():
         if key in _OPEN_CLIP_TOP:
             state[_OPEN_CLIP_TOP[key]] = value
         elif key == "text_projection":
-            state["text_projection.weight"] = value.T.contiguous()
+            state["text_projection.weight"] = in_memory(value).T.contiguous()
         elif key.startswith("transformer.resblocks."):
             name = key.replace("transformer.resblocks.", "encoder.layers.")
             if ".attn.in_proj_" in name:
-                for part, piece in zip("qkv", value.chunk(3), strict=True):
+                for part, piece in zip("qkv", split_rows(value, 3), strict=True):
                     state[name.replace(".attn.in_proj_", f".self_attn.{part}_proj.")] = piece
                 continue
             for theirs, ours in _OPEN_CLIP_LAYER.items():
@@ -276,14 +320,16 @@ def _from_open_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _fill(module: Any, state: Mapping[str, Tensor], part: str) -> None:
-    """Load weights, all of them; deeper text layers than the model uses are left over, which is usual."""
-    wanted = module.state_dict()
+def _complete(module: Any, state: Mapping[str, Source], part: str) -> dict[str, Source]:
+    """What the module needs, all of it; deeper text layers than the model uses are left over, which is usual.
+
+    Raises SDB-MODEL-KEYS where something is missing or of another shape.
+    """
+    wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     wrong = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}"
-        for key in wanted
-        if key in state and state[key].shape != wanted[key].shape
+        f"{key} {tuple(state[key].shape)} instead of {shape}"
+        for key, shape in wanted.items()
+        if key in state and tuple(state[key].shape) != shape
     ]
-    missing = [key for key in wanted if key not in state]
-    check_keys(part, missing, wrong)
-    module.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)
+    check_keys(part, [key for key in wanted if key not in state], wrong)
+    return {key: state[key] for key in wanted if key in state}

@@ -13,9 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as nn
 
+from sdbridge.engine.image.parts import read_part
 from sdbridge.engine.image.seams import ModelParts
+from sdbridge.engine.image.skeleton import give_weights, skeleton
 from sdbridge.engine.image.stills import fill
-from sdbridge.engine.image.weight_file import find_weights, read_weight_file
+from sdbridge.engine.image.stored import Source, split_rows
+from sdbridge.engine.image.upload import upload_to
+from sdbridge.engine.image.weight_file import find_weights, open_weight_file, told_of_broken
 from sdbridge.errors import SdbridgeError
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -77,7 +81,7 @@ def load_style(
     made for another family, SDB-STYLE-ENCODER where the encoder is missing or another one.
     """
     place = find_weights(path, "ip-adapter_sd15.safetensors", "ip-adapter_sdxl.safetensors")
-    opened = read_weight_file(place, allow_pickle=allow_pickle)
+    opened = open_weight_file(place, allow_pickle=allow_pickle)
     image_part = _part(opened.tensors, "image_proj.")
     layer_part = _part(opened.tensors, "ip_adapter.")
     if not image_part or not layer_part:
@@ -90,11 +94,20 @@ def load_style(
         raise SdbridgeError(
             "SDB-STYLE-KIND", f"{place} is an IP-Adapter for faces, which needs a face detector"
         )
-    layers = _layers(place, layer_part, model)
-    projection, wanted = _resampler(image_part, place) if plus else _plain(image_part, place)
-    projection = projection.to(device=model.device, dtype=model.dtype).eval().requires_grad_(False)
+    upload = upload_to(model.device)
+    pairs = _pairs(place, layer_part, model)
+    with skeleton(upload.gentle):
+        projection, wanted = _resampler(image_part) if plus else _plain(image_part)
+    renamed = _complete(projection, _renamed(image_part, plus), place)
+    with told_of_broken(place):
+        give_weights(projection, renamed, upload, model.dtype)
+        brought = upload.bring(pairs, model.dtype)
+    layers = tuple(
+        (brought[f"{number}.to_k"], brought[f"{number}.to_v"]) for number in range(len(pairs) // 2)
+    )
     encoder = _load_encoder(place, encoder_folder, wanted, plus, model)
     none = projection(_nothing(encoder, plus))
+    upload.lend(none)
     if model.device.type == "cuda":
         torch.cuda.current_stream().synchronize()  # not the device: a graph may be under capture
     return StyleNetwork(place, encoder, projection, plus, layers, none)
@@ -105,61 +118,47 @@ def cross_attention_layers(unet: Any) -> list[tuple[str, Any]]:
     return [(name, module) for name, module in unet.named_modules() if name.endswith("attn2")]
 
 
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _part(tensors: Mapping[str, Source], prefix: str) -> dict[str, Source]:
     return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
 
-def _layers(
-    place: Path, tensors: Mapping[str, Tensor], model: ModelParts
-) -> tuple[tuple[Tensor, Tensor], ...]:
+def _pairs(place: Path, tensors: Mapping[str, Source], model: ModelParts) -> dict[str, Source]:
+    """Key and value projections, ``0.to_k`` and on, by the UNet's attn2 order."""
     targets = cross_attention_layers(model.unet)
     numbers = sorted({int(key.partition(".")[0]) for key in tensors if key.endswith(".to_k_ip.weight")})
     ours = int(model.unet.config["cross_attention_dim"])
     theirs = int(tensors[f"{numbers[0]}.to_k_ip.weight"].shape[1]) if numbers else 0
-    found: list[tuple[Tensor, Tensor]] = []
+    found: dict[str, Source] = {}
     for number, (_, module) in zip(numbers, targets, strict=False):
-        pair = tensors[f"{number}.to_k_ip.weight"], tensors.get(f"{number}.to_v_ip.weight")
-        if pair[1] is None or any(
-            part.shape != module.to_k.weight.shape for part in pair if part is not None
-        ):
+        key, value = tensors[f"{number}.to_k_ip.weight"], tensors.get(f"{number}.to_v_ip.weight")
+        shape = tuple(module.to_k.weight.shape)
+        if value is None or tuple(key.shape) != shape or tuple(value.shape) != shape:
             break
-        found.append((_ready(pair[0], model), _ready(pair[1], model)))
-    if len(numbers) != len(targets) or len(found) != len(targets):
+        at = len(found) // 2
+        found[f"{at}.to_k"], found[f"{at}.to_v"] = key, value
+    if len(numbers) != len(targets) or len(found) != 2 * len(targets):
         raise SdbridgeError(
             "SDB-STYLE-FAMILY",
             f"{place} is an IP-Adapter for {_FAMILIES.get(theirs, 'another model')} ({len(numbers)} layers, "
             f"text width {theirs}), the model that runs has {len(targets)} layers and text width {ours}",
         )
-    return tuple(found)
+    return found
 
 
-def _ready(tensor: Tensor, model: ModelParts) -> Tensor:
-    return tensor.to(device=model.device, dtype=model.dtype)
-
-
-def _plain(tensors: Mapping[str, Tensor], place: Path) -> tuple[Any, int]:
+def _plain(tensors: Mapping[str, Source]) -> tuple[Any, int]:
     """The standard adapter's projection: one linear layer to four tokens. With the encoder's width."""
     from diffusers.models.embeddings import ImageProjection
 
     width = int(tensors["norm.weight"].shape[0])
     seen = int(tensors["proj.weight"].shape[1])
-    module = ImageProjection(seen, width, int(tensors["proj.weight"].shape[0]) // width)
-    renamed = {re.sub(r"^proj\.", "image_embeds.", key): tensor for key, tensor in tensors.items()}
-    return _filled(module, renamed, place), seen
+    return ImageProjection(seen, width, int(tensors["proj.weight"].shape[0]) // width), seen
 
 
-def _resampler(tensors: Mapping[str, Tensor], place: Path) -> tuple[Any, int]:
+def _resampler(tensors: Mapping[str, Source]) -> tuple[Any, int]:
     """The plus adapter's projection: a small transformer over the encoder's patches. With their width."""
     from diffusers.models.embeddings import IPAdapterPlusImageProjection
 
-    renamed: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
-        for pattern, new in _RESAMPLER:
-            key = pattern.sub(new, key)
-        if ".attn.to_kv." in key:
-            renamed[key.replace("to_kv", "to_k")], renamed[key.replace("to_kv", "to_v")] = tensor.chunk(2)
-        else:
-            renamed[key] = tensor
+    renamed = _renamed(tensors, True)
     depth = 1 + max((int(key.split(".")[1]) for key in renamed if key.startswith("layers.")), default=0)
     inner = int(renamed["layers.0.attn.to_q.weight"].shape[0])
     seen = int(renamed["proj_in.weight"].shape[1])
@@ -173,18 +172,37 @@ def _resampler(tensors: Mapping[str, Tensor], place: Path) -> tuple[Any, int]:
         num_queries=int(renamed["latents"].shape[1]),
         ffn_ratio=renamed["layers.0.ff.1.net.2.weight"].shape[1] / renamed["latents"].shape[2],
     )
-    return _filled(module, renamed, place), seen
+    return module, seen
 
 
-def _filled(module: Any, tensors: Mapping[str, Tensor], place: Path) -> Any:
-    try:
-        module.load_state_dict(dict(tensors))
-    except RuntimeError as error:
-        line = " ".join(str(error).split())[:200]
+def _renamed(tensors: Mapping[str, Source], plus: bool) -> dict[str, Source]:
+    """The projection's tensors by the keys of diffusers' module."""
+    renamed: dict[str, Source] = {}
+    if not plus:
+        return {re.sub(r"^proj\.", "image_embeds.", key): tensor for key, tensor in tensors.items()}
+    for key, tensor in tensors.items():
+        for pattern, new in _RESAMPLER:
+            key = pattern.sub(new, key)
+        if ".attn.to_kv." in key:
+            first, second = split_rows(tensor, 2)
+            renamed[key.replace("to_kv", "to_k")], renamed[key.replace("to_kv", "to_v")] = first, second
+        else:
+            renamed[key] = tensor
+    return renamed
+
+
+def _complete(module: Any, tensors: dict[str, Source], place: Path) -> dict[str, Source]:
+    """``tensors``, which are what the module needs: each of them, no other, in its shape."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if wanted != given:
+        differ = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
         raise SdbridgeError(
-            "SDB-STYLE-KIND", f"{place} has an image projection of another kind: {line}"
-        ) from None
-    return module
+            "SDB-STYLE-KIND",
+            f"{place} has an image projection of another kind: {len(differ)} tensors differ, such as "
+            f"{differ[0]}",
+        )
+    return tensors
 
 
 def _load_encoder(place: Path, folder: Path | None, wanted: int, plus: bool, model: ModelParts) -> Any:
@@ -215,14 +233,11 @@ def _read_encoder(folder: Path, model: ModelParts) -> Any:
     from transformers import CLIPVisionModelWithProjection
 
     try:
-        encoder: Any = CLIPVisionModelWithProjection.from_pretrained(
-            str(folder), local_files_only=True, use_safetensors=True
+        return read_part(
+            CLIPVisionModelWithProjection, folder, model.dtype, False, upload=upload_to(model.device)
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        line = str(error).strip().splitlines()[0][:200]
-        raise SdbridgeError("SDB-STYLE-ENCODER", f"{folder} cannot be loaded: {line}") from None
-    encoder = encoder.to(device=model.device, dtype=model.dtype)
-    return encoder.eval().requires_grad_(False)
+    except SdbridgeError as error:
+        raise SdbridgeError("SDB-STYLE-ENCODER", f"{folder} cannot be loaded: {error.what}") from None
 
 
 def _nothing(encoder: Any, plus: bool) -> Tensor:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import pickle
-import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdbridge.engine.image.stored import BrokenFileError, Source, in_memory, look_into
 from sdbridge.errors import SdbridgeError
 
 PICKLE_SUFFIXES = frozenset({".ckpt", ".pt", ".pth", ".bin"})
@@ -41,63 +41,58 @@ class WeightFile:
     metadata: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class OpenedFile:
+    """The same with the tensors still in their file, where that is a safetensors file."""
+
+    path: Path
+    tensors: Mapping[str, Source]
+    metadata: Mapping[str, str]
+
+
 def read_weight_file(path: Path, *, allow_pickle: bool = False) -> WeightFile:
-    """Read every tensor of ``path``.
+    """Read every tensor of ``path`` into memory of its own: the file may be replaced while we run.
 
     Raises SDB-FILE-MISSING, SDB-FILE-PICKLE (a pickle, which can run code, without leave), or
     SDB-FILE-BROKEN (cut short, or no weights at all), each naming the file and what it holds.
     """
+    opened = open_weight_file(path, allow_pickle=allow_pickle)
+    with told_of_broken(path):
+        tensors = {key: in_memory(source) for key, source in opened.tensors.items()}
+    return WeightFile(path, tensors, opened.metadata)
+
+
+def open_weight_file(path: Path, *, allow_pickle: bool = False) -> OpenedFile:
+    """See what ``path`` holds without reading its tensors (those of a pickle are read). Raises the same."""
     try:
         with path.open("rb") as stream:
             head = stream.read(16)
-        size = path.stat().st_size
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise SdbridgeError("SDB-FILE-MISSING", f"{path} cannot be read: {reason}") from None
+        raise _unreadable(path, error) from None
     disguised = head.startswith((_ZIP, _PICKLE)) and head[8:9] != _HEADER
     if path.suffix.lower() in PICKLE_SUFFIXES or disguised:
-        return _read_pickle(path, allow_pickle)
-    _check_length(path, head, size)
-    return _read_safetensors(path)
-
-
-def _read_safetensors(path: Path) -> WeightFile:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), framework="pt", device="cpu") as opened:
-            # Cloned: the file may be replaced by a training program while we run.
-            tensors = {key: opened.get_tensor(key).clone() for key in opened.keys()}  # noqa: SIM118
-            metadata = dict(opened.metadata() or {})
-    except (SafetensorError, ValueError, OSError) as error:
-        raise SdbridgeError("SDB-FILE-BROKEN", f"{path} is no whole safetensors file: {error}") from None
-    if not tensors:
+        read = _read_pickle(path, allow_pickle)
+        return OpenedFile(path, read.tensors, read.metadata)
+    with told_of_broken(path):
+        file = look_into(path)
+    if not file.tensors:
         raise SdbridgeError("SDB-FILE-BROKEN", f"{path} is a safetensors file without any tensor")
-    return WeightFile(path, tensors, metadata)
+    return OpenedFile(path, file.tensors, file.metadata)
 
 
-def _check_length(path: Path, head: bytes, size: int) -> None:
-    """Say in numbers how much of a half-written file is there; the library only says that it is wrong."""
-    if size < 10:
-        raise SdbridgeError("SDB-FILE-BROKEN", f"{path} holds only {size} bytes, no weights")
-    length = struct.unpack("<Q", head[:8])[0]
-    if head[8:9] != _HEADER or length > 100_000_000:
-        start = head[:8].decode("latin-1").encode("unicode_escape").decode()
-        raise SdbridgeError("SDB-FILE-BROKEN", f"{path} is no safetensors file, it starts with {start!r}")
-    if size < 8 + length:
-        raise SdbridgeError(
-            "SDB-FILE-BROKEN", f"{path} is cut short: {size} bytes, its header alone has {8 + length}"
-        )
+@contextmanager
+def told_of_broken(path: Path) -> Iterator[None]:
+    """A file that does not give its tensors becomes SDB-FILE-BROKEN, or SDB-FILE-MISSING."""
     try:
-        with path.open("rb") as stream:
-            stream.seek(8)
-            header = json.loads(stream.read(length))
-        ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-        raise SdbridgeError("SDB-FILE-BROKEN", f"{path} has a damaged safetensors header") from None
-    whole = 8 + length + max(ends, default=0)
-    if size < whole:
-        raise SdbridgeError("SDB-FILE-BROKEN", f"{path} is cut short: {size} of {whole} bytes are there")
+        yield
+    except BrokenFileError as error:
+        raise SdbridgeError("SDB-FILE-BROKEN", f"{path} {error}") from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> SdbridgeError:
+    return SdbridgeError("SDB-FILE-MISSING", f"{path} cannot be read: {error.strerror or error}")
 
 
 def _read_pickle(path: Path, allow_pickle: bool) -> WeightFile:

@@ -58,6 +58,11 @@ class WeightStore:
         """The live tensor: read it, never write it."""
         return self._tensors[name]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return next((tensor.device for tensor in self._tensors.values()), torch.device("cpu"))
+
     def like(self, name: Name, product: Tensor) -> Tensor:
         """``product`` on the device, in the tensor's dtype, shape and memory layout: ready for ``write``."""
         target = self._tensors[name]

@@ -31,12 +31,18 @@ class Depth:
         """Load config and safetensors from ``folder``; never asks the network. Raises OSError, ValueError."""
         from transformers import AutoModelForDepthEstimation
 
+        from sdbridge.engine.image.skeleton import move
+        from sdbridge.engine.image.upload import upload_to
+
         network = AutoModelForDepthEstimation.from_pretrained(
             str(folder), local_files_only=True, use_safetensors=True
         )
-        network = network.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        upload = upload_to(device)
+        network = move(network, upload, dtype).requires_grad_(False)
         backbone = getattr(network.config, "backbone_config", None)
-        return cls(network, int(getattr(backbone, "patch_size", None) or 14))
+        made = cls(network, int(getattr(backbone, "patch_size", None) or 14))
+        upload.lend(made.mean, made.deviation)
+        return made
 
     def __call__(self, image: Tensor, settings: Settings) -> Tensor:
         return as_rgb(self.nearness(image, settings.detail).to(image.dtype))

@@ -75,13 +75,24 @@ def _with_depth(name: str, network: Path | None, device: torch.device, dtype: to
 
 
 def _load_hed(network: Path, device: torch.device, dtype: torch.dtype, allow_pickle: bool) -> Preprocessor:
-    from sdbridge.engine.image.weight_file import find_weights, read_weight_file
+    from sdbridge.engine.image.skeleton import give_weights, skeleton
+    from sdbridge.engine.image.upload import upload_to
+    from sdbridge.engine.image.weight_file import find_weights, open_weight_file, told_of_broken
     from sdbridge.engine.preprocess.softedge import Hed
 
     path = find_weights(network, "ControlNetHED.safetensors", "ControlNetHED.pth", "model.safetensors")
-    weights = read_weight_file(path, allow_pickle=allow_pickle).tensors
-    try:
-        return Hed.from_weights(weights).to(device=device, dtype=dtype)
-    except ValueError as error:
-        line = " ".join(str(error).split())[:200]
-        raise SdbridgeError("SDB-PREPROCESS-NETWORK", f"{path} holds no HED network: {line}") from None
+    weights = open_weight_file(path, allow_pickle=allow_pickle).tensors
+    upload = upload_to(device)
+    with skeleton(upload.gentle):
+        hed = Hed()
+    wanted = {name: tuple(tensor.shape) for name, tensor in hed.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if wanted != given:
+        differ = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
+        raise SdbridgeError(
+            "SDB-PREPROCESS-NETWORK",
+            f"{path} holds no HED network: {len(differ)} tensors differ, such as {differ[0]}",
+        )
+    with told_of_broken(path):
+        give_weights(hed, weights, upload, dtype)
+    return hed

@@ -7,7 +7,6 @@ an edge map. The module's names are those of the ControlNet authors' weights (Co
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -47,17 +46,6 @@ class Hed(Module):
         self.norm = Parameter(torch.zeros(1, 3, 1, 1))
         for index, (channels_in, channels_out, count) in enumerate(STAGES, start=1):
             self.add_module(f"block{index}", _Stage(channels_in, channels_out, count, first=index == 1))
-
-    @classmethod
-    def from_weights(cls, weights: Mapping[str, Tensor]) -> Hed:
-        """The network with ``weights``; raises ValueError naming keys that are missing or do not fit."""
-        with torch.device("meta"):
-            network = cls()
-        try:
-            network.load_state_dict(dict(weights), assign=True)
-        except RuntimeError as error:
-            raise ValueError(str(error)) from None
-        return network.eval().requires_grad_(False)
 
     def __call__(self, image: Tensor, settings: Settings) -> Tensor:
         return as_rgb(self.edges(image).to(image.dtype))

@@ -1,0 +1,98 @@
+"""How a network is made without its weights, and given them where they lie."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from sdbridge.engine.image.stored import Source
+from sdbridge.engine.image.upload import PAUSE_S, Upload
+
+
+@contextmanager
+def skeleton(gentle: bool = False) -> Iterator[None]:
+    """Modules are made here without memory for their weights, and without values.
+
+    Beside the stream ``gentle`` leaves the interpreter to the frames after each step of the making, so
+    that they do not wait for it.
+    """
+    with torch.device("meta"), _Gently() if gentle else nullcontext():
+        yield
+
+
+class _Gently(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        time.sleep(PAUSE_S)
+        return func(*args, **(kwargs or {}))
+
+
+def give_weights(
+    module: Any,
+    sources: Mapping[str, Source],
+    upload: Upload,
+    dtype: torch.dtype,
+    *,
+    channels_last: bool = False,
+    make: Callable[[], Any] | None = None,
+) -> None:
+    """Bring ``sources`` to the device and make them the weights of ``module``, whose keys they must be.
+
+    ``make`` makes the module once more, with values: asked only where a buffer that no file holds is of
+    an unknown kind. Raises BrokenFileError or OSError where a file does not give what its header promised.
+    """
+    brought = upload.bring(
+        sources, dtype, channels_last=channels_last, side_by_side=read_together(module, upload.device)
+    )
+    module.load_state_dict(brought, strict=False, assign=True)
+    _give_buffers(module, upload.device, dtype, make)
+    module.eval().requires_grad_(False)
+
+
+def move(module: Any, upload: Upload, dtype: torch.dtype) -> Any:
+    """``module`` with its weights, which are on the CPU, brought to the device."""
+    values = dict(module.named_parameters()) | dict(module.named_buffers())
+    sources = {name: tensor.detach() for name, tensor in values.items()}
+    brought = upload.bring(sources, dtype)
+    for name, tensor in brought.items():
+        path, _, last = name.rpartition(".")
+        owner = module.get_submodule(path)
+        if last in owner._buffers:
+            owner._buffers[last] = tensor
+        else:
+            owner._parameters[last] = torch.nn.Parameter(tensor, requires_grad=False)
+    return module.eval()
+
+
+def read_together(module: Any, device: torch.device) -> tuple[tuple[str, ...], ...]:
+    """Names of the weights that this device's acceleration will read as one tensor."""
+    if device.type != "cuda":
+        return ()
+    from sdbridge.engine.accelerate.packed_unet import together
+
+    return together(module)
+
+
+def _give_buffers(
+    module: Any, device: torch.device, dtype: torch.dtype, make: Callable[[], Any] | None
+) -> None:
+    """Buffers that are in no file: positions count up; others are as a newly made module has them."""
+    made: Mapping[str, Tensor] | None = None
+    for name, buffer in list(module.named_buffers()):
+        if not buffer.is_meta:
+            continue
+        path, _, last = name.rpartition(".")
+        if last == "position_ids":
+            value = torch.arange(buffer.shape[-1], dtype=buffer.dtype).expand(buffer.shape)
+        else:
+            if made is None:
+                assert make is not None, f"nothing says what the buffer {name} holds"
+                made = dict(make().named_buffers())
+            value = made[name]
+        kind = dtype if value.is_floating_point() else value.dtype
+        module.get_submodule(path)._buffers[last] = value.to(device=device, dtype=kind)
