@@ -12,7 +12,7 @@ import torch
 from sdbridge.engine.image.control_kinds import refuse_relatives
 from sdbridge.engine.image.control_networks import AdapterNetwork, ControlNetwork, Network
 from sdbridge.engine.image.seams import ModelParts
-from sdbridge.engine.image.skeleton import give_weights, skeleton
+from sdbridge.engine.image.skeleton import give_weights, shapes_of, skeleton
 from sdbridge.engine.image.stored import Source
 from sdbridge.engine.image.upload import upload_to
 from sdbridge.engine.image.weight_file import OpenedFile, find_weights, open_weight_file, told_of_broken
@@ -192,7 +192,7 @@ def _adapter_config(tensors: Mapping[str, Source]) -> dict[str, Any]:
 
 def _fill(network: Any, tensors: Mapping[str, Source], path: Path, model: ModelParts) -> None:
     """Put the tensors in, all of them; says what is missing, too much, or of another size."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    wanted = shapes_of(network)
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if wanted != given:
         wrong = [name for name in wanted if name in given and given[name] != wanted[name]]

@@ -78,6 +78,8 @@ def load_model(
             "SDB-MODEL-PICKLE", f"{root.name} is a pickle, which can run any program when read"
         )
     with _offline():
+        if placement.device.type == "cuda":
+            _import_what_loads_beside()
         upload = Upload(placement.device, START_PIECE, START_READERS)
         if root.is_file():
             from sdbridge.engine.image.single_file import load_single_file
@@ -92,6 +94,13 @@ def load_model(
                 on_stage=on_stage,
             )
         return _load_folder(root, placement, vae, upload, allow_pickle, options or {}, on_stage)
+
+
+def _import_what_loads_beside() -> None:
+    """Now, in 20 ms, and not while frames flow, which would all wait for the interpreter."""
+    from diffusers import ControlNetModel, T2IAdapter  # noqa: F401
+    from diffusers.models.embeddings import ImageProjection, IPAdapterPlusImageProjection  # noqa: F401
+    from transformers import CLIPVisionModelWithProjection  # noqa: F401
 
 
 def _load_folder(

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sdbridge.engine.image.skeleton import give_weights, move, skeleton
+from sdbridge.engine.image.skeleton import give_weights, move, shapes_of, skeleton
 from sdbridge.engine.image.stored import BrokenFileError, Stored, look_into
 from sdbridge.engine.image.upload import Upload, upload_to
 from sdbridge.errors import SdbridgeError
@@ -96,7 +96,7 @@ def _read_ourselves(
         raise SdbridgeError("SDB-MODEL-CORRUPT", f"{folder} cannot be read: {first_line(error)}") from None
     if hasattr(model, "_fix_state_dict_keys_on_load"):  # diffusers: attention layers had other names once
         model._fix_state_dict_keys_on_load(tensors)
-    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    wanted = shapes_of(model)
     named = _named(tensors, wanted, (getattr(model, "base_model_prefix", ""), "text_model", "vision_model"))
     whole = all(key in named or key.endswith("position_ids") for key in wanted)
     if not whole or any(named[key].shape != shape for key, shape in wanted.items() if key in named):

@@ -25,7 +25,7 @@ from sdbridge.engine.image.detect import (
 from sdbridge.engine.image.device import Placement
 from sdbridge.engine.image.load import LoadedModel, ReadVae, assemble, load_tokenizer
 from sdbridge.engine.image.parts import check_keys, read_part
-from sdbridge.engine.image.skeleton import give_weights, skeleton
+from sdbridge.engine.image.skeleton import give_weights, shapes_of, skeleton
 from sdbridge.engine.image.stored import BrokenFileError, Source, in_memory, look_into, split_rows
 from sdbridge.engine.image.upload import Upload
 from sdbridge.errors import SdbridgeError
@@ -198,9 +198,7 @@ def _scheduler(
     return config
 
 
-def _unet(
-    tensors: Mapping[str, Source], config: dict[str, Any], placement: Placement, upload: Upload
-) -> Any:
+def _unet(tensors: Mapping[str, Source], config: dict[str, Any], placement: Placement, upload: Upload) -> Any:
     from diffusers import UNet2DConditionModel
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
@@ -278,11 +276,9 @@ def _text_encoders(
         own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         state = _from_open_clip(own) if prefix.endswith(".model.") else own
         bare = {key.removeprefix("text_model."): value for key, value in state.items()}
-        wrapped = any(key.startswith("text_model.") for key in encoder.state_dict())
+        wrapped = any(key.startswith("text_model.") for key in shapes_of(encoder))
         outside = ("text_projection",)
-        named = {
-            k if not wrapped or k.startswith(outside) else f"text_model.{k}": v for k, v in bare.items()
-        }
+        named = {k if not wrapped or k.startswith(outside) else f"text_model.{k}": v for k, v in bare.items()}
         give_weights(encoder, _complete(encoder, named, folder), upload, dtype)
         encoders.append(encoder)
     return tuple(encoders)
@@ -325,7 +321,7 @@ def _complete(module: Any, state: Mapping[str, Source], part: str) -> dict[str, 
 
     Raises SDB-MODEL-KEYS where something is missing or of another shape.
     """
-    wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    wanted = shapes_of(module)
     wrong = [
         f"{key} {tuple(state[key].shape)} instead of {shape}"
         for key, shape in wanted.items()

@@ -14,6 +14,8 @@ from torch.overrides import TorchFunctionMode
 from sdbridge.engine.image.stored import Source
 from sdbridge.engine.image.upload import PAUSE_S, Upload
 
+_FEW = 16
+
 
 @contextmanager
 def skeleton(gentle: bool = False) -> Iterator[None]:
@@ -49,24 +51,43 @@ def give_weights(
     brought = upload.bring(
         sources, dtype, channels_last=channels_last, side_by_side=read_together(module, upload.device)
     )
-    module.load_state_dict(brought, strict=False, assign=True)
+    _assign(module, brought, upload)
     _give_buffers(module, upload.device, dtype, make)
-    module.eval().requires_grad_(False)
+    module.eval()
+
+
+def shapes_of(module: Any) -> dict[str, tuple[int, ...]]:
+    """The keys that a file of its weights has, with their shapes; without the work of ``state_dict``."""
+    shapes = {
+        name: tuple(parameter.shape) for name, parameter in module.named_parameters(remove_duplicate=False)
+    }
+    for path, owner in module.named_modules():
+        for name, buffer in owner._buffers.items():
+            if buffer is not None and name not in owner._non_persistent_buffers_set:
+                shapes[f"{path}.{name}" if path else name] = tuple(buffer.shape)
+    return shapes
 
 
 def move(module: Any, upload: Upload, dtype: torch.dtype) -> Any:
     """``module`` with its weights, which are on the CPU, brought to the device."""
     values = dict(module.named_parameters()) | dict(module.named_buffers())
     sources = {name: tensor.detach() for name, tensor in values.items()}
-    brought = upload.bring(sources, dtype)
-    for name, tensor in brought.items():
+    _assign(module, upload.bring(sources, dtype), upload)
+    return module.eval()
+
+
+def _assign(module: Any, tensors: Mapping[str, Tensor], upload: Upload) -> None:
+    """Make ``tensors`` the module's parameters and buffers, a few at a time."""
+    owners = dict(module.named_modules())
+    for number, (name, tensor) in enumerate(tensors.items()):
         path, _, last = name.rpartition(".")
-        owner = module.get_submodule(path)
+        owner = owners[path]
         if last in owner._buffers:
             owner._buffers[last] = tensor
         else:
             owner._parameters[last] = torch.nn.Parameter(tensor, requires_grad=False)
-    return module.eval()
+        if number % _FEW == 0:
+            upload.pause()
 
 
 def read_together(module: Any, device: torch.device) -> tuple[tuple[str, ...], ...]:

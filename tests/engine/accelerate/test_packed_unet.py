@@ -6,9 +6,10 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from sdbridge.engine.accelerate.packed_unet import PackedUnet, obstacle
+from sdbridge.engine.accelerate.packed_unet import PackedUnet, obstacle, together
 from sdbridge.engine.accelerate.unet_ops import PlainOps
 from sdbridge.engine.image.seams import UnetCall
+from sdbridge.engine.image.upload import Upload
 
 SMALL = {
     "block_out_channels": (32, 64, 64),
@@ -127,6 +128,23 @@ def test_a_weight_written_in_place_is_a_weight_of_the_packed_pass() -> None:
             parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
     assert error(packed.run(call), before) > 0.01
     assert error(packed.run(call), plainly(unet, call)) < 1e-12
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_that_were_loaded_side_by_side_are_packed_without_a_copy(kind: str) -> None:
+    unet = build(kind)
+    call, state = make_call(kind, unet), {name: t.clone() for name, t in unet.state_dict().items()}
+    wanted = plainly(unet, call)
+    upload = Upload(torch.device("cpu"), 4096, staged=True)
+    brought = upload.bring(state, unet.dtype, channels_last=True, side_by_side=together(unet))
+    unet.load_state_dict(brought, assign=True)
+    places = {name: parameter.data_ptr() for name, parameter in unet.named_parameters()}
+    with torch.no_grad():
+        packed = PackedUnet(unet, PlainOps())
+        assert places == {name: parameter.data_ptr() for name, parameter in unet.named_parameters()}
+        assert error(packed.run(call), wanted) < 1e-12
+        unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_v.weight.mul_(2)
+        assert error(packed.run(call), wanted) > 1e-6  # still the weights that it reads
 
 
 def test_an_unusual_unet_is_refused_with_the_reason() -> None:

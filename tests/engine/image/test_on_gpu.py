@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 
 import pytest
 import torch
@@ -45,6 +46,58 @@ def test_a_tick_waits_for_the_device_only_to_hand_the_frame_out(checkpoint) -> N
             rig.tick(frame(k))
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_network_loaded_beside_the_frames_takes_few_allocations_and_arrives_whole(
+    checkpoint, tmp_path
+) -> None:
+    from diffusers import ControlNetModel, UNet2DConditionModel
+    from safetensors.torch import load_file
+
+    from sdbridge.engine.image.control_files import load_network
+
+    torch.manual_seed(1)
+    unet = UNet2DConditionModel.from_pretrained(str(checkpoint() / "unet"))
+    network = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
+    for layer in (*network.controlnet_down_blocks, network.controlnet_mid_block):
+        torch.nn.init.normal_(layer.weight, std=0.1)
+    network.save_pretrained(tmp_path)
+    wanted = load_file(tmp_path / "diffusion_pytorch_model.safetensors")
+    rig = Rig(checkpoint(), VALUES, dtype="float16", device="cuda")
+    rig.tick(frame(0))
+    engine = rig.engine
+    context = engine._context(engine.painter)
+    before = torch.cuda.memory_stats()["num_device_alloc"]
+    running = context.beside(lambda: load_network(tmp_path, context.model))
+    for k in range(1, 40):  # frames go on meanwhile
+        rig.tick(frame(k))
+    found = running.result().run.network
+    assert torch.cuda.memory_stats()["num_device_alloc"] - before < 12
+    for name, parameter in found.named_parameters():
+        assert parameter.is_cuda and parameter.dtype == torch.float16
+        assert torch.equal(parameter.cpu(), wanted[name].half()), name
+    storages = {parameter.untyped_storage().data_ptr() for parameter in found.parameters()}
+    assert len(storages) == 1
+    rig.engine.unload()
+
+
+def test_a_lora_made_on_the_device_is_the_one_made_on_the_cpu(checkpoint, tmp_path) -> None:
+    from sdbridge.bench.networks import random_lora
+    from sdbridge.engine.image.lora_files import load_lora
+    from sdbridge.engine.image.lora_names import TensorNames
+    from sdbridge.engine.image.weights import store_of
+
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint(), folder)
+    file = random_lora(folder)
+    made = {}
+    for device in ("cpu", "cuda"):
+        rig = Rig(folder, VALUES, dtype="float32", device=device, acceleration="eager")
+        store = store_of(rig.model)
+        made[device] = load_lora(file, store, TensorNames(store, rig.model.unet.config)).products
+    assert made["cpu"].keys() == made["cuda"].keys() and made["cpu"]
+    for name, product in made["cpu"].items():
+        assert apart(made["cuda"][name].cpu(), product) < 1e-5, name
 
 
 def test_unload_gives_the_memory_back(checkpoint) -> None:
