@@ -200,7 +200,7 @@ def test_memory_is_flat_over_3000_frames_of_changes(checkpoint) -> None:
     rig = Rig(checkpoint(), {**FIRST, "feature_bank.enabled": True}, dtype="float32")
     engine = rig.engine
     acceleration = engine.painter.acceleration
-    del acceleration.run_denoise  # the rig keeps what it sees
+    del acceleration.run_denoise, engine.painter._decode  # the rig keeps what it sees
     chunks = [frame(k) for k in range(5)]
 
     def run(count: int) -> None:
