@@ -63,6 +63,15 @@ _ENDINGS: tuple[tuple[str, str], ...] = (
 )
 _MAGNITUDES = ("magnitude", "dora_scale")  # DoRA's
 _FAMILIES = {768: "SD 1.5", 1024: "SD 2.x", 2048: "SDXL"}
+#: What distilled LoRAs are called, and the sampler they are made for.
+_DISTILLED = (
+    ("lcm", "lcm"),
+    ("hyper", "tcd"),
+    ("tcd", "tcd"),
+    ("lightning", "turbo"),
+    ("turbo", "turbo"),
+    ("dmd", "lcm"),
+)
 _CROSS_ATTENTION = re.compile(r"attn2[._]to_[kv]\b|attn2[._](?:processor[._])?to_[kv]_lora|attn2_to_[kv]$")
 _OTHER_KINDS = {
     "double_blocks": "Flux",
@@ -234,10 +243,9 @@ def _scheduler_hint(opened: WeightFile, layers: Mapping[str, object]) -> str:
     texts = any(stem.startswith(("lora_te", "text_encoder")) for stem in layers)
     if not whole or texts:
         return ""
-    words = f"{opened.path.parent.name} {opened.path.name} {' '.join(opened.metadata.values())}".lower()
-    if "lcm" in words:
-        return "lcm"
-    return "tcd" if "hyper" in words or "tcd" in words else ""
+    # The nearest folders count too: published files are called pytorch_lora_weights, in hashed folders.
+    words = f"{' '.join(opened.path.parts[-4:])} {' '.join(opened.metadata.values())}".lower()
+    return next((sampler for word, sampler in _DISTILLED if word in words), "")
 
 
 def _no_lora(opened: WeightFile) -> SdbridgeError:

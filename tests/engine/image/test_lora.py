@@ -522,9 +522,16 @@ def test_distilled_loras_name_their_sampler(tmp_path: Path) -> None:
     unet = bench.parts.unet
     whole = kohya(pairs(unet, targets(unet), 1))
     lora = slots(bench)
-    for name, hint in (("lcm-lora-sdv1-5", "lcm"), ("Hyper-SD15-1step-lora", "tcd"), ("my style", "")):
-        put(bench, lora, slot1_file=str(saved(tmp_path, whole, f"{name}.safetensors")), slot1_weight=1.0)
-        assert lora.scheduler_hint == hint
+    for name, hint in (
+        ("lcm-lora-sdv1-5", "lcm"),
+        ("Hyper-SD15-1step-lora", "tcd"),
+        ("sdxl_lightning_4step_lora", "turbo"),
+        ("my style", ""),
+        ("models--latent-consistency--lcm-lora-sdv1-5/snapshots/4d1a/pytorch_lora_weights", "lcm"),
+    ):
+        file = tmp_path / "loras" / f"{name}.safetensors"
+        put(bench, lora, slot1_file=str(saved(file.parent, whole, file.name)), slot1_weight=1.0)
+        assert lora.scheduler_hint == hint, name
     put(bench, lora, slot1_file=str(saved(tmp_path, whole, "lcm.safetensors")), slot1_weight=0.0)
     assert lora.scheduler_hint == ""
     style = kohya(pairs(unet, targets(unet, ("to_q",)), 1))
