@@ -53,7 +53,8 @@ class Stream:
         options: Mapping[str, object] | None = None,
         **parameters: object,
     ) -> None:
-        """Load ``model``: a diffusers-layout folder or one ``.safetensors``; the network is never used.
+        """Load ``model``: a diffusers-layout folder, one ``.safetensors``, the id of something pulled, or
+        ``embedded`` (the model in the package, for 256x256); the network is never used.
 
         ``width`` and ``height`` are multiples of 8. ``device`` auto | cuda | mps | cpu, ``dtype`` auto |
         float16 | bfloat16 | float32 | float64, ``vae`` auto | tiny | full | folder. Raises SdbridgeError
@@ -65,7 +66,7 @@ class Stream:
         self._channels = 3
         self.engine = ImageEngine(
             EngineConfig(
-                model=str(model),
+                model=str(_local(model)),
                 device=device,
                 dtype=dtype,
                 vae=vae,
@@ -74,8 +75,12 @@ class Stream:
             ),
             self._clock,
         )
-        self.engine.load(values)
-        self.engine.warm_up(int(values["width"]), int(values["height"]))
+        try:
+            self.engine.load(values)
+            self.engine.warm_up(int(values["width"]), int(values["height"]))
+        except BaseException:
+            self.engine.unload()  # nobody gets the stream, so nobody could
+            raise
 
     def set(self, values: Mapping[str, object] | None = None, /, **parameters: object) -> None:
         """Change parameters; they hold from the next picture on, texts too.
@@ -143,6 +148,22 @@ class Stream:
     def _plain(self, chunk: Chunk) -> np.ndarray:
         role: Role = "generated"
         return chunk.frames[-1][role].pixels[..., : self._channels]
+
+
+def _local(model: str | Path) -> str | Path:
+    """Where the model lies that was asked for. Raises SDB-MODEL-MISSING for one that was not pulled."""
+    from sdbridge.models import catalog, embedded_model
+
+    if str(model) == "embedded":
+        return embedded_model.EMBEDDED_DIR
+    if Path(model).expanduser().exists():
+        return model
+    pulled = catalog.local_path(str(model))
+    if pulled is None and catalog.find(str(model)) is not None:
+        raise SdbridgeError(
+            "SDB-MODEL-MISSING", f"{model} is in the catalog, but not here", f"Run `sdbridge pull {model}`."
+        )
+    return model if pulled is None else pulled
 
 
 def _named(values: Mapping[str, object]) -> dict[str, Value]:

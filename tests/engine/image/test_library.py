@@ -51,3 +51,24 @@ def test_parameters_are_set_by_name_and_texts_hold_from_the_next_picture(checkpo
 def test_a_missing_model_is_an_error_with_the_next_step(tmp_path) -> None:
     with pytest.raises(SdbridgeError, match="sdbridge pull"):
         Stream(tmp_path / "nothing")
+
+
+def test_the_model_in_the_package_and_what_was_pulled_go_by_their_names(
+    checkpoint, monkeypatch, tmp_path
+) -> None:
+    import shutil
+
+    from sdbridge.models import catalog, embedded_model
+
+    if embedded_model.is_present():
+        with Stream("embedded", prompt="fire", width=64, height=64) as stream:
+            assert stream(pictures(1)[0]).shape == (64, 64, 3)
+    monkeypatch.setattr(catalog, "local_path", lambda model: None)
+    with pytest.raises(SdbridgeError, match="sdbridge pull sd-turbo"):
+        Stream("sd-turbo")
+    shutil.copytree(checkpoint(), tmp_path / "pulled")
+    monkeypatch.setattr(
+        catalog, "local_path", lambda model: tmp_path / "pulled" if model == "sd-turbo" else None
+    )
+    with Stream("sd-turbo", width=64, height=64) as stream:
+        assert stream(pictures(1)[0]).shape == (64, 64, 3)
