@@ -24,7 +24,7 @@ PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "controlnet", "image_e
 #: The end of a LoRA's key, as ``engine/image/lora_files.py`` knows them; what stands before names the layer.
 _PIECE = re.compile(
     r"(?:\.lora_linear_layer|\.lora)?\.(?P<piece>lora_[AB]|lora_down|lora_up|lora_mid|down|up)"
-    r"(?:\.default)?\.weight$|\.(?P<word>diff|hada_[wt][12](?:_[ab])?|lokr_w[12](?:_[ab])?)$"
+    r"(?:\.default)?\.weight$|\.(?P<word>diff|hada_[wt][12](?:_[ab])?|lokr_w[12](?:_[ab])?|lokr_t[12]|w_norm)$"
 )
 _LORA_PREFIX = re.compile(
     r"^(?:base_model\.model\.)?(?:lora_unet_|unet\.|diffusion_model\.|lycoris_)?|^lora_te1?_|^text_encoder\."
@@ -146,7 +146,8 @@ def _product(pieces: Mapping[str, tuple[int, ...]]) -> int:
     factors = [_kronecker(pieces, number) for number in (1, 2)]
     if all(factors):
         return factors[0] * factors[1]
-    return prod(pieces["diff"]) if "diff" in pieces else 0
+    whole = pieces.get("diff", pieces.get("w_norm"))
+    return 0 if whole is None else prod(whole)
 
 
 def _kronecker(pieces: Mapping[str, tuple[int, ...]], number: int) -> int:
@@ -154,7 +155,10 @@ def _kronecker(pieces: Mapping[str, tuple[int, ...]], number: int) -> int:
     if whole is not None:
         return prod(whole)
     low, high = pieces.get(f"lokr_w{number}_a"), pieces.get(f"lokr_w{number}_b")
-    return low[0] * prod(high[1:]) if low is not None and high is not None else 0
+    if low is None or high is None:
+        return 0
+    kernel = pieces.get(f"lokr_t{number}", ())[2:]
+    return low[1 if kernel else 0] * prod(high[1:]) * prod(kernel)
 
 
 def _lora_values(files: Iterable[Path]) -> int:

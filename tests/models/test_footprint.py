@@ -89,10 +89,16 @@ def test_loras_take_their_products_and_each_base_once(tmp_path):
         ),
         ({"hada_w1_a": (32, 4), "hada_w1_b": (4, 48), "hada_w2_a": (32, 4), "hada_w2_b": (4, 48)}, 32 * 48),
         ({"lokr_w1": (4, 4), "lokr_w2_a": (8, 2), "lokr_w2_b": (2, 12)}, 4 * 4 * 8 * 12),
+        (
+            {"lokr_w1": (4, 4), "lokr_t2": (2, 2, 3, 3), "lokr_w2_a": (2, 8), "lokr_w2_b": (2, 12)},
+            4 * 4 * 8 * 12 * 9,
+        ),
         ({"diff": (32, 16), "diff_b": (32,)}, 32 * 16),
+        ({"w_norm": (32,), "b_norm": (32,)}, 32),
         ({"alpha": ()}, 0),
+        ({"dora_scale": (1, 16)}, 0),
     ],
-    ids=["convolution", "three parts", "loha", "lokr", "diff", "only alpha"],
+    ids=["convolution", "three parts", "loha", "lokr", "lokr tucker", "diff", "norm", "alpha", "dora alone"],
 )
 def test_a_product_is_counted_from_the_shapes_of_its_pieces(pieces, values):
     found = product_values({f"lora_unet_x.{name}": shape for name, shape in pieces.items()})
