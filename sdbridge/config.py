@@ -77,6 +77,7 @@ class EngineSection(_Section):
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
     vae: str = "auto"
     acceleration: Literal["auto", "eager", "compile", "tensorrt"] = "auto"
+    attention: Literal["auto", "pytorch", "xformers"] = "auto"
     in_process: bool = False
     threads: int = Field(default=0, ge=0, le=256)
     allow_pickle: bool = False

@@ -6,6 +6,7 @@ import difflib
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def check_config(path: Path | None) -> Iterator[Finding]:
     yield from check_model(config.engine.model)
     yield from check_memory(config)
     yield from check_acceleration(config.engine.acceleration)
+    yield from check_attention(config.engine.attention)
 
 
 def check_chosen(config: Config) -> Iterator[Finding]:
@@ -120,6 +122,23 @@ def check_acceleration(choice: str) -> Iterator[Finding]:
     else:
         text = "TensorRT is installed"
         yield Finding("acceleration", "good", text, "sdbridge build makes its engines beforehand.")
+
+
+def check_attention(choice: str) -> Iterator[Finding]:
+    """Which attention would run; that xFormers' kernels take this card is only seen when they run."""
+    try:
+        here = version("xformers") if find_spec("xformers") is not None else ""
+    except PackageNotFoundError:
+        here = "of unknown version"
+    if choice != "xformers":
+        beside = f"; xFormers {here} is here for `engine: {{attention: xformers}}`" if here else ""
+        yield Finding("attention", "good", f"PyTorch's own (flash, cuDNN){beside}")
+    elif here:
+        text = f"xFormers {here}, on CUDA; PyTorch's own for what it refuses"
+        yield Finding("attention", "good", text)
+    else:
+        text = "xFormers is asked for and not installed: PyTorch's own attention (flash, cuDNN) runs instead"
+        yield Finding("attention", "note", text, 'pip install "sdbridge[xformers]"')
 
 
 def check_memory(config: Config) -> Iterator[Finding]:

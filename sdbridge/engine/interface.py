@@ -174,5 +174,6 @@ class EngineConfig:
     dtype: str = "auto"
     vae: str = "auto"
     acceleration: str = "auto"
+    attention: str = "auto"
     threads: int = 0
     options: Mapping[str, object] = field(default_factory=dict)

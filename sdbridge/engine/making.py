@@ -124,6 +124,7 @@ def engine_config(section: EngineSection, values: Mapping[str, Value]) -> Engine
         dtype=section.dtype,
         vae=section.vae,
         acceleration=section.acceleration,
+        attention=section.attention,
         threads=section.threads or (0 if section.in_process else spare_cores()),
         options={"allow_pickle": section.allow_pickle, **section.options},
     )

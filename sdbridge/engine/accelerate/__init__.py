@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from sdbridge.engine.accelerate.attention import Attend
     from sdbridge.engine.accelerate.replay import TensorCall
     from sdbridge.engine.image.load import LoadedModel
     from sdbridge.engine.image.seams import UnetCall
@@ -105,16 +106,19 @@ def choose_acceleration(choice: str, device: torch.device) -> tuple[str, str]:
     return choice, f"the configuration asks for {choice}"
 
 
-def build_acceleration(name: str, model: LoadedModel) -> Acceleration:
-    """Make the acceleration ``name`` (eager, compile or tensorrt) for a loaded model."""
+def build_acceleration(name: str, model: LoadedModel, attend: Attend | None = None) -> Acceleration:
+    """Make the acceleration ``name`` (eager, compile or tensorrt) for a loaded model.
+
+    ``attend`` is what ``attention.choose_attention`` chose; None is PyTorch's own. TensorRT has its own.
+    """
     if name == "eager":
         from sdbridge.engine.accelerate.eager import Eager
 
-        return Eager(model)
+        return Eager(model, attend)
     if name == "compile":
         from sdbridge.engine.accelerate.compile import Compiled
 
-        return Compiled(model)
+        return Compiled(model, attend=attend)
     if name == "tensorrt":
         from sdbridge.engine.accelerate.tensorrt.acceleration import build_tensorrt
 

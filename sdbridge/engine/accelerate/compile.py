@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from sdbridge.engine.accelerate import kernels, packed_controlnet, precompile
+from sdbridge.engine.accelerate.attention import Attend, pytorch_attention
 from sdbridge.engine.accelerate.beside import BesideTheStream
 from sdbridge.engine.accelerate.eager import Eager
 from sdbridge.engine.accelerate.flat_calls import at_times, flat, time_inputs, unflat
@@ -57,9 +58,12 @@ class Compiled:
 
     name = "compile"
 
-    def __init__(self, model: LoadedModel, capture: Capture = CudaGraph) -> None:
+    def __init__(
+        self, model: LoadedModel, capture: Capture = CudaGraph, attend: Attend | None = None
+    ) -> None:
         self._model = model
-        self._eager = Eager(model)
+        self._eager = Eager(model, attend)
+        self._attend = attend = attend or pytorch_attention
         self._capture = capture
         self._said: set[str] = set()
         self._graphs: OrderedDict[Key, Captured] = OrderedDict()
@@ -75,7 +79,7 @@ class Compiled:
             (name, module) for name, module in model.unet.named_modules() if hasattr(module, "processor")
         ]
         why = obstacle(model.unet)
-        self._packed = None if why else PackedUnet(model.unet, PlainOps())
+        self._packed = None if why else PackedUnet(model.unet, PlainOps(attend))
         if why:
             self._say(f"the UNet runs unpacked: it has {why}")
         self._make_fast: Callable[[], UnetOps] | None = None  # each graph has buffers of its own
@@ -92,7 +96,7 @@ class Compiled:
             from sdbridge.engine.accelerate.kernels.unet import FusedOps
 
             precompile.use_own_cache()
-            self._make_fast = lambda: FusedOps(model.device)
+            self._make_fast = lambda: FusedOps(model.device, attend=attend)
             self._tiny = self._tiny_vae()
             if model.device.type == "cuda":
                 self._compiler = precompile.kernel_compiler(model.device)
@@ -459,7 +463,8 @@ class Compiled:
         if why:
             self._say(f"{name} runs unpacked: it has {why}")
             return Replayed(run, name, self._capture, self._beside)
-        packed, fast = PackedControlNet(run.network), None if self._make_fast is None else self._make_fast()
+        packed = PackedControlNet(run.network, PlainOps(self._attend))
+        fast = None if self._make_fast is None else self._make_fast()
 
         def plainly(*tensors: Tensor) -> Residuals:
             return packed.run(run.unet_call(*tensors), tensors[3])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sdbridge.engine.accelerate.attention import Attend, put_on, pytorch_attention
 from sdbridge.engine.accelerate.replay import TensorCall
 from sdbridge.engine.image.load import LoadedModel
 from sdbridge.engine.image.pictures import from_rgba, to_rgba
@@ -17,8 +18,10 @@ class Eager:
     name = "eager"
     foresees = False
 
-    def __init__(self, model: LoadedModel) -> None:
+    def __init__(self, model: LoadedModel, attend: Attend | None = None) -> None:
+        """``attend`` takes the place of PyTorch's attention in the UNet's modules."""
         self._model = model
+        put_on(model.unet, attend or pytorch_attention)
         self._format = torch.contiguous_format if model.device.type == "mps" else torch.channels_last
 
     def prepare_denoise(self, call: UnetCall) -> None:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sdbridge.engine.accelerate.attention import Attend, pytorch_attention
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -103,6 +105,9 @@ class UnetOps(Protocol):
 class PlainOps:
     """Everything by PyTorch's own functions: any device, any dtype. The others are measured against it."""
 
+    def __init__(self, attend: Attend = pytorch_attention) -> None:
+        self._attend = attend
+
     def begin(self, batch: int, device: torch.device) -> None:
         """Nothing is kept between passes."""
 
@@ -166,10 +171,9 @@ class PlainOps:
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor, batch: int, heads: int) -> Tensor:
         def split(rows: Tensor) -> Tensor:
-            return rows.unflatten(0, (batch, -1)).unflatten(-1, (heads, -1)).transpose(1, 2)
+            return rows.unflatten(0, (batch, -1)).unflatten(-1, (heads, -1))
 
-        seen = functional.scaled_dot_product_attention(split(query), split(key), split(value))
-        return seen.transpose(1, 2).flatten(2).flatten(0, 1)
+        return self._attend(split(query), split(key), split(value)).flatten(2).flatten(0, 1)
 
     def upsample(self, picture: Picture, height: int, width: int) -> Picture:
         return Picture.of(functional.interpolate(picture.tensor(), size=(height, width), mode="nearest"))

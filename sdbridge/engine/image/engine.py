@@ -153,6 +153,7 @@ class ImageEngine:
             self.config.acceleration,
             self._clock,
             wait_for_prompts=bool(self.config.options.get("wait_for_prompts", False)),
+            attention=self.config.attention,
         )
         report = getattr(self._painter.acceleration, "report_progress", None)
         if report is not None:  # it goes on getting better while frames run

@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from sdbridge.engine.accelerate.attention import Attend, pytorch_attention
 from sdbridge.engine.accelerate.replay import foresee
 from sdbridge.engine.image.bank_memory import SHARES, BankForm, LayerMemory, LayerSize, Memory
 from sdbridge.engine.image.seams import UnetCall
@@ -46,8 +46,10 @@ class FeatureBank:
         self,
         unet: Any,
         wrap: Callable[[Callable[..., Any], str], Callable[..., Any]] = lambda run, name: run,
+        attend: Attend = pytorch_attention,
     ) -> None:
         self._unet = unet
+        self.attend = attend
         self._layers = {
             module: name
             for name, module in unet.named_modules()
@@ -199,17 +201,12 @@ class _BankAttention:
         """``hidden_states`` ``[rows, N, width]`` -> the same shape."""
         layer: LayerMemory = self._bank.form.layers[attn]
         keys, values = layer.extend(torch.cat([attn.to_k(hidden_states), attn.to_v(hidden_states)], -1))
-        output = _attend(attn.heads, attn.to_q(hidden_states), keys, values)
+        query, keys, values = (
+            tensor.unflatten(-1, (attn.heads, -1)) for tensor in (attn.to_q(hidden_states), keys, values)
+        )
+        output = self._bank.attend(query, keys, values).flatten(2)
         output = attn.to_out[1](attn.to_out[0](output)) / attn.rescale_output_factor
         return layer.blend(output)
-
-
-def _attend(heads: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    def split(tensor: Tensor) -> Tensor:
-        return tensor.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-    output = functional.scaled_dot_product_attention(split(query), split(key), split(value))
-    return output.transpose(1, 2).flatten(2)
 
 
 def _shape_of(sample: Tensor, frames: int) -> tuple[object, ...]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sdbridge.clock import Clock
 from sdbridge.engine.accelerate import Acceleration, build_acceleration, choose_acceleration
+from sdbridge.engine.accelerate.attention import choose_attention
 from sdbridge.engine.image.conditions import added_conditions, guidance_embedding
 from sdbridge.engine.image.feature_bank import FeatureBank
 from sdbridge.engine.image.feedback import feed_back
@@ -40,11 +41,19 @@ class Painter:
     """Holds the stream and everything around it. ``settle`` takes new settings, ``paint`` runs a frame."""
 
     def __init__(
-        self, model: LoadedModel, acceleration: str, clock: Clock, *, wait_for_prompts: bool = False
+        self,
+        model: LoadedModel,
+        acceleration: str,
+        clock: Clock,
+        *,
+        wait_for_prompts: bool = False,
+        attention: str = "auto",
     ) -> None:
         self.model = model
-        name, self.why_acceleration = choose_acceleration(acceleration, model.device)
-        self.acceleration: Acceleration = build_acceleration(name, model)
+        name, why = choose_acceleration(acceleration, model.device)
+        attend, why_attention = choose_attention(attention, model.device)
+        self.why_acceleration = "; ".join(filter(None, (why, why_attention)))
+        self.acceleration: Acceleration = build_acceleration(name, model, attend)
         self.extensions: tuple[StreamExtension, ...] = ()
         #: Gets each generated picture as uint8 ``[H, W, 4]`` on the device (``interface.py`` has the rule).
         self.gpu_output: Callable[[Tensor], None] | None = None
@@ -57,7 +66,7 @@ class Painter:
         self._stream = StreamBatch(model, staging=self._staging)
         self._noise = NoiseSource()
         self._similarity = SimilarityFilter()
-        self._bank = FeatureBank(model.unet, self.acceleration.wrap)
+        self._bank = FeatureBank(model.unet, self.acceleration.wrap, attend)
         encoder = TextEncoder(model.text_encoders, model.tokenizers, model.device, model.dtype)
         self.prompts = PromptCache(encoder.encode, model.device)
         self._mixer = PromptMixer(self.prompts)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sdbridge.engine.accelerate.attention import Attend, pytorch_attention
 from sdbridge.engine.accelerate.kernels import linear as products
 from sdbridge.engine.accelerate.kernels import norm as kernels
 from sdbridge.engine.accelerate.kernels.linear import Pick, Problem, Workspace, default_way
@@ -22,7 +23,8 @@ _ARENA = 1 << 17  # 64-bit sums for all group norms of one pass and batch entry
 class TritonOps(PlainOps):
     """Convolutions and matrix products by the libraries; all that lies between them by our kernels."""
 
-    def __init__(self) -> None:
+    def __init__(self, attend: Attend = pytorch_attention) -> None:
+        super().__init__(attend)
         self._arena: Tensor | None = None
         self._used = 0
 
@@ -126,9 +128,13 @@ class FusedOps(TritonOps):
     """
 
     def __init__(
-        self, device: torch.device, pick: Pick = default_way, pick_conv: ConvPick | None = None
+        self,
+        device: torch.device,
+        pick: Pick = default_way,
+        pick_conv: ConvPick | None = None,
+        attend: Attend = pytorch_attention,
     ) -> None:
-        super().__init__()
+        super().__init__(attend)
         self._pick = pick
         self._pick_conv = pick_conv
         self._workspace = Workspace(device)
