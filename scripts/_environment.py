@@ -40,6 +40,8 @@ def ensure_environment(extras: tuple[str, ...]) -> Path:
     step("Updating pip", [*pip, "--upgrade", "pip>=24"])
     wanted = f"{ROOT}[{','.join(extras)}]" if extras else str(ROOT)
     step("Installing sdbridge and what it needs", [*pip, "--editable", wanted])
+    # An editable package is not compiled by pip: the first start would do it while somebody waits.
+    subprocess.run([str(venv_python()), "-m", "compileall", "-qq", str(ROOT / "sdbridge")], check=False)
     stamp_file.write_text(stamp)
     say(f"Installed in {time.monotonic() - started:.0f} s")
     return venv_python()

@@ -19,15 +19,17 @@ ENGINES: dict[str, str] = {
     "faulty": "sdbridge.testing:FaultyEngine",
 }
 
-#: kind -> "module:function", called first in a process that is to run such an engine and nothing else.
+#: kind -> "module:function", called with the config, first in a process that runs nothing but this engine.
 PREPARE: dict[str, str] = {"image": "sdbridge.engine.image.imports:import_sparingly"}
 
 
-def prepare_process(kind: str) -> None:
-    """Make this process ready for an engine of ``kind``; without it the engine would only start later."""
-    module_name, _, function = PREPARE.get(kind, "").partition(":")
-    if module_name:
-        getattr(importlib.import_module(module_name), function)()
+def prepare_process(config: EngineConfig) -> None:
+    """Make this process ready for the engine of ``config``; without it the engine would only start later."""
+    module_name, _, function = PREPARE.get(config.kind, "").partition(":")
+    if not module_name:
+        return
+    prepare: Callable[[EngineConfig], None] = getattr(importlib.import_module(module_name), function)
+    prepare(config)
 
 
 def make_engine(config: EngineConfig) -> Engine:

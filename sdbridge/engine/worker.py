@@ -36,7 +36,7 @@ def run_engine_process(start: EngineStart, connection: Connection, wake: Wake, r
     root = logging.getLogger()
     root.setLevel(logging.INFO)
     root.addHandler(_ToBridge(inbox))
-    prepare_process(start.config.kind)
+    prepare_process(start.config)
     run_engine(start, inbox, wake, ready)
 
 

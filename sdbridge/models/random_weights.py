@@ -138,12 +138,13 @@ def make_marked_part(kind: Any, folder: Path) -> Any:
 def _make(kind: Any, config: Mapping[str, Any], seed: int) -> Any:
     """Made on a CUDA device where there is one: seconds become tenths. Same seed and device, same weights."""
     import torch
-    from transformers import CLIPTextConfig
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.random.fork_rng(devices=[0] if device == "cuda" else []), torch.device(device):
         torch.manual_seed(seed)
         if kind.__name__.startswith("CLIP"):
+            from transformers import CLIPTextConfig
+
             module = kind(CLIPTextConfig(**config))
         else:
             module = kind.from_config(dict(config))

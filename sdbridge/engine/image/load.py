@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import multiprocessing
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +17,8 @@ from typing import Any
 
 import torch
 
+from sdbridge.engine.image.clip_text import ClipText, ClipTextProjected
+from sdbridge.engine.image.clip_tokens import ClipTokenizer
 from sdbridge.engine.image.detect import Detected, detect_folder, read_config
 from sdbridge.engine.image.device import Placement
 from sdbridge.engine.image.parts import PICKLES, read_part
@@ -293,11 +297,9 @@ def load_text(
     root: Path, family: str, dtype: torch.dtype, allow_pickle: bool, upload: Upload
 ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """The text encoders and tokenizers of a folder."""
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection
-
-    kinds: list[tuple[Any, str]] = [(CLIPTextModel, "")]
+    kinds: list[tuple[Any, str]] = [(ClipText, "")]
     if family == "sdxl":
-        kinds.append((CLIPTextModelWithProjection, "_2"))
+        kinds.append((ClipTextProjected, "_2"))
     encoders = [
         read_part(kind, root / f"text_encoder{number}", dtype, allow_pickle, upload=upload)
         for kind, number in kinds
@@ -307,13 +309,11 @@ def load_text(
 
 
 def load_tokenizer(folder: Path) -> Any:
-    from transformers import CLIPTokenizer
-
     if not (folder / "vocab.json").is_file() and not (folder / "tokenizer.json").is_file():
         raise SdbridgeError("SDB-MODEL-PARTS", f"there is no tokenizer in {folder}")
     try:
-        return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+        return ClipTokenizer(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise SdbridgeError(
             "SDB-MODEL-CORRUPT", f"the tokenizer in {folder} cannot be read: {error}"
         ) from None
@@ -358,19 +358,23 @@ def _offline() -> Iterator[None]:
     if multiprocessing.parent_process() is not None:  # in the bridge's own process it may still pull
         os.environ["HF_HUB_OFFLINE"] = "1"
         os.environ["TRANSFORMERS_OFFLINE"] = "1"
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
 
-    before = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
-    transformers_logging.set_verbosity_error()
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
+    # transformers is imported for few models; where it comes later, it heeds the variables above.
+    libraries = [diffusers_logging]
+    if "transformers" in sys.modules:
+        libraries.append(importlib.import_module("transformers.utils.logging"))
+    before = [library.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
     try:
         with warnings.catch_warnings():  # about names of arguments, which differ between versions
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
-        diffusers_logging.set_verbosity(before[0])
-        transformers_logging.set_verbosity(before[1])
+        for library, verbosity in zip(libraries, before, strict=True):
+            library.set_verbosity(verbosity)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdbridge.engine.image.clip_text import ClipText, ClipTextProjected
 from sdbridge.engine.image.detect import (
     Detected,
     check_channels,
@@ -257,12 +258,10 @@ def _text_encoders(
     upload: Upload,
 ) -> tuple[Any, ...]:
     """The file's own encoders; one that was left out is read from the parts, if these have its weights."""
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
     encoders: list[Any] = []
     for index, prefixes in enumerate(_TEXT[family]):
         folder = "text_encoder_2" if index else "text_encoder"
-        kind: Any = CLIPTextModelWithProjection if index else CLIPTextModel
+        kind: Any = ClipTextProjected if index else ClipText
         prefix = next((p for p in prefixes if any(key.startswith(p) for key in tensors)), "")
         if not prefix:
             encoders.append(_left_out(kind, parts / folder, path, allow_pickle, dtype, upload))
@@ -270,9 +269,8 @@ def _text_encoders(
         config = read_config(parts / folder / "config.json")
         if config is None:
             raise _lacking(path, family, f"{folder}/config.json")
-        settings = CLIPTextConfig.from_dict(config)
         with skeleton():
-            encoder = kind(settings)
+            encoder = kind.from_config(config)
         own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         state = _from_open_clip(own) if prefix.endswith(".model.") else own
         bare = {key.removeprefix("text_model."): value for key, value in state.items()}

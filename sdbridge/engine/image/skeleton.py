@@ -24,8 +24,18 @@ def skeleton(gentle: bool = False) -> Iterator[None]:
     Beside the stream ``gentle`` leaves the interpreter to the frames after each step of the making, so
     that they do not wait for it.
     """
-    with torch.device("meta"), _Gently() if gentle else nullcontext():
+    with torch.device("meta"), _Unfilled(), _Gently() if gentle else nullcontext():
         yield
+
+
+class _Unfilled(TorchFunctionMode):
+    """The values that modules begin with are not worked out; for some torch would import its compiler."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return given["tensor"] if "tensor" in given else args[0]
+        return func(*args, **given)
 
 
 class _Gently(TorchFunctionMode):

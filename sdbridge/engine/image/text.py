@@ -105,7 +105,7 @@ def _tokenize(tokenizer: Any, text: str) -> tuple[list[list[int]], list[list[flo
     for fragment in parse_weights(text):
         if not fragment.text.strip():
             continue
-        found = tokenizer(fragment.text, add_special_tokens=False, verbose=False).input_ids
+        found = tokenizer.encode(fragment.text)
         ids += found
         weights += [fragment.weight] * len(found)
     cut = max(0, len(ids) - CHUNK * MOST_CHUNKS)

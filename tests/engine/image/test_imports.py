@@ -10,22 +10,23 @@ from sdbridge.engine.image import imports
 ROOT = Path(__file__).resolve().parents[3]
 ASK = """
 import gc, json, sys
+from sdbridge.engine.interface import EngineConfig
 from sdbridge.engine.registry import prepare_process
-prepare_process("image")
+prepare_process(EngineConfig(kind="image", device="cpu"))
 begun = sorted(sys.modules)
 import importlib.util
 print(json.dumps({
     "modules": begun,
     "collects": gc.isenabled(),
     "frozen": gc.get_freeze_count(),
-    "importable": [name for name in %r if importlib.util.find_spec(name) is not None],
+    "importable": [name for name in sorted(%r) if importlib.util.find_spec(name) is not None],
 }))
 """
 
 
 def test_an_engine_process_imports_all_it_needs_and_nothing_it_never_uses():
     said = subprocess.run(
-        [sys.executable, "-c", ASK % (imports.NEVER_USED,)],
+        [sys.executable, "-c", ASK % ({*imports.NEVER_USED, *imports.SELDOM_USED},)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -35,9 +36,12 @@ def test_an_engine_process_imports_all_it_needs_and_nothing_it_never_uses():
     found = json.loads(said.stdout.splitlines()[-1])
     loaded = set(found["modules"])
     assert {"sdbridge.engine.image.painter", "diffusers.models.unets.unet_2d_condition"} <= loaded
-    assert not {name.split(".")[0] for name in loaded} & set(imports.NEVER_USED)
+    assert not {name.split(".")[0] for name in loaded} & {*imports.NEVER_USED, *imports.SELDOM_USED, "sympy"}
+    assert "torch._dynamo" not in loaded
     assert found["collects"] and found["frozen"] > 100_000
-    assert "peft" in found["importable"], "hidden for good, where it was to be hidden for a moment"
+    assert {"peft", "transformers"} <= set(found["importable"]), (
+        "hidden for good, where it was to be hidden for a moment"
+    )
 
 
 def test_a_hidden_package_is_refused_for_the_moment_only(monkeypatch):
@@ -55,3 +59,30 @@ def test_a_hidden_package_is_refused_for_the_moment_only(monkeypatch):
     import graphlib
 
     assert graphlib.TopologicalSorter
+
+
+POSTPONED = """
+import json, sys, types
+import torch
+from sdbridge.engine.image import imports
+with imports._compiler_postponed():
+    @torch.compiler.disable
+    def marked():
+        return 1
+    from torch._dynamo import allow_in_graph
+    assert allow_in_graph(marked) is marked and marked() == 1
+    stand_in = sys.modules["torch._dynamo"]
+    assert "sympy" not in sys.modules
+assert "torch._dynamo" not in sys.modules
+assert not torch._dynamo.is_compiling()  # the real one from here on, also for who kept the stand-in
+assert stand_in.config is torch._dynamo.config
+from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
+print("good")
+"""
+
+
+def test_the_compiler_comes_when_it_is_used_and_not_when_it_is_mentioned():
+    said = subprocess.run(
+        [sys.executable, "-c", POSTPONED], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert said.stdout == "good\n", said.stderr
