@@ -26,6 +26,19 @@ from sdbridge.engine.accelerate.kernels.choice import Config
 from sdbridge.engine.accelerate.kernels.conv_hopper import EDGE, described, fetch
 
 
+@gluon.constexpr_function
+def near_layout(channels: int, columns: int) -> Any:
+    """Eight channels a thread, each warp the same 16 pixels as in the sums: turned by shuffles alone."""
+    registers = [[0, 1], [0, 2], [0, 4]]
+    lanes = [[0, bit] for bit in (8, 16, 32) if bit < channels]
+    pixels = [[bit, 0] for bit in (1, 2, 4, 8)]
+    free = 5 - len(lanes)
+    warps = [[bit, 0] for bit in (16, 32, 64) if bit < columns]
+    return gl.DistributedLinearLayout(
+        registers + pixels[free:], lanes + pixels[:free], warps, [], [columns, channels]
+    )
+
+
 @gluon.jit
 def products(space, factors, top, at, low, C: gl.constexpr, N: gl.constexpr, BW: gl.constexpr,
              STAGES: gl.constexpr, flat: gl.constexpr, sums: gl.constexpr):  # fmt: skip
@@ -72,9 +85,10 @@ def _emit(acc, kept, offset, out, batch, y, first, x, height, width, N: gl.const
 @gluon.jit
 def ring_kernel(rows, edges, weight, bias, skip, out, height, width, count,
                 C: gl.constexpr, SKIP: gl.constexpr, RELU: gl.constexpr, BW: gl.constexpr,
-                STAGES: gl.constexpr, near: gl.constexpr, CHAIN: gl.constexpr,
-                num_warps: gl.constexpr):  # fmt: skip
+                STAGES: gl.constexpr, CHAIN: gl.constexpr, num_warps: gl.constexpr):  # fmt: skip
     """``count`` rows of BW columns."""
+    # made here: Triton cannot write a layout down, so no kernel is given one
+    near: gl.constexpr = near_layout(C, BW)
     sums: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [num_warps, 1], [16, C, 16])
     flat: gl.constexpr = gl.NVMMASharedLayout(C * 2, 16, rank=2)
     wide: gl.constexpr = gl.NVMMASharedLayout(C * 2, 16, rank=4)
@@ -128,18 +142,6 @@ def ring_kernel(rows, edges, weight, bias, skip, out, height, width, count,
         mbarrier.invalidate(bars.index(each))
 
 
-def near_layout(channels: int, columns: int) -> Any:
-    """Eight channels a thread, each warp the same 16 pixels as in the sums: turned by shuffles alone."""
-    registers = [[0, 1], [0, 2], [0, 4]]
-    lanes = [[0, bit] for bit in (8, 16, 32) if bit < channels]
-    pixels = [[bit, 0] for bit in (1, 2, 4, 8)]
-    free = 5 - len(lanes)
-    warps = [[bit, 0] for bit in (16, 32, 64) if bit < columns]
-    return gl.DistributedLinearLayout(
-        registers + pixels[free:], lanes + pixels[:free], warps, [], [columns, channels]
-    )
-
-
 def run_ring(
     source: Tensor, weight: Tensor, bias: Tensor, out: Tensor, config: Config,
     relu: bool, skip: Tensor | None, chained: bool,
@@ -154,6 +156,6 @@ def run_ring(
     ring_kernel[(programs, frames)](
         rows, edges, factors, bias, source if skip is None else skip, out, height, width, config.rows,
         C=channels, SKIP=skip is not None, RELU=relu, BW=config.columns, STAGES=config.stages,
-        near=near_layout(channels, config.columns), num_warps=config.columns // 16, CHAIN=chained,
+        num_warps=config.columns // 16, CHAIN=chained,
         **({"launch_pdl": True} if chained else {}),
     )  # fmt: skip
