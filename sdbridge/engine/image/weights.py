@@ -43,6 +43,7 @@ class WeightStore:
         self._bases: dict[Name, Tensor] = {}
         self._sums: dict[Name, list[tuple[Tensor, float]]] = {}  # what each touched tensor now holds
         self._begun = self._ended = 0  # writes, so that a reader beside the loop knows of one under way
+        self._let_go = 0  # bases that were copied back
         self._written: Any = None  # the device's mark of the last write's end
         self._derived: list[tuple[frozenset[Name] | None, Callable[[frozenset[Name]], None]]] = []
         self.version = 0  # grows with every write
@@ -77,10 +78,11 @@ class WeightStore:
         runs in a stream of its own, so that no frame waits either.
         """
         while True:
-            ended = self._ended
-            if self._begun == ended:
-                copy = self._copied(self._bases.get(name, self._tensors[name]))
-                if self._begun == ended:
+            kept, let_go = self._bases.get(name), self._let_go
+            if self._begun == self._ended:  # then what is kept was whole before the mark
+                copy = self._copied(self._tensors[name] if kept is None else kept)
+                # What is kept never changes; the tensor itself has not, if no base of it came meanwhile.
+                if kept is not None or (name not in self._bases and let_go == self._let_go):
                     return copy
             time.sleep(_PAUSE_S)
 
@@ -147,6 +149,7 @@ class WeightStore:
             if name in wanted:
                 self._sums[name] = wanted[name]
             else:
+                self._let_go += 1
                 del self._sums[name], self._bases[name]
         touched = frozenset(changed)
         self._mark(self._tensors[changed[0]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
+import pytest
 import torch
 
 from sdbridge.engine.image.weights import Layer, WeightStore
@@ -89,13 +90,14 @@ def test_compiled_code_sees_the_new_weights_without_compiling_again() -> None:
     torch._dynamo.reset()
 
 
-def test_the_base_is_the_checkpoint_s_whatever_is_mixed_in_and_whoever_writes_meanwhile() -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_the_base_is_the_checkpoint_s_whatever_is_mixed_in_and_whoever_writes_meanwhile(device: str) -> None:
     """The loading thread reads while a fader moves: never a half-written or a mixed tensor."""
     torch.manual_seed(0)
-    module = torch.nn.Linear(256, 256)
+    module = torch.nn.Linear(256 if device == "cpu" else 4096, 256 if device == "cpu" else 4096).to(device)
     store = WeightStore({"unet": module})
-    base = module.weight.clone()
-    product = store.like("unet.weight", torch.ones(256, 256))
+    base = module.weight.detach().cpu().clone()
+    product = store.like("unet.weight", torch.ones(module.weight.shape))
     store.write([Layer({"unet.weight": product}, 1.0)])
     assert torch.equal(store.base("unet.weight"), base)
     store.write([])
