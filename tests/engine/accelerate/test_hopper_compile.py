@@ -1,4 +1,4 @@
-"""The Hopper convolutions written down and compiled for a card that is not here, as the compiling process does.
+"""The Hopper convolutions are written down and compiled for a card that is not here, as a start does it.
 
 A kernel that is given what Triton cannot write down (a layout, say) runs nowhere once anything records.
 """
