@@ -84,7 +84,7 @@ def load_model(
     with _offline():
         if placement.device.type == "cuda":
             _import_what_loads_beside()
-        upload = Upload(placement.device, START_PIECE, START_READERS)
+        upload = Upload(placement.device, START_PIECE, min(START_READERS, os.cpu_count() or 1))
         if root.is_file():
             from sdbridge.engine.image.single_file import load_single_file
 

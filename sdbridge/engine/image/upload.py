@@ -44,7 +44,7 @@ class Upload:
         self.frames: torch.cuda.Stream | None = None
         self.gentle = False  # leave the interpreter to the frames between two steps
         self._piece = piece
-        staged = device.type == "cuda" if staged is None else staged
+        staged = device.type in ("cuda", "cpu") if staged is None else staged
         self._lanes = [_Lane(device, piece) for _ in range(2 * readers)] if staged else []
 
     def bring(
@@ -61,7 +61,7 @@ class Upload:
         ``channels_last`` lays out tensors of four dimensions so. Raises BrokenFileError or OSError where
         a file does not give what its header promised.
         """
-        if not self._lanes:
+        if not self._lanes:  # Apple's GPUs share the CPU's memory
             return {name: self._plainly(source, dtype, channels_last) for name, source in sources.items()}
         groups = _groups(sources, side_by_side)
         made, flat = _lay_out(groups, sources, dtype, channels_last, self.device)
@@ -168,7 +168,10 @@ class _Lane:
         self._make(size)
 
     def _make(self, size: int) -> None:
-        self._pinned = torch.empty(size, dtype=torch.uint8, pin_memory=self._free is not None)
+        if self._free is None:  # on the CPU it is there already, and still in the processor's cache
+            self._pinned = self._arrived = torch.empty(size, dtype=torch.uint8)
+            return
+        self._pinned = torch.empty(size, dtype=torch.uint8, pin_memory=True)
         self._arrived = torch.empty(size, dtype=torch.uint8, device=self._device)
 
     def send(self, piece: _Piece, made: Mapping[str, Tensor], files: _OpenFiles) -> None:
@@ -179,7 +182,8 @@ class _Lane:
         for part in piece.parts:
             part.fill(self._pinned[part.at : part.at + part.nbytes], files)
         arrived = self._arrived[: piece.size]
-        arrived.copy_(self._pinned[: piece.size], non_blocking=True)
+        if self._free is not None:
+            arrived.copy_(self._pinned[: piece.size], non_blocking=True)
         for part in piece.parts:
             came = arrived[part.at : part.at + part.nbytes].view(part.source.dtype)
             part.place(made[part.name]).copy_(came.view(part.shape))
