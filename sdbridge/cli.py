@@ -158,12 +158,15 @@ def build(
     acceleration: Annotated[
         str, typer.Option(help="eager, compile or tensorrt, whatever the configuration says.")
     ] = "",
+    measure: Annotated[
+        bool, typer.Option(help="Time kernels on a card that was never timed, which takes minutes, once.")
+    ] = True,
     json: AsJson = False,
 ) -> None:
-    """Make what a start would make for itself, before doors open: tuned kernels, TensorRT engines."""
+    """Make what a start would make for itself, before doors open: compiled kernels, TensorRT engines."""
     from sdbridge.commands.build import run_build
 
-    raise typer.Exit(run_build(config, acceleration, json))
+    raise typer.Exit(run_build(config, acceleration, json, measure))
 
 
 @app.command()

@@ -59,6 +59,23 @@ def test_an_acceleration_that_builds_is_asked_after_frames_ran(config, monkeypat
     assert seen[0] == (1, 4, 8, 8) and "build" in seen
 
 
+@pytest.mark.parametrize(("option", "passes"), [((), 2), (("--no-measure",), 1)])
+def test_a_card_that_was_never_timed_is_timed_and_a_second_pass_compiles_the_choice(
+    config, monkeypatch, option, passes: int
+) -> None:
+    left = [3, 0]
+    built: list[object] = []
+    monkeypatch.setattr(Eager, "measure", lambda self, tell: left.pop(0), raising=False)
+    monkeypatch.setattr(
+        Eager, "build", lambda self, tell: (built.append(self), (f"pass {len(built)}",))[1], raising=False
+    )
+    result = run(str(config), *option, "--json")
+    assert result.exit_code == 0, result.output
+    lines = json.loads(result.stdout)["lines"]
+    assert lines == (["3 layers timed on this card", "pass 2"] if passes == 2 else ["pass 1"])
+    assert len({id(each) for each in built}) == passes  # another engine each time: it reads what was found
+
+
 def test_an_acceleration_that_only_settles_is_waited_for(config, monkeypatch) -> None:
     answers = [False, False, True]
     monkeypatch.setattr(Eager, "settled", lambda self, timeout_s: answers.pop(0), raising=False)

@@ -20,7 +20,7 @@ from sdbridge.models.resolve import resolve_model
 Tell = Callable[[ProgressEvent], None]
 
 
-def run_build(config: Path | None, acceleration: str, as_json: bool) -> int:
+def run_build(config: Path | None, acceleration: str, as_json: bool, measure: bool = True) -> int:
     """Exit 1 when something was asked for that could not be built; the show starts nevertheless."""
     given = load_config(config or demo_config_path())
     values = dict(given.parameters)
@@ -35,7 +35,7 @@ def run_build(config: Path | None, acceleration: str, as_json: bool) -> int:
     screen: AbstractContextManager[Tell] = nullcontext(lambda event: None) if as_json else _Bars()
     with screen as tell:
         engine = replace(engine, model=str(resolve_model(engine.model, tell)))
-        report = build_caches(engine, values, given.engine.width, given.engine.height, tell)
+        report = build_caches(engine, values, given.engine.width, given.engine.height, tell, measure)
     wanting = engine.acceleration not in ("auto", report.acceleration)
     if as_json:
         print_json(asdict(report))

@@ -66,6 +66,11 @@ class BesideTheStream:
             return self._changed.wait_for(lambda: self._open == 0, timeout_s)
 
     @property
+    def count(self) -> int:
+        """Jobs submitted and not done."""
+        return self._open
+
+    @property
     def busy(self) -> bool:
         return self._open > 0
 

@@ -16,6 +16,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -43,6 +44,9 @@ from sdbridge.engine.image.control_networks import ControlCall
 from sdbridge.engine.image.load import LoadedModel
 from sdbridge.engine.image.seams import UnetCall
 from sdbridge.engine.interface import Progress
+
+if TYPE_CHECKING:
+    from sdbridge.engine.accelerate.measured import MeasuredKernels
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +90,7 @@ class Compiled:
         self._beside: BesideTheStream | None = None
         self._compiling: BesideTheStream | None = None  # who waits for a compiler holds up no capture
         self._compiler: KernelCompiler | None = None
+        self._measured: MeasuredKernels | None = None
         able, why = kernels.available()
         if able and not (model.unet.dtype == torch.float16 or model.unet.dtype == torch.bfloat16):
             able, why = False, f"the model is in {model.unet.dtype}"
@@ -93,13 +98,17 @@ class Compiled:
             self._beside = BesideTheStream(model.device)
             self._compiling = BesideTheStream(model.device, "compile")
         if able and self._packed is not None:
+            from sdbridge.engine.accelerate.kernels.linear import default_way
             from sdbridge.engine.accelerate.kernels.unet import FusedOps
+            from sdbridge.engine.accelerate.measured import measured_on
 
-            precompile.use_own_cache()
-            self._make_fast = lambda: FusedOps(model.device, attend=attend)
+            measured = self._measured = measured_on(model.device, precompile.use_own_cache())
+            ways, convs = (default_way, None) if measured is None else (measured.linear, measured.conv)
+            self._make_fast = lambda: FusedOps(model.device, ways, convs, attend)
             self._tiny = self._tiny_vae()
             if model.device.type == "cuda":
-                self._compiler = precompile.kernel_compiler(model.device)
+                choices = "" if measured is None else measured.digest
+                self._compiler = precompile.kernel_compiler(model.device, choices)
         else:
             self._say(f"our own kernels rest: {why or 'the UNet is not packed'}")
 
@@ -491,6 +500,31 @@ class Compiled:
         """Wait until nothing better is under way; False if it still is. For builds and benchmarks."""
         lanes = [lane for lane in (self._compiling, self._beside) if lane is not None]
         return all(lane.wait(timeout_s) for lane in lanes)
+
+    def build(self, tell: Callable[[Progress], None]) -> tuple[str, ...]:
+        """Wait for all that is compiled and captured, which the next start finds; what was made, in words."""
+        began, most = time.monotonic(), 0
+        while not self.settled(0.2):
+            jobs = sum(lane.count for lane in (self._compiling, self._beside) if lane is not None)
+            if self._compiler is not None and self._compiler.busy:  # it tells how far it is
+                began, most = time.monotonic(), 0
+                continue
+            most = max(most, jobs)
+            done = most - jobs
+            left_s = (time.monotonic() - began) / done * jobs if done else None
+            tell(Progress("capture", done, most, "CUDA graphs", left_s))
+        if most:
+            tell(Progress("capture", most, most, "CUDA graphs", 0.0))
+        if self._compiler is None:
+            return ("nothing to compile: the graphs are captured at each start",)
+        return (self._compiler.summary(),)
+
+    def measure(self, tell: Callable[[Progress], None]) -> int:
+        """Time kernels on a card whose numbers are not shipped; how many layers that were.
+
+        The next start takes what was found.
+        """
+        return 0 if self._measured is None else self._measured.measure(self._model.device, tell)
 
     def close(self) -> None:
         for lane in (self._compiling, self._beside):

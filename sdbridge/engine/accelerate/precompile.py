@@ -165,6 +165,19 @@ class KernelCompiler:
         """Who hears how many kernels are compiled, and None when there are no more."""
         self._tell = tell
 
+    @property
+    def busy(self) -> bool:
+        """Whether kernels are being compiled."""
+        return self._total > 0
+
+    def summary(self) -> str:
+        """What was done since this start, and where it lies."""
+        fresh, trouble = len(self._answers), self._link.trouble
+        if trouble:
+            return f"kernels were compiled in this process: {trouble}"
+        calls = f"{len(self._sound)} calls in {self._cache}"
+        return f"{fresh} kernels compiled, for {calls}" if fresh else f"all kernels were there, for {calls}"
+
     def known(self, spec: Spec) -> bool:
         """Whether all kernels of this call lie on the disk as they were compiled."""
         return self._note(spec).name in self._sound

@@ -11,6 +11,7 @@ from sdbridge.engine.accelerate.beside import BesideTheStream
 from sdbridge.engine.accelerate.compile import Compiled
 from sdbridge.engine.accelerate.precompile import Compilation
 from sdbridge.engine.accelerate.unet_ops import PlainOps
+from sdbridge.engine.interface import Progress
 from tests.engine.image.rig import Rig, frame, relative
 from tests.engine.image.test_accelerate import StandInGraph, put_in
 
@@ -24,8 +25,13 @@ class Compiler:
         self.done = threading.Event()
         self.fault = ""
 
+    busy = False
+
     def known(self, spec) -> bool:
         return False
+
+    def summary(self) -> str:
+        return "5 kernels compiled"
 
     def begin(self, spec, run, tensors) -> Compilation:
         with torch.inference_mode():
@@ -64,8 +70,11 @@ def test_the_faster_form_waits_for_its_kernels_and_the_stream_for_nothing(checkp
     assert acceleration._compiling.wait(30)
     found.append(rig.latent_of(frame(1)).clone())
     assert [spec["kind"] for spec in compiler.asked] == ["unet"] and "accelerate" not in captured
-    compiler.done.set()
-    assert acceleration.settled(30)
+    threading.Timer(0.5, compiler.done.set).start()
+    told: list[Progress] = []
+    assert acceleration.build(told.append) == ("5 kernels compiled",)
+    assert {event.stage for event in told} == {"capture"} and told[-1].done == told[-1].total == 1
+    assert acceleration.settled(0) and acceleration.measure(told.append) == 0
     found.append(rig.latent_of(frame(2)).clone())
     assert ("accelerate" in captured) == (not fault)
     assert ("our own kernels rest: CompilationError: at 3:4" in caplog.text) == bool(fault)

@@ -115,6 +115,7 @@ class Tuner:
         self._file = file
         self._identity = dict(identity)
         self._choices: dict[str, str] = {}
+        self._unkept = False  # it could not be written
         if file is not None:
             self._choices = _read(file, self._identity)
 
@@ -122,6 +123,11 @@ class Tuner:
         """What was measured for this problem, or None. Cheap enough for a frame."""
         found = self._choices.get(problem.key)
         return found if found is not None and problem.allowed(found) else None
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """All that was measured: problem by problem the fastest way."""
+        return dict(self._choices)
 
     def tune(
         self,
@@ -142,13 +148,18 @@ class Tuner:
             measured[problem.key] = timings
             if timings:
                 self._choices[problem.key] = timings[0].candidate
+                self._keep()  # one by one: who breaks off loses nothing
             progress(Progress(done, len(wanted), problem.key, timings[0] if timings else None))
-        if measured and self._file is not None:
-            try:
-                _write(self._file, self._identity, self._choices)
-            except OSError as error:
-                log.warning("measured kernel choices cannot be kept in %s (%s)", self._file, error)
         return measured
+
+    def _keep(self) -> None:
+        if self._file is None or self._unkept:
+            return
+        try:
+            _write(self._file, self._identity, self._choices)
+        except OSError as error:
+            self._unkept = True
+            log.warning("measured kernel choices cannot be kept in %s (%s)", self._file, error)
 
 
 def time_candidates(

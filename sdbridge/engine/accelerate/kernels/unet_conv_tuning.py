@@ -106,6 +106,11 @@ class MeasuredConvs:
         self._asked[problem.key] = problem
         return self._tuner.choice(ConvTuning(problem)) or default_way(problem)
 
+    @property
+    def asked(self) -> tuple[ConvProblem, ...]:
+        """Every problem so far."""
+        return tuple(self._asked.values())
+
     def tune(self, device: torch.device, progress: Callable[[Progress], None] = lambda _: None) -> None:
         """Time all that was asked for since the beginning: seconds a problem, never inside a frame."""
         self._tuner.tune([ConvTuning(problem) for problem in self._asked.values()], device, progress)
