@@ -1,7 +1,13 @@
 """The virtual camera against a fake with the names and checks of pyvirtualcam 0.15."""
 
+import inspect
+import json
+import os
+import subprocess
 import sys
+import zipfile
 from enum import Enum
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -11,6 +17,9 @@ from sdbridge.errors import SdbridgeError
 from sdbridge.frame import Frame
 from sdbridge.textures.test_card import TestCard, read_number
 from sdbridge.textures.virtual_camera import Sender
+from tests.wine import fetch
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class PixelFormat(Enum):
@@ -66,3 +75,33 @@ def test_without_the_package_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(SdbridgeError, match="virtual-camera"):
         Sender("", {}).open()
+
+
+@pytest.mark.slow
+def test_the_true_package_takes_what_we_give_and_says_why_there_is_no_camera(cameras, tmp_path) -> None:
+    """GPL-2.0, so fetched for this test only and run in a process of its own."""
+    fetch(tmp_path, "--only-binary=:all:", "pyvirtualcam>=0.12")
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        wheel.extractall(tmp_path)
+    program = (
+        "import inspect, json, pyvirtualcam\n"
+        "from sdbridge.errors import SdbridgeError\n"
+        "from sdbridge.textures.virtual_camera import Sender\n"
+        "takes = list(inspect.signature(pyvirtualcam.Camera.__init__).parameters)\n"
+        "try:\n    Sender('', {'device': '/dev/video99'}).open()\n"
+        "except SdbridgeError as error:\n    said = str(error)\n"
+        "print(json.dumps({'takes': takes, 'rgb': pyvirtualcam.PixelFormat.RGB.value, 'said': said}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    true = json.loads(done.stdout)
+    ours = list(inspect.signature(sys.modules["pyvirtualcam"].Camera.__init__).parameters)
+    assert ours == [name for name in true["takes"] if name != "kw"], "the fake takes what the true one takes"
+    assert true["rgb"] == PixelFormat.RGB.value
+    assert "SDB-TEXTURE-UNAVAILABLE: no virtual camera answers" in true["said"]
