@@ -95,17 +95,20 @@ class Gate:
         headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
         scope["sdbridge.may_write"] = self._access.admits(bearer(headers))
         try:
-            self._check(scope, headers)
-        except SdbridgeError as error:
-            await _refuse(scope, receive, send, error)
-            return
-        try:
-            await self._app(scope, receive, _with_safe_headers(send, headers.get("host", "")))
+            await self._answer(scope, receive, send, headers)
         except h11.LocalProtocolError:
             # The rest of the request was nonsense: the server has answered 400 and hung up meanwhile.
             _log.debug("%s broke off", scope.get("client"))
         except Exception:  # noqa: BLE001  # edge: control; the next request is served all the same
             _log.exception("%s failed", scope["path"])
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, headers: Mapping[str, str]) -> None:
+        try:
+            self._check(scope, headers)
+        except SdbridgeError as error:
+            await _refuse(scope, receive, send, error)
+            return
+        await self._app(scope, receive, _with_safe_headers(send, headers.get("host", "")))
 
     def _check(self, scope: Scope, headers: Mapping[str, str]) -> None:
         hosts = [value for key, value in scope["headers"] if key == b"host"]

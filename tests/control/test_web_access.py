@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import h11
 import httpx
 import numpy as np
 import pytest
+from starlette.responses import PlainTextResponse
+from starlette.types import Message
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Origin
@@ -18,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from web_view import WebView
 
 from sdbridge.config import Config
-from sdbridge.control.access import Access
+from sdbridge.control.access import Access, Gate
 from sdbridge.control.diagnostics import redact
 from sdbridge.control.web import WebServer
 from sdbridge.errors import SdbridgeError
@@ -78,6 +82,24 @@ def test_a_foreign_pages_socket_is_refused(local: WebServer) -> None:
         connect(address, origin=Origin("http://evil.example")) as socket,
     ):
         socket.recv(timeout=5)
+
+
+@pytest.mark.parametrize("host", [b"evil.example", b"127.0.0.1"], ids=["refused", "answered"])
+def test_a_connection_that_turned_to_nonsense_is_no_fault(
+    host: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server has hung up on the rest of the request while we are about to answer its beginning."""
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    async def send(message: Message) -> None:
+        raise h11.LocalProtocolError("can't handle event type Response when state=MUST_CLOSE")
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", host)]}
+    gate = Gate(PlainTextResponse("hello"), Access(Config()))
+    asyncio.run(gate(scope, receive, send))
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def test_on_the_network_everybody_reads_and_the_token_writes(lan: WebServer) -> None:

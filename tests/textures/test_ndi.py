@@ -14,6 +14,7 @@ import pytest
 
 from sdbridge.errors import SdbridgeError
 from sdbridge.frame import Frame
+from sdbridge.textures.auto import choose_sender
 from sdbridge.textures.ndi import finder, library
 from sdbridge.textures.ndi.finder import Found
 from sdbridge.textures.ndi.metadata import from_xml, to_xml
@@ -248,6 +249,20 @@ def test_an_old_version_is_refused_because_it_stalls(monkeypatch: pytest.MonkeyP
     assert not able and "6.3.2.6" in why
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="NDI needs avahi's library on Linux only")
+def test_a_bare_linux_without_avahi_s_library_is_told_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """ndi-python is installed there and cannot be imported: auto must not choose it."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "6.3.2.6")
+    monkeypatch.setattr(library, "_NEEDED_ON_LINUX", ("libavahi-nowhere.so.3",))
+    able, why = library.available()
+    assert not able and "libavahi-nowhere.so.3" in why and "apt install libavahi-client3" in why
+    backend, reason = choose_sender("linux")
+    assert backend == "mjpeg" and "libavahi" in reason
+
+
 SEEN = (Found("STUDIO (cam 1)", "10.0.0.2:5961"), Found("LAPTOP (cam 2)", "10.0.0.3:5961"))
 
 
@@ -280,18 +295,14 @@ def test_addresses_are_told_from_names() -> None:
 
 @needs_ndi
 def test_the_absence_of_avahi_is_said_with_what_to_do() -> None:
-    def library_found(name: str) -> str | None:
-        return "libavahi-client.so.3"
-
-    def told(running: set[str], find=library_found) -> list[str]:
-        return [text + step for text, step in finder.diagnose("linux", running.__contains__, find)]
+    def told(running: set[str]) -> list[str]:
+        return [text + step for text, step in finder.diagnose("linux", running.__contains__)]
 
     bus, avahi = "/run/dbus/system_bus_socket", "/run/avahi-daemon/socket"
     assert told({bus, avahi}) == []
     assert "avahi-daemon does not run" in told({bus})[0]
     assert "D-Bus" in told({avahi})[0]
-    assert "libavahi-client3" in told(set(), lambda name: None)[0]
-    assert list(finder.diagnose("win32", lambda path: False, lambda name: None)) == []
+    assert list(finder.diagnose("win32", lambda path: False)) == []
 
 
 def test_metadata_survives_any_prompt_and_any_peer() -> None:

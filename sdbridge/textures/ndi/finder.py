@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes.util
 import re
 import sys
 import time
@@ -93,17 +92,11 @@ def choose(name: str, sources: Iterable[Found], own: Iterable[str] = ()) -> Foun
 def diagnose(
     platform: str = sys.platform,
     exists: Callable[[str], bool] = lambda path: Path(path).exists(),
-    find_library: Callable[[str], str | None] = ctypes.util.find_library,
 ) -> Iterator[tuple[str, str]]:
     """(what keeps NDI sources from being seen here, what to do). NDI itself stays silent about all of it."""
     if not platform.startswith("linux") or not library.available()[0]:
         return
-    if find_library("avahi-client") is None:
-        yield (
-            "NDI finds nobody by name: the library libavahi-client is missing",
-            "apt install libavahi-client3 avahi-daemon, or give the address host:port as the name.",
-        )
-    elif not exists("/run/dbus/system_bus_socket"):
+    if not exists("/run/dbus/system_bus_socket"):
         yield (
             "NDI finds nobody by name: the system D-Bus does not run",
             "Start dbus and avahi-daemon, or give the address host:port as the name.",

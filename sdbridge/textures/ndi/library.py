@@ -14,6 +14,7 @@ import importlib.metadata
 import importlib.util
 import logging
 import re
+import sys
 import threading
 from functools import cache
 from pathlib import Path
@@ -27,12 +28,15 @@ log = logging.getLogger(__name__)
 #: Earlier ones hold the interpreter's lock while a frame is sent (26 ms of every 33 at 30 fps).
 OLDEST = (6, 3, 2, 6)
 
+#: libndi is linked with these, and a bare Linux has them not: then ndi-python cannot even be imported.
+_NEEDED_ON_LINUX = ("libavahi-common.so.3", "libavahi-client.so.3")
+
 #: Names under which this process itself sends, so that "the first source" is never our own picture.
 own_names: set[str] = set()
 
 
 def available() -> tuple[bool, str]:
-    """Whether NDI can run here, and why. Loads nothing."""
+    """Whether NDI can run here, and why. Does not load NDI's own library."""
     if importlib.util.find_spec("NDIlib") is None:
         return False, 'ndi-python is not installed; pip install "sdbridge[ndi]" (no wheel for Intel Macs)'
     version = importlib.metadata.version("ndi-python")
@@ -40,7 +44,20 @@ def available() -> tuple[bool, str]:
     if numbers < OLDEST:
         wanted = ".".join(str(part) for part in OLDEST)
         return False, f"ndi-python {version} stalls other threads; pip install 'ndi-python>={wanted}'"
+    missing = [name for name in _NEEDED_ON_LINUX if sys.platform == "linux" and not _can_be_loaded(name)]
+    if missing:
+        step = "apt install libavahi-client3 (Debian, Ubuntu), dnf install avahi-libs (Fedora)"
+        return False, f"NDI needs {' and '.join(missing)}; {step}"
     return True, f"NDI runs by ndi-python {version}"
+
+
+@cache
+def _can_be_loaded(name: str) -> bool:
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True
 
 
 @cache
