@@ -211,7 +211,8 @@ def test_ten_thousand_hostile_requests_leak_nothing(
     check_unharmed(running, view, caplog)
     grown = (me.memory_info().rss - memory) / 1e6
     assert grown < 40, f"{grown:.0f} MB more after 10,000 requests"
-    assert threading.active_count() <= threads + 2
+    # asyncio's own pool for blocking work grows to this when many requests meet, and stays.
+    assert threading.active_count() <= threads + min(32, (os.cpu_count() or 1) + 4)
     live = [
         c for c in me.net_connections("tcp") if c.laddr.port == running.port and c.status == "ESTABLISHED"
     ]
