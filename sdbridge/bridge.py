@@ -264,6 +264,7 @@ class Bridge:
             engine_line=self.engine.line,
             model=client.config.model if client is not None else self.config.engine.model,
             device=client.report.device if client is not None and client.report is not None else "",
+            engine_start_s=client.start_parts_s if client is not None else {},
             tick_ms=stats.tick_ms,
             parts_ms=dict(stats.parts_ms),
             vram_mb=stats.vram_mb,

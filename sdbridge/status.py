@@ -59,6 +59,7 @@ class Status:
     engine_line: str = ""
     model: str = ""
     device: str = ""
+    engine_start_s: dict[str, float] = field(default_factory=dict)
     tick_ms: float = 0.0
     parts_ms: dict[str, float] = field(default_factory=dict)
     vram_mb: float = 0.0

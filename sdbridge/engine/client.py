@@ -65,6 +65,7 @@ class EngineClient:
         self.in_process = in_process
         self.spec = EngineSpec(kind=config.kind)
         self.report: WarmUpReport | None = None
+        self.began_ns = self.took_ns = 0  # from ``start`` until it streamed
         self.stats = EngineStats()
         self.progress: Progress | None = None
         self.applied_revision = 0
@@ -91,6 +92,7 @@ class EngineClient:
 
     def start(self) -> None:
         """Begin to load. Returns at once; ``state`` tells how it goes."""
+        self.began_ns = time.monotonic_ns()
         self._make_slots()
         self._connection, self._far_end = SPAWN.Pipe(duplex=True)
         self._track.move(EngineState.LOADING)
@@ -169,6 +171,15 @@ class EngineClient:
     @property
     def process_id(self) -> int | None:
         return None if self.in_process else getattr(self._runner, "pid", None)
+
+    @property
+    def start_parts_s(self) -> dict[str, float]:
+        """Where the time from ``start`` to the first stream went; empty until then."""
+        report = self.report
+        if report is None or not self.took_ns:
+            return {}
+        parts = {"imports": report.imports_s, "load": report.load_s, "warm_up": report.warm_up_s}
+        return {**parts, "all": self.took_ns / 1e9}
 
     # --- frames ---
 
@@ -328,6 +339,8 @@ class EngineClient:
         if word == "state":
             self.spec = message[2].get("spec", self.spec)
             self.report = message[2].get("report", self.report)
+            if message[1] == EngineState.STREAMING:
+                self.took_ns = time.monotonic_ns() - self.began_ns
             if not self._ending and self._track.move(EngineState(message[1])):
                 self._on_event(self, "state", self.state)
         elif word == "applied":

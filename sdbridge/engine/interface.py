@@ -64,6 +64,7 @@ class WarmUpReport:
     dtype: str
     acceleration: str
     why: str
+    imports_s: float = 0.0  # of the libraries, in a process of its own; the engine loop knows
 
 
 @dataclass(frozen=True)

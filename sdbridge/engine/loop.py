@@ -53,9 +53,16 @@ class EngineLoop:
     """One engine and its slots. ``run`` returns when the bridge says stop, and raises what is fatal."""
 
     def __init__(
-        self, start: EngineStart, inbox: Inbox, wake: Wake, ready: Wake, clock: Clock | None = None
+        self,
+        start: EngineStart,
+        inbox: Inbox,
+        wake: Wake,
+        ready: Wake,
+        clock: Clock | None = None,
+        imports_s: float = 0.0,
     ) -> None:
         self._start = start
+        self._imports_s = imports_s
         self._inbox = inbox
         self._wake = wake
         self._clock = clock or SystemClock()
@@ -103,7 +110,7 @@ class EngineLoop:
         self._inlet.attach(self._start.slots)
         self._outlet.attach(self._start.slots)
         self._inlet.want(engine.spec.first_in)
-        self._tell(EngineState.STREAMING, spec=engine.spec, report=warm)
+        self._tell(EngineState.STREAMING, spec=engine.spec, report=replace(warm, imports_s=self._imports_s))
         self._inbox.send("progress", None)
         self._applied = self._revision
         self._inbox.send("applied", self._applied)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import time
 from collections.abc import Callable
 
 from sdbridge.engine.interface import Engine, EngineConfig
@@ -23,13 +24,17 @@ ENGINES: dict[str, str] = {
 PREPARE: dict[str, str] = {"image": "sdbridge.engine.image.imports:import_sparingly"}
 
 
-def prepare_process(config: EngineConfig) -> None:
-    """Make this process ready for the engine of ``config``; without it the engine would only start later."""
+def prepare_process(config: EngineConfig) -> float:
+    """Make this process ready for the engine of ``config``, which would only start later without it.
+
+    Returns the seconds that took.
+    """
+    began = time.perf_counter()
     module_name, _, function = PREPARE.get(config.kind, "").partition(":")
-    if not module_name:
-        return
-    prepare: Callable[[EngineConfig], None] = getattr(importlib.import_module(module_name), function)
-    prepare(config)
+    if module_name:
+        prepare: Callable[[EngineConfig], None] = getattr(importlib.import_module(module_name), function)
+        prepare(config)
+    return time.perf_counter() - began
 
 
 def make_engine(config: EngineConfig) -> Engine:

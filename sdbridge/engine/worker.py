@@ -36,13 +36,12 @@ def run_engine_process(start: EngineStart, connection: Connection, wake: Wake, r
     root = logging.getLogger()
     root.setLevel(logging.INFO)
     root.addHandler(_ToBridge(inbox))
-    prepare_process(start.config)
-    run_engine(start, inbox, wake, ready)
+    run_engine(start, inbox, wake, ready, prepare_process(start.config))
 
 
-def run_engine(start: EngineStart, inbox: Inbox, wake: Wake, ready: Wake) -> None:
+def run_engine(start: EngineStart, inbox: Inbox, wake: Wake, ready: Wake, imports_s: float = 0.0) -> None:
     """Run one engine from load to unload; every fault is told to the bridge, none is raised."""
-    loop = EngineLoop(start, inbox, wake, ready)
+    loop = EngineLoop(start, inbox, wake, ready, imports_s=imports_s)
     try:
         loop.run()
     except SdbridgeError as error:  # the bridge logs it, with what it does about it

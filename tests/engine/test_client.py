@@ -89,6 +89,12 @@ def test_a_frame_comes_back_generated_with_its_id_and_time(in_process):
         assert frame.pixels[5, 5, 0] == 255 - 7
 
 
+def test_the_client_knows_where_the_time_of_a_start_went():
+    with Bench(load_s=0.05) as bench:
+        parts = bench.client.start_parts_s
+    assert parts["all"] > parts["load"] == 0.05 and parts.keys() == {"imports", "load", "warm_up", "all"}
+
+
 @pytest.mark.parametrize("kind", ["fake", "fake_overlap"])
 def test_a_change_sent_before_a_frame_shows_in_that_frame(kind):
     """With a new value before every frame and no waiting, through the real process."""

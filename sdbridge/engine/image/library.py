@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -75,12 +76,11 @@ class Stream:
             ),
             self._clock,
         )
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.engine.unload)  # if this fails nobody gets the stream, so nobody could
             self.engine.load(values)
             self.engine.warm_up(int(values["width"]), int(values["height"]))
-        except BaseException:
-            self.engine.unload()  # nobody gets the stream, so nobody could
-            raise
+            undo.pop_all()
 
     def set(self, values: Mapping[str, object] | None = None, /, **parameters: object) -> None:
         """Change parameters; they hold from the next picture on, texts too.
