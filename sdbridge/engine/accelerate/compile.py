@@ -487,10 +487,7 @@ class Compiled:
 
     def _begin(self, about: precompile.Spec) -> Begin | None:
         """How calls of this kind have their kernels compiled, where a process of its own does it."""
-        compiler = self._compiler
-        if compiler is None:
-            return None
-        return lambda run, tensors: compiler.begin(precompile.call_spec(about, tensors), run, tensors)
+        return None if self._compiler is None else precompile.CallKernels(self._compiler, about)
 
     def weights_changed(self) -> None:
         """Replays read the tensors where they are; the time projections are made again for the next frame."""

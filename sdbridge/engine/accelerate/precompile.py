@@ -319,6 +319,20 @@ class KernelCompiler:
                 shutil.rmtree(self._cache / name, ignore_errors=True)
 
 
+class CallKernels:
+    """A kind of call on tensors as ``compiler`` knows it."""
+
+    def __init__(self, compiler: KernelCompiler, about: Spec) -> None:
+        self._compiler = compiler
+        self._about = about
+
+    def known(self, tensors: Sequence[Tensor]) -> bool:
+        return self._compiler.known(call_spec(self._about, tensors))
+
+    def __call__(self, run: Callable[..., Any], tensors: Sequence[Tensor]) -> Compilation:
+        return self._compiler.begin(call_spec(self._about, tensors), run, tensors)
+
+
 def kernel_compiler(device: torch.device, choices: str = "") -> KernelCompiler:
     """The compiler for a card. ``choices`` tells measured choices of kernels apart."""
     cache = use_own_cache()

@@ -22,9 +22,17 @@ WARM_CALLS = 20
 KEPT_SHAPES = 4
 
 TensorCall = Callable[..., Any]
-#: Has the kernels compiled that a call on these tensors takes.
-Begin = Callable[[TensorCall, tuple[Tensor, ...]], Compilation]
 Key = tuple[object, ...]
+
+
+class Begin(Protocol):
+    """Has the kernels compiled that a call on these tensors takes."""
+
+    def known(self, tensors: tuple[Tensor, ...]) -> bool:
+        """Whether they are compiled already."""
+        ...
+
+    def __call__(self, run: TensorCall, tensors: tuple[Tensor, ...]) -> Compilation: ...
 
 
 class Captured(Protocol):
@@ -150,7 +158,7 @@ class Replayed:
         return shape
 
     def _ask(self, beside: BesideTheStream, key: Key, shape: _Shape, tensors: tuple[Tensor, ...]) -> None:
-        """Have this shape captured beside the stream, once."""
+        """Have this shape captured beside the stream, once; as it is first where kernels are not compiled."""
         if shape.asked or self._failed:
             return
         shape.asked = True
@@ -158,36 +166,54 @@ class Replayed:
         copied = torch.cuda.Event() if given[0].is_cuda else None
         if copied is not None:
             copied.record()
+        compiling = self._compiling
+        known = compiling is not None and self._faster is not None and compiling.known(given)
 
-        def job() -> Captured | None:
+        def first_form() -> Captured | None:
             if copied is not None:
                 copied.synchronize()  # indices that are not there yet would lead anywhere
             if key not in (self._key, self._foreseen):
                 return None  # others are wanted by now
-            return self._capture(self._faster or self._run, given)
+            return self._capture((known and self._faster) or self._run, given)
 
         def put_in(graph: Captured | None) -> None:
             shape.graph, shape.asked = graph, graph is not None
+            if graph is not None and self._faster is not None and not known:
+                self._ask_faster(beside, key, shape, given)
 
         def failed(error: Exception) -> None:
-            if self._faster is None:
+            nonlocal known
+            if not known:
                 self._fail(error)
                 return
+            known = False
+            self._rest_faster(error)
+            beside.submit(first_form, put_in, failed, first=True)
+
+        beside.submit(first_form, put_in, failed, first=True)
+
+    def _ask_faster(
+        self, beside: BesideTheStream, key: Key, shape: _Shape, given: tuple[Tensor, ...]
+    ) -> None:
+        """Have the faster form of a captured shape compiled and captured; it replaces the first."""
+        faster, compiling = self._faster, self._compiling
+        assert faster is not None
+
+        def job() -> Captured | None:
+            return self._capture(faster, given) if self._shapes.get(key) is shape else None
+
+        def put_in(graph: Captured | None) -> None:
+            shape.graph = graph or shape.graph
+
+        if compiling is None:
+            beside.submit(job, put_in, self._rest_faster)
+        else:
+            submit_compiled(beside, beside, lambda: compiling(faster, given), job, put_in, self._rest_faster)
+
+    def _rest_faster(self, error: Exception) -> None:
+        if self._faster is not None:
             log.warning("%s runs without our own kernels: %s", self._name, first_line(error))
             self._faster = None
-            beside.submit(job, put_in, failed)
-
-        faster, compiling = self._faster, self._compiling
-        if faster is None or compiling is None:
-            beside.submit(job, put_in, failed)
-            return
-
-        def begin() -> Compilation:
-            if copied is not None:
-                copied.synchronize()
-            return compiling(faster, given)
-
-        submit_compiled(beside, beside, begin, job, put_in, failed)
 
     def _fail(self, error: Exception) -> None:
         self._failed = True

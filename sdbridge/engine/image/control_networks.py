@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as nn
 
+from sdbridge.engine.accelerate.replay import foresee
 from sdbridge.engine.image.seams import UnetCall
 from sdbridge.engine.preprocess.base import grey
 
@@ -28,6 +29,14 @@ class Network(Protocol):
 
     def add(self, call: UnetCall, hints: list[Hint], scale: Tensor) -> UnetCall:
         """The call with this network's effect added. ``hints`` and ``scale [B, 1, 1, 1]`` are per row."""
+        ...
+
+    def foresee(self, call: UnetCall, image: Tensor) -> UnetCall | None:
+        """``call`` as ``add`` will leave such calls, with zeros; ``image`` is like the pictures to come.
+
+        None while the network's own graphs for these shapes are made beside the stream.
+        """
+        ...
 
 
 class ControlCall:
@@ -68,7 +77,10 @@ class ControlNetwork:
     """A ControlNet. Its hint is the embedded control image, which no timestep changes."""
 
     def __init__(self, network: Any) -> None:
+        self._network = network
         self._embed = network.controlnet_cond_embedding
+        self._zeros: list[Tensor] = []
+        self._zeros_of: tuple[int, ...] = ()
         # The embedding is made when a frame enters; afterwards the network is handed what came of it.
         network.controlnet_cond_embedding = torch.nn.Identity()
         self._flipped = network.config["controlnet_conditioning_channel_order"] == "bgr"
@@ -94,18 +106,51 @@ class ControlNetwork:
         return self._embed(image)
 
     def add(self, call: UnetCall, hints: list[Hint], scale: Tensor) -> UnetCall:
-        tensors = [call.sample[:, : self._channels], call.timesteps, call.encoder_hidden_states]
-        tensors.append(_rows([hint[0] for hint in hints]))
-        if self._takes_guidance and call.timestep_cond is not None:
-            tensors.append(call.timestep_cond)
-        tensors += [call.added_cond[name] for name in _ADDED if name in call.added_cond]
-        down, mid = self.run(*tensors)
+        down, mid = self.run(*self._tensors(call, _rows([hint[0] for hint in hints])))
         # New tensors: what ran may overwrite its own when another slot uses the same network.
         down, mid = [residual * scale for residual in down], mid * scale
         if call.down_residuals is not None and call.mid_residual is not None:
             down = [had + new for had, new in zip(call.down_residuals, down, strict=True)]
             mid = call.mid_residual + mid
         return replace(call, down_residuals=tuple(down), mid_residual=mid)
+
+    def foresee(self, call: UnetCall, image: Tensor) -> UnetCall | None:
+        count, _, *size = call.sample.shape
+        one = _zeros((1, self._embed.conv_out.out_channels, *size), image.device, self._dtype)[0]
+        hint = _rows([one] * count)
+        known = [foresee(self.embed, image.to(self._dtype)), foresee(self.run, *self._tensors(call, hint))]
+        if not all(known):
+            return None
+        *down, mid = self._residuals_like(call.sample)
+        return replace(call, down_residuals=tuple(down), mid_residual=mid)
+
+    def _tensors(self, call: UnetCall, hint: Tensor) -> list[Tensor]:
+        tensors = [call.sample[:, : self._channels], call.timesteps, call.encoder_hidden_states, hint]
+        if self._takes_guidance and call.timestep_cond is not None:
+            tensors.append(call.timestep_cond)
+        return tensors + [call.added_cond[name] for name in _ADDED if name in call.added_cond]
+
+    def _residuals_like(self, sample: Tensor) -> list[Tensor]:
+        """Zeros as ``add`` would give them for such a sample: of the skips, then of the middle.
+
+        Kept, since a shape may be asked about for many frames.
+        """
+        if self._zeros_of == sample.shape:
+            return self._zeros
+        network, (count, _, height, width) = self._network, sample.shape
+        sizes = [(height, width)]
+        for block in network.down_blocks:
+            sizes += [(height, width)] * len(block.resnets)
+            if block.downsamplers:  # an odd length is rounded up
+                height, width = -(-height // 2), -(-width // 2)
+                sizes.append((height, width))
+        ways = [*network.controlnet_down_blocks, network.controlnet_mid_block]
+        self._zeros_of = sample.shape
+        self._zeros = [
+            _zeros((count, way.out_channels, *size), sample.device, sample.dtype)
+            for way, size in zip(ways, [*sizes, sizes[-1]], strict=True)
+        ]
+        return self._zeros
 
 
 class AdapterNetwork:
@@ -115,6 +160,7 @@ class AdapterNetwork:
         self._network = network
         self._channels = int(network.config["in_channels"])
         self._factor = int(network.config["downscale_factor"])
+        self._foreseen: tuple[tuple[int, ...], Hint] | None = None
         self._dtype = next(network.parameters()).dtype
 
     def hint(self, image: Tensor) -> tuple[Hint, ...]:
@@ -132,6 +178,19 @@ class AdapterNetwork:
         if call.intrablock_residuals is not None:
             features = [had + new for had, new in zip(call.intrablock_residuals, features, strict=True)]
         return replace(call, intrablock_residuals=tuple(features))
+
+    def foresee(self, call: UnetCall, image: Tensor) -> UnetCall | None:
+        """It has no graphs of its own."""
+        if self._foreseen is None or self._foreseen[0] != image.shape:
+            self._foreseen = image.shape, self.hint(image[:1])[0]
+        rows = call.sample.shape[0]
+        ones = torch.ones(rows, 1, 1, 1, device=image.device, dtype=call.sample.dtype)
+        return self.add(call, [self._foreseen[1]] * rows, ones)
+
+
+def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Laid out as networks give their pictures, since a graph's own inputs are laid out as the first ones."""
+    return torch.empty(shape, device=device, dtype=dtype, memory_format=torch.channels_last).zero_()
 
 
 def _rows(frames: list[Tensor]) -> Tensor:

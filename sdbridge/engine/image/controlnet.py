@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ class _Slot:
     detail: float = 0.5
     network: Network | None = None
     make_map: Preprocessor | None = None
+    taken_up: tuple[Network | None, Preprocessor | None] = (None, None)  # what frames run with
     still: Tensor | None = None  # [1, 4, h, w], in its own size
     still_maps: tuple[tuple[Any, ...], tuple[ControlMap, ...]] | None = None
     missing_source: bool = False
@@ -71,6 +72,11 @@ class _Slot:
     @property
     def steers(self) -> bool:
         return self.enabled and self.network is not None and self.scale > 0
+
+    @property
+    def wanted(self) -> tuple[Network | None, Preprocessor | None]:
+        """What frames shall run with: the network where it steers, and what makes its control image."""
+        return (self.network if self.steers and self.make_map is not None else None), self.make_map
 
 
 @dataclass
@@ -86,6 +92,9 @@ class ControlNets(StreamExtension):
 
     ``control_alignment`` newest gives every row the latest control image instead. A slot at scale 0,
     disabled, or outside its start and end in every row costs nothing and changes nothing.
+
+    Where calls are captured, a network is taken up, exchanged or let go of only when the calls that follow
+    from it are; until then one that is no longer wanted runs on with nothing said.
     """
 
     name = "controlnet"
@@ -108,8 +117,10 @@ class ControlNets(StreamExtension):
         self._network_of = {"depth": "", "softedge": ""}
         self._newest: tuple[Luggage, ...] = ()
         self._scales: dict[tuple[float, ...], Tensor] = {}
+        self._image: Tensor | None = None  # black, for asking what is ready
         for slot in self._slots.values():
             self._choose_preprocessor(slot)
+        self.take_up()
 
     @property
     def loads(self) -> int:
@@ -119,7 +130,8 @@ class ControlNets(StreamExtension):
 
     @property
     def loading(self) -> bool:
-        return any(s.models.busy or s.preprocessors.busy or s.stills.busy for s in self._slots.values())
+        busy = (s.models.busy or s.preprocessors.busy or s.stills.busy for s in self._slots.values())
+        return any(busy) or self.awaits is not None
 
     # --- between frames ---
 
@@ -144,6 +156,7 @@ class ControlNets(StreamExtension):
             if PREPROCESSORS[slot.preprocessor].network in renewed:
                 self._choose_preprocessor(slot)
         del held
+        self._take_up_unseen()
         return ()
 
     def _set(self, slot: _Slot, name: str, value: Value) -> None:
@@ -236,7 +249,45 @@ class ControlNets(StreamExtension):
             if still is not None and still.thing is not None:
                 slot.still, slot.still_maps = still.thing, None
                 changed = True
+        self._take_up_unseen()
         return changed
+
+    @property
+    def awaits(self) -> Hashable:
+        found = tuple((s.number, *map(id, s.wanted)) for s in self._slots.values() if s.wanted != s.taken_up)
+        return found or None
+
+    def take_up(self) -> None:
+        for slot in self._slots.values():
+            slot.taken_up = slot.wanted
+
+    def _take_up_unseen(self) -> None:
+        """What no frame shows needs no waiting; where nobody else waits, nothing does."""
+        for slot in self._slots.values():
+            network, _ = slot.wanted
+            shown = network is not None or slot.taken_up[0] is not None or self._shows(slot)
+            if not (shown and self._context.foresees):
+                slot.taken_up = slot.wanted
+
+    def _shows(self, slot: _Slot) -> bool:
+        return slot.enabled and self._output == slot.number
+
+    def foresee(self, rows: Rows, call: UnetCall) -> UnetCall | None:
+        per = self._context.model.pixels_per_latent
+        shape = (rows.frames, 3, rows.source.shape[-2] * per, rows.source.shape[-1] * per)
+        if self._image is None or self._image.shape != shape:
+            rgba = torch.zeros(shape[0], 4, *shape[2:], device=self._device)  # laid out as pictures are
+            self._image = rgba.contiguous(memory_format=torch.channels_last)[:, :3]
+        ready = True
+        for slot in self._slots.values():
+            network, make = slot.wanted
+            if make is not None and (network is not None or self._shows(slot)):
+                ask = getattr(make, "foresee", None)
+                ready = (ask is None or ask(self._image, slot.settings)) and ready
+            if network is not None:
+                seen = network.foresee(call, self._image)
+                ready, call = seen is not None and ready, seen or call
+        return call if ready else None
 
     # --- one frame ---
 
@@ -247,7 +298,7 @@ class ControlNets(StreamExtension):
         size = (int(latent.shape[-2]) * per, int(latent.shape[-1]) * per)
         luggage: list[dict[int, ControlMap]] = [{} for _ in range(frames)]
         for slot in self._slots.values():
-            if slot.enabled and (slot.steers or self._output == slot.number):
+            if slot.taken_up[0] is not None or self._shows(slot):
                 maps = self._maps(slot, roles, frames, size, made)
                 for frame, one in enumerate(maps):
                     luggage[frame][slot.number] = one
@@ -263,7 +314,7 @@ class ControlNets(StreamExtension):
         made: dict[tuple[Any, ...], Tensor],
     ) -> tuple[ControlMap, ...]:
         """The slot's control image of each entering frame; none where its source is missing."""
-        make = slot.make_map
+        _, make = slot.taken_up
         if make is None:
             return ()
         if slot.source == "file":
@@ -284,14 +335,14 @@ class ControlNets(StreamExtension):
         slot.missing_source = slot.still is None
         if slot.still is None:
             return ()
-        key = (size, make, slot.settings, slot.network)
+        key = (size, make, slot.settings, slot.taken_up[0])
         if slot.still_maps is None or slot.still_maps[0] != key:
             image = make(fill(slot.still[:, :3], *size), slot.settings)
             slot.still_maps = (key, self._with_hints(slot, image))
         return slot.still_maps[1] * frames
 
     def _with_hints(self, slot: _Slot, image: Tensor) -> tuple[ControlMap, ...]:
-        network = slot.network
+        network, _ = slot.taken_up
         if network is None:
             return tuple(ControlMap(one, None, ()) for one in image)
         hints = network.hint(image)
@@ -299,19 +350,21 @@ class ControlNets(StreamExtension):
 
     def unet_inputs(self, rows: Rows, call: UnetCall) -> UnetCall:
         for slot in self._slots.values():
-            if not slot.steers or slot.network is None:
+            network, _ = slot.taken_up
+            if network is None:
                 continue
+            leaving = slot.wanted[0] is None  # it says nothing more, but the calls keep their shape
             found = [self._hint(slot, rows, row) for row in range(rows.count)]
             scales = tuple(
-                slot.scale if hint is not None and _within(slot, rows.fraction[row]) else 0.0
+                slot.scale if hint is not None and _within(slot, rows.fraction[row]) and not leaving else 0.0
                 for row, hint in enumerate(found)
             )
             present = next((hint for hint in found if hint is not None), None)
-            if present is None or not any(scales):
+            if present is None or not (any(scales) or leaving):
                 continue
             hints = [found[row] or present for row in rows.mirrors]
             scale = self._scale_of(tuple(scales[row] for row in rows.mirrors), call.sample.dtype)
-            call = slot.network.add(call, hints, scale)
+            call = network.add(call, hints, scale)
         return call
 
     def _hint(self, slot: _Slot, rows: Rows, row: int) -> Hint | None:
@@ -320,7 +373,7 @@ class ControlNets(StreamExtension):
         if not self._aligned and self._newest:
             luggage = self._newest[row % rows.frames]
         one = luggage.get(slot.number) if luggage else None
-        return one.hint if one is not None and one.network is slot.network else None
+        return one.hint if one is not None and one.network is slot.taken_up[0] else None
 
     def _scale_of(self, scales: tuple[float, ...], dtype: torch.dtype) -> Tensor:
         """``[B, 1, 1, 1]`` on the device; kept, so that a fader that rests sends nothing."""
@@ -352,6 +405,8 @@ class ControlNets(StreamExtension):
             for place in (slot.models, slot.preprocessors, slot.stills):
                 place.cancel()
             slot.network = slot.make_map = slot.still = slot.still_maps = None
+            slot.taken_up = (None, None)
+        self._image = None
         self._newest = ()
         self._scales.clear()
 

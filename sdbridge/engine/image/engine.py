@@ -295,15 +295,19 @@ class ImageEngine:
         if any(loaded):
             painter.picture_changed()
             self._dirty = True
-        if self._dirty or self._foresight.waiting or painter.settings is None:
-            settings = self._foresight.choose(
-                {**self._values, _MANUAL: self._manual}, self._revision, self._is_ready_for
-            )
+        others = tuple(extension.awaits for extension in self._extensions)
+        awaited = others if any(others) else None
+        if self._dirty or awaited or self._foresight.waiting or painter.settings is None:
+            wish = {**self._values, _MANUAL: self._manual}
+            settings = self._foresight.choose(wish, self._revision, self._is_ready_for, awaited)
             self._dirty = False
+            if not self._foresight.waiting:
+                for extension in self._extensions:
+                    extension.take_up()
+                if waited or awaited:  # what was said some frames ago is in the picture from here on
+                    painter.picture_changed()
             if settings == painter.settings:
                 return settings
-            if waited and not self._foresight.waiting:
-                painter.picture_changed()  # what was said some frames ago is in the picture from here on
             painter.settle(settings)
             self.spec = EngineSpec(
                 kind="image",
@@ -386,6 +390,7 @@ class ImageEngine:
             report=lambda error: self._trouble(error),
             encode=painter.encode,
             accelerate=painter.acceleration.wrap,
+            foresees=painter.acceleration.foresees,
             options=self.config.options,
         )
 

@@ -8,8 +8,8 @@ once. Which values these are is not written down anywhere: it is seen from the s
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, replace
 
 from sdbridge.clock import Clock
 from sdbridge.engine.image.prompt import Conditioning
@@ -67,7 +67,7 @@ class Patience:
             self._awaited, self._until_ns = awaited, now + int(LIMIT_S * 1e9)
         if now < self._until_ns:
             return False
-        log.warning("%s is taken up before its graphs are there: %.0f s have passed", awaited, LIMIT_S)
+        log.warning("a change is taken up before its graphs are there: %.0f s have passed", LIMIT_S)
         return True
 
     def rest(self) -> None:
@@ -104,8 +104,9 @@ class Foresight:
         self._settings_of = settings_of
         self._patience = Patience(clock)
         self._wish: dict[str, object] = {}  # that the frames run with
+        self._running: StreamSettings | None = None
         self._revision = 0  # up to which all values are in the frames
-        self._shape: CallShape | None = None
+        self._shape: CallShape | None = None  # that the frames run in
         self._held: frozenset[str] = frozenset()
 
     @property
@@ -118,31 +119,49 @@ class Foresight:
         """The revision up to which all values are in the frames; None: all that are known are."""
         return self._revision if self.waiting else None
 
-    def choose(self, wish: Wish, revision: int, ready: Callable[[StreamSettings], bool]) -> StreamSettings:
-        """The next frame's settings. ``ready`` is asked at every frame edge, for those of another shape."""
+    def choose(
+        self,
+        wish: Wish,
+        revision: int,
+        ready: Callable[[StreamSettings], bool],
+        others: Hashable = None,
+    ) -> StreamSettings:
+        """The next frame's settings. ``ready`` is asked at every frame edge, for those of another shape.
+
+        ``others`` is what else waits for its graphs, if anything does: all is taken up together.
+        """
         wanted = self._settings_of(wish)
         shape = CallShape.of(wanted)
-        if self._shape in (None, shape) or ready(wanted) or self._patience.ends(shape):
+        same = self._shape is None or (shape == self._shape and others is None)
+        if same or ready(wanted) or self._patience.ends((shape, others)):
             self._patience.rest()
-            self._wish, self._revision, self._shape = dict(wish), revision, shape
+            self._wish, self._running = dict(wish), wanted
+            self._revision, self._shape = revision, shape
             self._held = frozenset()
             return wanted
-        return self._in_old_shape(wish)
+        return self._in_old_shape(wish, wanted)
 
-    def _in_old_shape(self, wish: Wish) -> StreamSettings:
+    def _in_old_shape(self, wish: Wish, wanted: StreamSettings) -> StreamSettings:
         """The settings of ``wish`` without the values that lead to another shape."""
-        old = self._wish
+        old, running = self._wish, self._running
+        assert running is not None
+        # Mode and scale are one thing: the new scale in the old mode would be a picture nobody asked for.
+        guided = CallShape.of(replace(running, guidance=wanted.guidance)) == self._shape
+
+        def fits(settings: StreamSettings) -> bool:
+            return CallShape.of(settings) == self._shape and (guided or settings.guidance == running.guidance)
+
         held = {name: old[name] for name in self._held}
-        settings = self._settings_of({**wish, **held}) if held else None
-        if settings is None or CallShape.of(settings) != self._shape:
+        settings = self._settings_of({**wish, **held})
+        if not fits(settings):
             taken, held = dict(old), {}
             for name, value in wish.items():
                 if value == old[name]:
                     continue
                 taken[name] = value
-                if CallShape.of(self._settings_of(taken)) != self._shape:
+                if not fits(self._settings_of(taken)):
                     taken[name] = held[name] = old[name]
             settings = self._settings_of(taken)
             self._held = frozenset(held)
-        self._wish = {**wish, **held}
+        self._wish, self._running = {**wish, **held}, settings
         return settings

@@ -12,7 +12,7 @@ modules' ``processor``, never the whole UNet's with ``set_attn_processor``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -130,6 +130,8 @@ class ExtensionContext:
     encode              image ``[F, 3, H, W]`` 0..1 -> clean latent ``[F, 4, h, w]``, the stream's dtype
     accelerate          a network's call on tensors -> the same, as the chosen acceleration runs it. What it
                         gives is overwritten by the next call: use it or copy it before
+    foresees            whether the engine calls ``take_up`` once what an extension ``awaits`` is captured;
+                        where not, it takes things up itself as they come
     options             the config's ``engine.options`` (for instance ``allow_pickle``)
     """
 
@@ -140,6 +142,7 @@ class ExtensionContext:
     report: Callable[[SdbridgeError], None]
     encode: Callable[[Tensor], Tensor]
     accelerate: Callable[[Callable[..., Any], str], Callable[..., Any]] = lambda run, name: run
+    foresees: bool = False
     options: Mapping[str, object] = field(default_factory=lambda: _EMPTY)
 
 
@@ -197,6 +200,17 @@ class StreamExtension:
         next frame edge. Frames of the running shape go on meanwhile, so nothing may be changed by this.
         """
         return self.unet_inputs(rows, call)
+
+    @property
+    def awaits(self) -> Hashable:
+        """What was asked for and would change calls' shapes, as long as it is not taken up; None: nothing.
+
+        ``foresee`` is about the calls with it, frames go on without it until ``take_up``.
+        """
+        return None
+
+    def take_up(self) -> None:
+        """At a frame edge: from the next frame on, all that was asked for is in it."""
 
     @property
     def foreseeable(self) -> bool:

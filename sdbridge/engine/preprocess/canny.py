@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as nn
 
+from sdbridge.engine.accelerate.replay import foresee
 from sdbridge.engine.preprocess.base import Settings, as_rgb, blur, gaussian_taps, grey, sobel
 
 #: A step of full contrast gives this Sobel value: 4 for the kernel's weights, 255 for the scale.
@@ -63,11 +64,18 @@ class Canny:
         """Have its many small operations run as ``wrap`` runs calls on tensors."""
         self._run = wrap(self._run, "canny")
 
-    def __call__(self, image: Tensor, settings: Settings) -> Tensor:
-        key = (settings, image.device)
+    def foresee(self, image: Tensor, settings: Settings) -> bool:
+        """Whether pictures like ``image`` are ready to be drawn; else that is begun (``replay.foresee``)."""
+        return foresee(self._run, image, *self._further(settings, image.device))
+
+    def _further(self, settings: Settings, device: torch.device) -> tuple[Tensor, ...]:
+        key = (settings, device)
         if self._given[0] != key:
-            self._given = (key, _on_device(settings, image.device))
-        edges = self._run(image, *self._given[1])
+            self._given = (key, _on_device(settings, device))
+        return self._given[1]
+
+    def __call__(self, image: Tensor, settings: Settings) -> Tensor:
+        edges = self._run(image, *self._further(settings, image.device))
         return as_rgb(edges.to(image.dtype, copy=True))  # accelerated, the next picture overwrites its own
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from sdbridge.engine.accelerate.beside import BesideTheStream
 from sdbridge.engine.accelerate.compile import Compiled
@@ -18,25 +19,23 @@ VALUES = {"prompt.1.text": "fox", "scheduler": "lcm", "steps": 2, "strength": 0.
 
 
 class Graph(StandInGraph):
-    """The same contract for calls with one result or several."""
+    """The same contract for calls whose results are lists and tuples."""
 
     def __init__(self, run, tensors) -> None:
-        self.results = []
-
-        def listed(*given):
-            found = run(*given)
-            self.several = not isinstance(found, torch.Tensor)
-            self.results = [found] if not self.several else list(found)
-            return torch.cat([each.double().flatten() for each in self.results])
-
-        super().__init__(listed, tensors)
-        self.outputs = [each.clone() for each in self.results]
+        self._run = run
+        self._inputs = tuple(tensor.detach().clone() for tensor in tensors)
+        with torch.inference_mode():
+            found, self._structure = tree_flatten(run(*self._inputs))
+        self.outputs = [each.clone() for each in found]
 
     def run(self, tensors):
-        super().run(tensors)
-        for mine, new in zip(self.outputs, self.results, strict=True):
-            mine.copy_(new)
-        return self.outputs if self.several else self.outputs[0]
+        for mine, given in zip(self._inputs, tensors, strict=True):
+            assert mine.shape == given.shape
+            mine.copy_(given)
+        with torch.inference_mode():
+            for mine, new in zip(self.outputs, tree_flatten(self._run(*self._inputs))[0], strict=True):
+                mine.copy_(new)
+        return tree_unflatten(self.outputs, self._structure)
 
 
 class HeldCaptures:
@@ -58,7 +57,7 @@ class HeldCaptures:
         graph = Graph(run, tensors)
         given = tuple(tuple(tensor.shape) for tensor in tensors)
         # by what it gives too: decoding to pixels and to a picture are captured from equal shapes
-        result = graph.results[0]
+        result = graph.outputs[0]
         self.of_shapes[given, tuple(result.shape), result.dtype] += 1
         return graph
 
@@ -134,6 +133,28 @@ def test_values_that_change_no_shape_do_not_wait(checkpoint) -> None:
             rig.set(strength=0.9, guidance_mode="self", guidance_scale=1.5)
         assert relative(rig.latent_of(frame(number)), plain.latent_of(frame(number))) <= 1e-9, number
     assert rig.engine.shows_up_to is not None and rig.engine.painter.settings.plan.count == 2
+    end(rig, held)
+    plain.engine.unload()
+
+
+def test_guidance_waits_as_a_whole(checkpoint) -> None:
+    """The new scale in the old mode, or the other way round, would be a picture that nobody asked for."""
+    values = {**VALUES, "guidance_mode": "self", "guidance_scale": 1.2}
+    rig, acceleration, held = streaming(checkpoint, values)
+    plain = Rig(checkpoint(), values, dtype="float64")
+    for number in range(2):
+        plain.latent_of(frame(number))
+    change = {"guidance_mode": "full", "guidance_scale": 3.0, "delta": 0.7}
+    rig.set(**change)
+    for number in range(2, 6):
+        if number == 4:
+            rig.set(guidance_scale=4.0)
+        assert relative(rig.latent_of(frame(number)), plain.latent_of(frame(number))) <= 1e-9, number
+    held.let.set()
+    assert acceleration.settled(60)
+    plain.set(**{**change, "guidance_scale": 4.0})
+    for number in range(6, 9):
+        assert relative(rig.latent_of(frame(number)), plain.latent_of(frame(number))) <= 1e-9, number
     end(rig, held)
     plain.engine.unload()
 

@@ -1,0 +1,181 @@
+"""ControlNets in a stream of graphs: taken up, changed in shape and let go of without a frame that waits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sdbridge.engine.accelerate.beside import BesideTheStream
+from sdbridge.engine.accelerate.compile import Compiled
+from sdbridge.engine.image import painter
+from sdbridge.engine.image.controlnet import ControlNets
+from tests.engine.image.rig import Rig, frame, relative
+from tests.engine.image.test_accelerate import StandInGraph
+from tests.engine.image.test_controlnet import save_adapter, save_real_hint
+from tests.engine.image.test_foresight import VALUES, HeldCaptures
+
+CANNY = {"controlnet__1__preprocessor": "canny", "controlnet__1__scale": 0.8}
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("networks")
+    return {
+        "one": str(save_real_hint(folder / "one", "sd15", 1)),
+        "two": str(save_real_hint(folder / "two", "sd15", 2)),
+        "adapter": str(save_adapter(folder / "adapter")),
+    }
+
+
+class Streams:
+    """The same stream twice: run plainly, and from graphs whose captures are held."""
+
+    def __init__(self, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.held = HeldCaptures()
+
+        def build(name, model, *further, **more):
+            made = Compiled(model, capture=self.held)
+            made._beside = BesideTheStream(torch.device("cpu"))
+            return made
+
+        self.plain = Rig(checkpoint, VALUES, dtype="float64")
+        monkeypatch.setattr(painter, "build_acceleration", build)
+        self.rig = Rig(checkpoint, VALUES, dtype="float64")
+        self.acceleration: Compiled = self.rig.engine.painter.acceleration
+        self.nets = next(e for e in self.rig.engine._extensions if isinstance(e, ControlNets))
+        self.number = 0
+        for _ in range(2):
+            self.step()
+
+    def step(self) -> float:
+        """A frame through both; how far apart they are."""
+        self.number += 1
+        self.rig.calls.clear()
+        found = self.rig.latent_of(frame(self.number))
+        return relative(found, self.plain.latent_of(frame(self.number)))
+
+    def set(self, rig: Rig, **values) -> None:
+        """Parameters in one of them, and what they load."""
+        rig.set(**values)
+        nets = next(e for e in rig.engine._extensions if isinstance(e, ControlNets))
+        for slot in nets._slots.values():
+            if slot.models._running is not None:
+                slot.models._running.result(60)
+
+    def let(self) -> None:
+        self.held.let.set()
+        # each round may begin what the one before it made possible
+        while not self.acceleration.settled(60) or self.rig.engine.shows_up_to is not None:
+            self.rig.engine.frame_edge()
+        self.held.let.clear()
+
+    @property
+    def steers(self) -> bool:
+        call = self.rig.calls[-1]
+        return call.down_residuals is not None or call.intrablock_residuals is not None
+
+    @property
+    def from_graphs(self) -> bool:
+        return isinstance(
+            self.acceleration._graphs[self.acceleration._key_of(self.rig.calls[-1])], StandInGraph
+        )
+
+    def end(self) -> None:
+        self.held.let.set()
+        self.plain.engine.unload()
+        self.rig.engine.unload()
+
+
+@pytest.fixture
+def streams(checkpoint, monkeypatch):
+    made = Streams(checkpoint(), monkeypatch)
+    yield made
+    made.end()
+
+
+@pytest.mark.parametrize("kind", ["one", "adapter"])
+def test_a_network_steers_only_once_all_that_it_runs_is_captured(streams: Streams, networks, kind) -> None:
+    streams.set(streams.rig, controlnet__1__model=networks[kind], **CANNY)
+    for _ in range(4):
+        assert streams.step() <= 1e-9 and not streams.steers
+    assert streams.nets.loading and streams.rig.engine.wants_frame
+    captured = streams.held.in_stream
+    streams.let()
+    streams.set(streams.plain, controlnet__1__model=networks[kind], **CANNY)
+    plain_too = []
+    for _ in range(5):
+        plain_too.append(streams.step())
+        assert streams.steers and streams.from_graphs
+    assert max(plain_too) <= 1e-9
+    assert streams.held.in_stream == captured
+    slot = streams.nets._slots[1]
+    assert slot.make_map._run._graph is not None
+    if kind == "one":
+        assert slot.network.run._graph is not None and slot.network.embed._graph is not None
+
+
+def test_while_one_steers_another_shape_waits_for_its_graphs_too(streams: Streams, networks) -> None:
+    for rig in (streams.rig, streams.plain):
+        streams.set(rig, controlnet__1__model=networks["one"], **CANNY)
+        rig.tick(frame(7))
+    streams.let()
+    streams.plain.engine.reset("hard")
+    streams.rig.engine.reset("hard")
+    assert streams.step() <= 1e-9 and streams.steers
+    captured = streams.held.in_stream
+    for change in ({"steps": 3}, {"width": 128}, {"guidance_mode": "full", "guidance_scale": 2.0}):
+        streams.rig.set(**change)
+        for _ in range(3):
+            assert streams.step() <= 1e-9 and streams.steers
+        streams.let()
+        streams.plain.set(**change)
+        for _ in range(3):
+            assert streams.step() <= 1e-9 and streams.steers and streams.from_graphs
+        assert streams.nets._slots[1].network.run._graph is not None
+    assert streams.held.in_stream == captured
+
+
+def test_one_that_goes_says_nothing_more_and_keeps_the_shape_until_the_call_without_it_is_there(
+    streams: Streams, networks
+) -> None:
+    for rig in (streams.rig, streams.plain):
+        streams.set(rig, controlnet__1__model=networks["one"], **CANNY)
+        rig.tick(frame(7))
+    streams.let()
+    for rig in (streams.rig, streams.plain):
+        rig.set(steps=3)  # without a ControlNet this was never run
+        rig.tick(frame(8))
+    streams.let()
+    for rig in (streams.rig, streams.plain):
+        rig.engine.reset("hard")
+        rig.set(controlnet__1__enabled=False, strength=0.5)
+    for _ in range(3):
+        assert streams.step() <= 1e-9 and streams.steers, "as if it were gone"
+    streams.let()
+    for _ in range(3):
+        assert streams.step() <= 1e-9 and not streams.steers and streams.from_graphs
+    captures = sum(streams.held.of_shapes.values())
+    for rig in (streams.rig, streams.plain):  # back at once: all of it is known
+        rig.set(controlnet__1__enabled=True)
+    for _ in range(3):
+        assert streams.step() <= 1e-9 and streams.steers
+    assert sum(streams.held.of_shapes.values()) == captures
+
+
+def test_one_is_exchanged_for_another_when_that_is_ready(streams: Streams, networks) -> None:
+    for rig in (streams.rig, streams.plain):
+        streams.set(rig, controlnet__1__model=networks["one"], **CANNY)
+        rig.tick(frame(7))
+    streams.let()
+    for rig in (streams.rig, streams.plain):
+        rig.engine.reset("hard")
+    streams.set(streams.rig, controlnet__1__model=networks["two"])
+    for _ in range(3):
+        assert streams.step() <= 1e-9, "the first one goes on"
+    streams.let()
+    streams.set(streams.plain, controlnet__1__model=networks["two"])
+    for _ in range(4):
+        last = streams.step()
+    assert last <= 1e-9 and streams.from_graphs
