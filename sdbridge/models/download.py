@@ -23,7 +23,7 @@ from typing import Any
 from sdbridge import paths
 from sdbridge.engine.interface import Progress
 from sdbridge.errors import SdbridgeError
-from sdbridge.models import catalog
+from sdbridge.models import catalog, unpickle
 from sdbridge.models.catalog import MARK, CatalogEntry
 
 _REPORT_S = 0.1
@@ -87,7 +87,8 @@ def plan(model: str) -> DownloadPlan:
 def pull(model: str, on_progress: Callable[[Progress], None] = lambda progress: None) -> Path:
     """Fetch ``model`` with what it needs and return its folder (a LoRA or adapter: its file).
 
-    An interrupted download goes on where it stopped. Every file's size, and its SHA-256 where the hub
+    An interrupted download goes on where it stopped. A pickle that the catalog names is rewritten as
+    safetensors. Every file's size, and its SHA-256 where the hub
     states one, is checked; a damaged file is deleted. Raises SdbridgeError SDB-PULL-UNKNOWN, -NETWORK,
     -GATED, -DISK, -DAMAGED.
     """
@@ -102,6 +103,9 @@ def pull(model: str, on_progress: Callable[[Progress], None] = lambda progress: 
     by_folder: dict[Path, list[PlannedFile]] = {}
     for file in planned.files:
         by_folder.setdefault(file.folder, []).append(file)
+        if file.path.suffix in unpickle.SUFFIXES:  # only what the catalog names one by one
+            report.say("convert", file, force=True)
+            unpickle.rewrite(file.path)
     for folder, files in by_folder.items():
         mark = {"files": {file.name: file.size for file in files}, "revision": files[0].revision}
         (folder / MARK).write_text(json.dumps(mark, indent=1), encoding="utf-8")

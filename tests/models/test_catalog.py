@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 from sdbridge.models import catalog
 
@@ -17,7 +18,7 @@ def test_ids_are_unique_and_needs_exist() -> None:
         assert set(entry.needs) <= set(ids)
         assert not any(pattern.endswith((".bin", ".ckpt", ".pt")) for pattern in entry.files)
         if entry.main_file:
-            assert entry.main_file in entry.files
+            assert {entry.main_file, str(Path(entry.main_file).with_suffix(".pth"))} & set(entry.files)
 
 
 def test_it_is_found_by_id_and_by_repository() -> None:
@@ -37,8 +38,6 @@ def test_importing_the_catalog_and_the_downloader_loads_no_torch() -> None:
 
 
 def test_every_shipped_config_is_valid_and_names_models_that_can_be_had() -> None:
-    from pathlib import Path
-
     from sdbridge.config import load_config
 
     folder = Path(__file__).resolve().parents[2] / "configs"

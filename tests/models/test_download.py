@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,6 +68,45 @@ def test_pickles_are_never_fetched_and_a_folder_is_what_the_engine_gets(hub: Fak
         "diffusion_pytorch_model.safetensors",
         catalog.MARK,
     }
+
+
+def pickled(content: object) -> bytes:
+    import torch
+
+    stream = io.BytesIO()
+    torch.save(content, stream)
+    return stream.getvalue()
+
+
+class Evil:
+    def __reduce__(self):
+        return (Path.touch, (Path("was-run"),))
+
+
+def test_a_pickle_that_the_catalog_names_becomes_safetensors_weights_only(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    weights = {"norm": torch.arange(3.0).view(1, 3, 1, 1), "block1.projection.bias": torch.ones(1)}
+    hub.repos["lllyasviel/Annotators"] = {
+        "ControlNetHED.pth": pickled(weights),
+        "other.pth": b"never asked for",
+    }
+    path = download.pull("hed")
+    found = load_file(path)
+    assert path.name == "ControlNetHED.safetensors" and path == catalog.local_path("hed")
+    assert all(torch.equal(found[name], tensor) for name, tensor in weights.items())
+    assert {entry.name for entry in path.parent.iterdir()} == {path.name, catalog.MARK}
+    shutil.rmtree(path.parent)
+    monkeypatch.chdir(tmp_path)
+    hub.repos["lllyasviel/Annotators"] = {"ControlNetHED.pth": pickled({"norm": Evil()})}
+    with pytest.raises(SdbridgeError) as caught:
+        download.pull("hed")
+    assert caught.value.code == "SDB-PULL-DAMAGED" and "ControlNetHED.pth" in str(caught.value)
+    assert not (tmp_path / "was-run").exists() and catalog.local_path("hed") is None
 
 
 def test_an_interrupted_pull_goes_on_where_it_stopped(hub: FakeHub, monkeypatch) -> None:
