@@ -1,7 +1,8 @@
 """Install what is missing and run every check: ruff, mypy, pytest. ``python scripts/test.py [PYTEST ARGS]``.
 
 Without arguments it runs the ordinary suite; with some it runs pytest alone with them, such as
-``python scripts/test.py -m slow``. Standard library only.
+``python scripts/test.py -m slow``. Ends with 1 if tests failed, with 2 if more than tests did. Standard
+library only.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def main(arguments: list[str]) -> int:
         failed.append("Tests")
     if failed:
         say(f"Failed: {', '.join(failed)}")
-    return 1 if failed else 0
+    return 0 if not failed else 1 if failed == ["Tests"] else 2
 
 
 if __name__ == "__main__":

@@ -109,6 +109,24 @@ def test_run_hands_every_argument_over_and_keeps_the_exit_code(tmp_path):
     assert "ran -m sdbridge run show.yaml --frames 3" in result.stdout
 
 
+@NEEDS_SH
+@pytest.mark.parametrize(
+    ("breaks", "code"), [("", 0), ("pytest", 1), ("ruff", 2), ("pytest ruff", 2), ("mypy", 2)]
+)
+def test_failed_checks_are_told_from_failed_tests(tmp_path, breaks, code):
+    """CI repeats failed tests; a failed lint must not be forgotten on the way."""
+    venv = tmp_path / "venv"
+    fails = "|".join(breaks.split()) or "nothing"
+    program(venv / "bin" / "python", f'case "$2" in {fails}) exit 1;; esac\n')
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / "test.py")],
+        env={**os.environ, "SDBRIDGE_VENV": str(venv)},
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode == code
+
+
 def test_an_unsupported_python_is_refused_with_the_way_out(monkeypatch, tmp_path, capsys):
     environment = load_environment(monkeypatch, tmp_path / "venv")
     monkeypatch.setattr(environment.sys, "version_info", (3, 9, 1))

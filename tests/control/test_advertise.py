@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -15,8 +13,9 @@ import pytest
 from sdbridge.config import Config
 from sdbridge.control.advertise import Advertisement
 from tests.control.fake_view import FakeView
+from tests.namespaces import why_not
 
-NEEDED = ("unshare", "ip", "dbus-daemon", "avahi-daemon", "avahi-browse")
+NEEDED = ("dbus-daemon", "avahi-daemon", "avahi-browse")
 
 
 def test_the_services_are_found_on_this_machine_and_taken_back(tmp_path: Path) -> None:
@@ -86,6 +85,7 @@ import pathlib, tempfile, time
 from sdbridge.config import Config
 from sdbridge.control.advertise import Advertisement
 from tests.control.fake_view import FakeView
+from tests.namespaces import why_not
 view = FakeView(pathlib.Path(tempfile.mkdtemp()), Config(port=9126, name="stage right", lan=True, token="t"))
 advertisement = Advertisement(view)
 advertisement.start()
@@ -94,10 +94,7 @@ time.sleep(30)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    sys.platform != "linux" or os.geteuid() != 0 or any(not shutil.which(name) for name in NEEDED),
-    reason="needs Linux, root and Debian's avahi-daemon, avahi-utils, dbus, iproute2",
-)
+@pytest.mark.skipif(bool(why_not(*NEEDED)), reason=why_not(*NEEDED))
 def test_avahi_browse_lists_both_services(tmp_path: Path) -> None:
     found = tmp_path / "browse.txt"
     script = textwrap.dedent(_IN_NAMESPACE)

@@ -3,7 +3,6 @@
 import json
 import os
 import select
-import shutil
 import subprocess
 import sys
 import time
@@ -13,18 +12,16 @@ from pathlib import Path
 import pytest
 
 from sdbridge.textures.ndi import library
+from tests.namespaces import why_not
 
 PEERS = Path(__file__).parent / "peers"
 able, why = library.available()
-missing = [
-    program for program in ("unshare", "ip", "avahi-daemon", "dbus-daemon") if not shutil.which(program)
-]
+missing = why_not("avahi-daemon", "dbus-daemon")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(180),
     pytest.mark.skipif(not able, reason=why),
-    pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}"),
-    pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="namespaces need root"),
+    pytest.mark.skipif(bool(missing), reason=missing),
 ]
 
 

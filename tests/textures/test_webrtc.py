@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +11,7 @@ import pytest
 
 from sdbridge.errors import SdbridgeError
 from sdbridge.textures.webrtc import Sender
+from tests.namespaces import why_not
 
 able, why = Sender.available()
 pytestmark = pytest.mark.skipif(not able, reason=why)
@@ -86,9 +85,7 @@ def test_a_path_without_a_slash_is_refused() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-@pytest.mark.skipif(
-    not shutil.which("unshare") or os.geteuid() != 0, reason="a private network needs unshare and root"
-)
+@pytest.mark.skipif(bool(why_not()), reason=why_not())
 def test_pictures_arrive_over_a_private_network() -> None:
     # aiortc leaves loopback out, so an address of the namespace's own is needed.
     setup = "ip link set lo up; ip link add d0 type veth peer name d1; ip addr add 10.99.0.1/24 dev d0"
