@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any
 from sdbridge.bench.drive import Drive, Recipe, is_building, until_settled
 from sdbridge.bench.image import ONE_STEP, small_or_true, true_size
 from sdbridge.collector import SWITCH_S
-from sdbridge.engine.interface import EngineConfig
+from sdbridge.engine.interface import EngineConfig, Progress
 from sdbridge.errors import SdbridgeError
 
 Figures = Mapping[str, object]
@@ -68,14 +69,23 @@ def start_once(model: str, acceleration: str, side: int, began: float) -> dict[s
     full speed: what is seen when the faster form takes over.
     """
     from sdbridge.bench.compare import psnr_db
-    from sdbridge.engine.image.engine import ImageEngine
+    from sdbridge.engine.registry import make_engine, prepare_process
 
-    imported = time.time() - began
     config = EngineConfig(model=model, acceleration=acceleration, options={"wait_for_prompts": True})
+    prepare_process(config)  # as the engine's process does
+    imported = time.time() - began
     recipe = Recipe(ONE_STEP, side, side)
-    engine = ImageEngine(config)
+    engine: Any = make_engine(config)
+    stages: list[tuple[str, float]] = []
+
+    def note(progress: Progress | None) -> None:
+        if progress is not None:
+            stages.append((progress.message, time.time()))
+
+    engine.report_progress(note)
     engine.load(recipe.start_values())
     loaded = time.time() - began
+    parts = _parts(stages)
     try:
         engine.warm_up(side, side)
         sys.setswitchinterval(SWITCH_S)
@@ -95,6 +105,7 @@ def start_once(model: str, acceleration: str, side: int, began: float) -> dict[s
     return {
         "imported_s": imported,
         "loaded_s": loaded,
+        **parts,
         "first_frame_s": first,
         "first_frame_after_load_s": first - loaded,
         "full_speed_s": full,
@@ -103,6 +114,14 @@ def start_once(model: str, acceleration: str, side: int, began: float) -> dict[s
         "longest_meanwhile_ms": longest,
         "median_ms": usual[len(usual) // 2],
         "jump_db": psnr_db(before, after),
+    }
+
+
+def _parts(stages: list[tuple[str, float]]) -> dict[str, float]:
+    """Seconds of each stage of loading; the last one told is the end of it."""
+    return {
+        f"{message.lower().replace(' ', '_')}_s": following - at
+        for (message, at), (_, following) in itertools.pairwise(stages)
     }
 
 

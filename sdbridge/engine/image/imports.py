@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from types import ModuleType
 from typing import Any
 
+from sdbridge.engine.image.waking import call_weights, wake_gpu
 from sdbridge.engine.interface import EngineConfig
 from sdbridge.errors import SdbridgeError
 
@@ -47,17 +48,21 @@ def import_sparingly(config: EngineConfig) -> None:
     A library that is missing or broken is not told of here: whoever imports it next says it better.
     """
     began = time.perf_counter()
+    call_weights(config)
     with ExitStack() as stack:
         stack.enter_context(_collector_asleep())
         stack.enter_context(_hidden(NEVER_USED))
         if not _import("sdbridge.engine.image.device"):
             return
         needed = _NEEDED
-        if _runs_on_cpu(config):
+        device = _device_of(config)
+        if device == "cpu":
             stack.enter_context(_hidden(SELDOM_USED))
             stack.enter_context(_compiler_postponed())
         else:
             needed += _FOR_A_GPU
+        if device.startswith("cuda"):
+            wake_gpu(device)
         if not all(_import(module, *names) for module, names in needed):
             return
     log.info("libraries imported in %.2f s", time.perf_counter() - began)
@@ -74,13 +79,13 @@ def _import(module: str, *names: str) -> bool:
     return True
 
 
-def _runs_on_cpu(config: EngineConfig) -> bool:
+def _device_of(config: EngineConfig) -> str:
     from sdbridge.engine.image.device import choose_placement
 
     try:
-        return choose_placement(config.device, config.dtype).device.type == "cpu"
+        return str(choose_placement(config.device, config.dtype).device)
     except SdbridgeError:
-        return True  # loading will tell that, and soon is better
+        return "cpu"  # loading will tell that, and soon is better
 
 
 @contextmanager

@@ -102,9 +102,10 @@ def load_model(
 
 def _import_what_loads_beside() -> None:
     """Now, in 20 ms, and not while frames flow, which would all wait for the interpreter."""
-    from diffusers import ControlNetModel, T2IAdapter  # noqa: F401
-    from diffusers.models.embeddings import ImageProjection, IPAdapterPlusImageProjection  # noqa: F401
-    from transformers import CLIPVisionModelWithProjection  # noqa: F401
+    import diffusers
+    import transformers
+
+    diffusers.ControlNetModel, diffusers.T2IAdapter, transformers.CLIPVisionModelWithProjection  # noqa: B018
 
 
 def _load_folder(
