@@ -91,6 +91,10 @@ class BesideTheStream:
                 if not self._closing:
                     with torch.cuda.stream(stream):  # None: nothing changes
                         given.put_in(given.work())
+            except (RuntimeError, OSError, ImportError, MemoryError) as error:
+                given.failed(
+                    error
+                )  # no memory, no compiler, a refused capture: whoever asked says it in a line
             except Exception as error:  # edge: what fails here leaves the stream as it was
                 log.exception("getting faster beside the stream failed")
                 given.failed(error)

@@ -314,11 +314,11 @@ class Compiled:
 
         def failed(error: Exception) -> None:
             if faster is not None:
-                self._say(f"our own kernels rest: {first_line(error)}")
+                self._warn(f"our own kernels rest: {first_line(error)}")
                 self._capture_first(key, place, run, given, None)
                 return
             place.failed = True
-            self._say(f"{key[0]} cannot be captured: {first_line(error)}; it runs operation by operation")
+            self._warn(f"{key[0]} cannot be captured: {first_line(error)}; it runs operation by operation")
 
         beside.submit(make, put_in, failed, first=True)
 
@@ -364,7 +364,7 @@ class Compiled:
         try:
             self._graphs[key] = self._capture(run, tensors)
         except RuntimeError as error:
-            self._say(f"{key[0]} cannot be captured: {first_line(error)}; it runs operation by operation")
+            self._warn(f"{key[0]} cannot be captured: {first_line(error)}; it runs operation by operation")
 
     def _improve(
         self, key: Key, run: TensorCall, tensors: tuple[Tensor, ...], spec: precompile.Spec | None = None
@@ -378,7 +378,7 @@ class Compiled:
         given = tuple(tensor.detach().clone() for tensor in tensors)
 
         def failed(error: Exception) -> None:
-            self._say(f"our own kernels rest: {first_line(error)}")
+            self._warn(f"our own kernels rest: {first_line(error)}")
 
         def make() -> CudaGraph:
             try:
@@ -545,10 +545,14 @@ class Compiled:
                 return f"{name} has a {type(processor).__name__}"
         return ""
 
-    def _say(self, line: str) -> None:
+    def _say(self, line: str, level: int = logging.INFO) -> None:
         if line not in self._said:
             self._said.add(line)
-            log.info("%s", line)
+            log.log(level, "%s", line)
+
+    def _warn(self, line: str) -> None:
+        """Something failed, and a slower form goes on."""
+        self._say(line, logging.WARNING)
 
 
 def _rehearsal(call: UnetCall) -> Callable[[], UnetCall]:

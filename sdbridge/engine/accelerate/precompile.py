@@ -46,6 +46,7 @@ def use_own_cache() -> Path:
 
     Where nothing can be written there, a folder that lives until the machine restarts takes its place.
     """
+    os.environ.setdefault("TRITON_STORE_BINARY_ONLY", "1")  # what nobody reads makes every start slower
     chosen = os.environ.get("TRITON_CACHE_DIR")
     if chosen:
         return Path(chosen)
@@ -58,7 +59,6 @@ def use_own_cache() -> Path:
         log.warning("kernels cannot be kept in %s (%s); %s is used, until a restart", own, why, spare)
         own = spare
     os.environ["TRITON_CACHE_DIR"] = str(own)
-    os.environ.setdefault("TRITON_STORE_BINARY_ONLY", "1")  # what nobody reads makes every start slower
     return own
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import sys
 import threading
 
@@ -168,6 +170,24 @@ def test_the_process_answers_faults_too_and_ends_when_idle(in_threads, monkeypat
         1: {"done": 1, "entry": "good", "seal": "s", "seconds": 0.0},
         2: {"done": 2, "fault": "ValueError: at 3:4"},
     }
+
+
+def _killed(module: str, name: str, form: str) -> dict:
+    """As the system ends a process when there is no memory left, or a compiler that crashes."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("unreachable")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes share what is imported only by fork")
+def test_a_worker_that_is_killed_is_a_fault_of_what_it_compiled(monkeypatch) -> None:
+    monkeypatch.setattr(compiler_process, "get_ready", lambda target: None)
+    monkeypatch.setattr(compiler_process, "compile_kernel", _killed)
+    said: list[dict] = []
+    until = threading.Event()
+    assert compiler_process.serve(Held(questions("one", "two"), until), said.append, idle_s=1.0) == 0
+    until.set()
+    assert sorted(each["done"] for each in said) == [1, 2]
+    assert all("terminated abruptly" in each["fault"] or "not usable" in each["fault"] for each in said)
 
 
 def test_the_process_ends_with_its_input(in_threads) -> None:

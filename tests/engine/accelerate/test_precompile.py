@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -82,6 +83,14 @@ def wanted(monkeypatch) -> list[str]:
 
     monkeypatch.setattr(precompile, "recording", recording)
     return names
+
+
+@pytest.fixture
+def no_place(monkeypatch) -> None:
+    """Nobody has chosen where Triton keeps things; what is chosen here is forgotten afterwards."""
+    for name in ("TRITON_CACHE_DIR", "TRITON_STORE_BINARY_ONLY"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture
@@ -226,8 +235,7 @@ def test_what_failed_to_load_is_forgotten_on_the_disk_and_in_this_process(cache,
     assert link.closed
 
 
-def test_the_cache_goes_where_it_can_be_written(tmp_path, monkeypatch, caplog) -> None:
-    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+def test_the_cache_goes_where_it_can_be_written(tmp_path, no_place, monkeypatch, caplog) -> None:
     monkeypatch.setenv("SDBRIDGE_HOME", str(tmp_path))
     assert precompile.use_own_cache() == tmp_path / "cache" / "kernels" and not caplog.records
     assert os.environ["TRITON_CACHE_DIR"] == str(tmp_path / "cache" / "kernels")
@@ -239,6 +247,17 @@ def test_the_cache_goes_where_it_can_be_written(tmp_path, monkeypatch, caplog) -
     assert len(caplog.records) == 1 and "until a restart" in caplog.text
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "chosen"))
     assert precompile.use_own_cache() == tmp_path / "chosen"
+
+
+def test_a_disk_that_is_nearly_full_is_as_good_as_one_that_cannot_be_written(
+    tmp_path, no_place, monkeypatch, caplog
+) -> None:
+    monkeypatch.setenv("SDBRIDGE_HOME", str(tmp_path))
+    monkeypatch.setattr(precompile.tempfile, "gettempdir", lambda: str(tmp_path / "spare"))
+    (tmp_path / "spare").mkdir()
+    monkeypatch.setattr(precompile.shutil, "disk_usage", lambda folder: SimpleNamespace(free=5 << 20))
+    assert precompile.use_own_cache().parent == tmp_path / "spare"
+    assert "5 MB are free" in caplog.text
 
 
 def test_a_job_that_is_not_ready_lets_others_go_first() -> None:

@@ -84,6 +84,57 @@ def test_the_faster_form_waits_for_its_kernels_and_the_stream_for_nothing(checkp
     rig.engine.unload()
 
 
+#: What can go wrong beside the stream, as PyTorch, Triton and the system say it.
+FAULTS = {
+    "no memory": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nand much more"),
+    "old driver": RuntimeError("Triton Error [CUDA]: device kernel image is invalid"),
+    "no compiler": RuntimeError("Failed to find C compiler. Please specify via CC environment variable"),
+    "full disk": OSError(28, "No space left on device"),
+    "refused capture": RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore"),
+}
+
+
+@pytest.mark.parametrize("where", ["compiling", "capturing"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_fails_beside_the_stream_is_one_line_and_the_stream_goes_on(
+    checkpoint, caplog, fault: str, where: str
+) -> None:
+    rig = Rig(checkpoint(), {"scheduler": "lcm"}, dtype="float64")
+    wanted = [rig.latent_of(frame(k)).clone() for k in range(2)]
+    rig.engine.reset("hard")
+
+    def capture(run, tensors):
+        if threading.current_thread().name == "accelerate":
+            raise FAULTS[fault]
+        return StandInGraph(run, tensors)
+
+    compiler = Compiler()
+    compiler.done.set()
+    if where == "compiling":
+
+        def begin(spec, run, tensors):
+            raise FAULTS[fault]
+
+        compiler.begin = begin  # type: ignore[method-assign]
+    acceleration = Compiled(rig.model, capture=capture)
+    acceleration._make_fast = PlainOps
+    acceleration._beside = BesideTheStream(torch.device("cpu"))
+    acceleration._compiling = BesideTheStream(torch.device("cpu"), "compile")
+    acceleration._compiler = compiler  # type: ignore[assignment]
+    put_in(rig, acceleration)
+    caplog.clear()
+    found = [rig.latent_of(frame(0)).clone()]
+    assert acceleration.settled(30)
+    found.append(rig.latent_of(frame(1)).clone())
+    (said,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    first = str(FAULTS[fault]).splitlines()[0]
+    assert said.getMessage() == f"our own kernels rest: {first}" and said.exc_info is None
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert relative(mine, theirs) <= 1e-9
+    acceleration.close()
+    rig.engine.unload()
+
+
 @pytest.mark.gpu
 @pytest.mark.timeout(600)
 def test_no_kernel_is_compiled_in_the_streaming_process(checkpoint, tmp_path, monkeypatch) -> None:
