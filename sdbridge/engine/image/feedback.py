@@ -14,7 +14,9 @@ def feed_back(source: Tensor, previous: Tensor | None, share: float) -> Tensor:
     """
     if share <= 0.0 or previous is None or previous.shape[1:] != source.shape[1:]:
         return source
-    mixed = source + share * (previous[-1:] - source)
+    # Half precision may overflow for a frame; fed back, its NaN would stay for ever.
+    last = previous[-1:].nan_to_num(0.0, 0.0, 0.0)
+    mixed = source + share * (last - source)
     wanted_mean, wanted_std = source.mean((2, 3), keepdim=True), source.std((2, 3), keepdim=True)
     mean, std = mixed.mean((2, 3), keepdim=True), mixed.std((2, 3), keepdim=True)
     return (mixed - mean) * (wanted_std / std.clamp_min(1e-6)) + wanted_mean

@@ -119,6 +119,7 @@ def load_lora(
     layers, strangers = group(opened.tensors)
     if not layers:
         raise _no_lora(opened)
+    _refuse_spoilt(opened)
     alpha_of = _alpha_source(opened)
     products: dict[str, Tensor] = {}
     unapplied: list[str] = list(strangers)
@@ -152,6 +153,22 @@ def load_lora(
     if next(iter(products.values())).is_cuda:
         torch.cuda.current_stream().synchronize()  # not the device: a graph may be under capture
     return LoraProducts(place, products, applied, tuple(sorted(unapplied)), _scheduler_hint(opened, layers))
+
+
+def _refuse_spoilt(opened: WeightFile) -> None:
+    """Training that ran away leaves NaN: one of them in a weight and every picture is black."""
+    spoilt = [
+        key
+        for key, tensor in opened.tensors.items()
+        if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all()
+    ]
+    if spoilt:
+        raise SdbridgeError(
+            "SDB-FILE-BROKEN",
+            f"{opened.path} holds values that are no numbers in {len(spoilt)} of {len(opened.tensors)} "
+            f"tensors, such as {spoilt[0]}",
+            "Its training went wrong; take another file.",
+        )
 
 
 def _on_device(

@@ -297,6 +297,16 @@ def test_latent_feedback_drifts_neither_in_mean_nor_in_contrast(checkpoint, shar
         assert torch.allclose(entered.std((2, 3)), source.std((2, 3)), rtol=1e-2)
 
 
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_latent_feedback_forgets_a_frame_that_overflowed(rig: Rig, share: float) -> None:
+    rig.set(latent_feedback=share)
+    rig.tick(frame(0))
+    rig.engine.painter._last_latent = torch.full_like(rig.latents[-1], float("nan"))
+    for number in range(1, 4):
+        rig.tick(frame(number))
+    assert rig.latents[-1].isfinite().all() and float(rig.latents[-1].std()) > 0.01
+
+
 def test_luggage_travels_with_its_frame_and_hooks_run_in_order(checkpoint) -> None:
     from sdbridge.engine.image.seams import StreamExtension
 

@@ -565,7 +565,12 @@ def broken_files(tmp_path: Path) -> dict[str, tuple[Path, str]]:
         "flux.safetensors",
     )
     plain = saved(tmp_path, {"image_proj.proj.weight": torch.zeros(2)}, "ip.safetensors")
+    good = kohya(pairs(bench.parts.unet, targets(bench.parts.unet), 1))
+    one = next(key for key in good if key.endswith("lora_up.weight"))
+    good[one] = good[one].half().index_fill(0, torch.tensor([1]), float("nan"))
+    spoilt = saved(tmp_path, good, "spoilt.safetensors")
     return {
+        "spoilt": (spoilt, "SDB-FILE-BROKEN"),
         "half": (half, "SDB-FILE-BROKEN"),
         "head": (head, "SDB-FILE-BROKEN"),
         "empty": (empty, "SDB-FILE-BROKEN"),
@@ -580,7 +585,8 @@ def broken_files(tmp_path: Path) -> dict[str, tuple[Path, str]]:
 
 
 @pytest.mark.parametrize(
-    "kind", ["half", "head", "empty", "html", "pickle", "disguised", "sdxl", "flux", "ip", "missing"]
+    "kind",
+    ["spoilt", "half", "head", "empty", "html", "pickle", "disguised", "sdxl", "flux", "ip", "missing"],
 )
 def test_a_bad_file_is_named_and_leaves_the_slot_as_it_was(tmp_path: Path, kind: str) -> None:
     bench = make_bench()
