@@ -17,6 +17,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from sdbridge import paths
+from sdbridge.engine.accelerate import kernels
 from sdbridge.engine.accelerate.beside import BesideTheStream
 from sdbridge.engine.accelerate.compiler_link import Answer, CompilerLink
 from sdbridge.engine.accelerate.compiler_process import seal_of
@@ -153,6 +155,7 @@ class KernelCompiler:
         self._functions: set[Any] = set()  # Triton's, whose compiled forms this process may hold
         self._done = self._total = 0  # kernels, since the last time nothing was under way
         self._seconds = 0.0
+        self._began = 0.0
         self._tell: Tell = lambda progress: None
         self._sound: set[str] = set()  # notes whose files are as they were compiled
         self._seals: dict[str, str] = {}
@@ -245,6 +248,8 @@ class KernelCompiler:
                 waiting.append(hear)
                 if len(waiting) > 1:
                     return
+                if not self._total:
+                    self._began = time.monotonic()
                 self._total += 1
         if answer is not None:
             hear(answer)
@@ -258,7 +263,7 @@ class KernelCompiler:
             self._done += 1
             self._seconds += answer.seconds
             hearing = self._waiting.pop(kernel, [])
-            done, total = self._done, self._total
+            done, total, took_s = self._done, self._total, time.monotonic() - self._began
             left_s = (total - done) * self._seconds / done / self._link.workers
             if done == total:
                 self._done = self._total = 0
@@ -267,6 +272,7 @@ class KernelCompiler:
             hear(answer)
         self._tell(Progress("compile", done, total, f"{done} of {total} kernels", left_s))
         if done == total:
+            log.info("%d kernels compiled in %.1f s, %d at once", total, took_s, self._link.workers)
             self._tell(None)
 
     # --- notes ---
@@ -336,9 +342,27 @@ class CallKernels:
 def kernel_compiler(device: torch.device, choices: str = "") -> KernelCompiler:
     """The compiler for a card. ``choices`` tells measured choices of kernels apart."""
     cache = use_own_cache()
-    major, minor = torch.cuda.get_device_capability(device)
     identity = {**identity_of(device), "form": _form(), "choices": choices}
-    return KernelCompiler(identity, CompilerLink(("cuda", major * 10 + minor, 32)), cache)
+    link = _early.pop(str(device), None) or _link_for(device)
+    return KernelCompiler(identity, link, cache)
+
+
+def start_early(device: torch.device, acceleration: str) -> None:
+    """Before a model is read: where nothing was ever compiled, the compiling process imports meanwhile."""
+    if device.type != "cuda" or acceleration not in ("auto", "compile") or not kernels.available()[0]:
+        return
+    if not kernels.interpreted() and not any(use_own_cache().glob("compiled-*")):
+        _early[str(device)] = link = _early.get(str(device)) or _link_for(device)
+        link.start()
+
+
+#: Processes that were started before there was anything to ask; they end by themselves when idle.
+_early: dict[str, CompilerLink] = {}
+
+
+def _link_for(device: torch.device) -> CompilerLink:
+    major, minor = torch.cuda.get_device_capability(device)
+    return CompilerLink(("cuda", major * 10 + minor, 32))
 
 
 def _form() -> str:

@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 
 from sdbridge.clock import Clock, SystemClock
+from sdbridge.engine.accelerate.precompile import start_early
 from sdbridge.engine.image.device import choose_placement, give_back_memory, gpu_load, take_device
 from sdbridge.engine.image.extensions import build_extensions
 from sdbridge.engine.image.foresight import Foresight, Wish
@@ -135,6 +136,7 @@ class ImageEngine:
             torch.set_num_threads(self.config.threads)
         placement = choose_placement(self.config.device, self.config.dtype)
         take_device(self, placement.device)
+        start_early(placement.device, self.config.acceleration)
         stages = iter((1.0, 2.0, 3.0))
         self._values = complete(values)
         self._model = load_model(

@@ -249,6 +249,28 @@ def test_the_cache_goes_where_it_can_be_written(tmp_path, no_place, monkeypatch,
     assert precompile.use_own_cache() == tmp_path / "chosen"
 
 
+def test_the_process_starts_before_the_model_is_read_where_nothing_was_compiled(cache, monkeypatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(cache))
+    monkeypatch.setattr(precompile.kernels, "available", lambda: (True, "a card"))
+    monkeypatch.setattr(precompile, "_early", {})
+    monkeypatch.setattr(precompile, "identity_of", lambda device: IDENTITY)
+    links: list[FakeLink] = []
+    monkeypatch.setattr(precompile, "_link_for", lambda device: (links.append(FakeLink(cache)), links[-1])[1])
+    device = torch.device("cuda", 0)
+    precompile.start_early(torch.device("cpu"), "auto")
+    precompile.start_early(device, "eager")
+    assert not links
+    precompile.start_early(device, "auto")
+    precompile.start_early(device, "auto")
+    assert len(links) == 1 and links[0].started
+    compiler = precompile.kernel_compiler(device)
+    assert compiler._link is links[0] and len(links) == 1
+    cache.mkdir(exist_ok=True)
+    (cache / "compiled-1").write_text("{}")
+    precompile.start_early(device, "auto")
+    assert len(links) == 1
+
+
 def test_a_disk_that_is_nearly_full_is_as_good_as_one_that_cannot_be_written(
     tmp_path, no_place, monkeypatch, caplog
 ) -> None:
