@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from sdbridge.engine.image.stored import BrokenFileError, Stored, look_into
 from sdbridge.engine.image.upload import Upload, upload_to
 from sdbridge.errors import SdbridgeError
 
+log = logging.getLogger(__name__)
+
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 #: What diffusers and transformers call a part's weights, the first that is there is read.
 _NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
@@ -21,7 +24,13 @@ _HALVES = tuple(name.replace(".safetensors", ".fp16.safetensors") for name in _N
 #: And the list of the files they are spread over.
 _INDEXES = tuple(f"{name}.index.json" for name in _NAMES)
 _INDEXES_OF_HALVES = tuple(f"{name}.index.fp16.json" for name in _NAMES)
-Config = Mapping[str, Any]
+#: How files of vision networks spell what transformers 5 calls otherwise.
+_SPELLINGS = (
+    (".attention.q_proj.", ".attention.attention.query."),
+    (".attention.k_proj.", ".attention.attention.key."),
+    (".attention.v_proj.", ".attention.attention.value."),
+    (".attention.o_proj.", ".attention.output.dense."),
+)
 
 
 def read_part(
@@ -93,7 +102,8 @@ def _read_ourselves(
         with skeleton(upload.gentle):
             model = make()
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        raise SdbridgeError("SDB-MODEL-CORRUPT", f"{folder} cannot be read: {first_line(error)}") from None
+        log.debug("%s is left to its library: %s", folder, first_line(error))
+        return None  # which may know better, or say what is wrong
     if hasattr(model, "_fix_state_dict_keys_on_load"):  # diffusers: attention layers had other names once
         model._fix_state_dict_keys_on_load(tensors)
     wanted = shapes_of(model)
@@ -150,11 +160,12 @@ def _maker(kind: Any, folder: Path) -> Callable[[], Any]:
 def _named(
     tensors: Mapping[str, Stored], wanted: Mapping[str, object], prefixes: Sequence[str]
 ) -> dict[str, Stored]:
-    """The tensors by the keys that are wanted; transformers' versions differ in a prefix."""
+    """The tensors by the keys that are wanted; transformers' versions differ in a prefix or a word."""
     found: dict[str, Stored] = {}
     for key in wanted:
         others = [f"{prefix}.{key}" for prefix in prefixes if prefix]
         others += [key.removeprefix(f"{prefix}.") for prefix in prefixes if prefix]
+        others += [key.replace(ours, theirs) for ours, theirs in _SPELLINGS if ours in key]
         name = next((name for name in (key, *others) if name in tensors), None)
         if name is not None:
             found[key] = tensors[name]

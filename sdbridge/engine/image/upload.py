@@ -8,10 +8,12 @@ at any time: its memory is used again only when the frames are done with it.
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import FileIO
@@ -94,43 +96,38 @@ class Upload:
         """Copy all pieces, by as many threads as there are pairs of lanes, and wait for the device."""
         cuda = self.device.type == "cuda"
         stream = torch.cuda.current_stream(self.device) if cuda else None
-        left = iter(pieces)
-        lock, faults = threading.Lock(), list[BaseException]()
+        left, lock = iter(pieces), threading.Lock()
+        given_up = threading.Event()
 
         def read(lanes: Sequence[_Lane]) -> None:
-            with torch.no_grad(), torch.cuda.stream(stream), _OpenFiles() as files:
-                turn = 0
-                while not faults:
-                    with lock:
-                        piece = next(left, None)
-                    if piece is None:
-                        return
-                    lanes[turn % 2].send(piece, made, files)
-                    turn += 1
-                    self.pause()
-
-        def read_noting(lanes: Sequence[_Lane]) -> None:
+            whole = False
             try:
-                read(lanes)
-            except (OSError, ValueError, RuntimeError) as fault:
-                faults.append(fault)
+                with torch.no_grad(), torch.cuda.stream(stream), _OpenFiles() as files:
+                    for turn in itertools.count():
+                        with lock:
+                            piece = next(left, None)
+                        if piece is None or given_up.is_set():
+                            break
+                        lanes[turn % 2].send(piece, made, files)
+                        self.pause()
+                whole = True
+            finally:
+                if not whole:
+                    given_up.set()
 
-        pairs = [self._lanes[at : at + 2] for at in range(0, len(self._lanes), 2)]
-        threads = [
-            threading.Thread(target=read_noting, args=(pair,), name="upload")
-            for pair in pairs[1 : len(pieces)]
-        ]
-        for thread in threads:
-            thread.start()
-        read_noting(pairs[0])
-        for thread in threads:
-            thread.join()
+        pairs = [self._lanes[at : at + 2] for at in range(0, len(self._lanes), 2)][: max(1, len(pieces))]
+        with ThreadPoolExecutor(len(pairs), thread_name_prefix="upload") as pool:
+            others = [pool.submit(read, pair) for pair in pairs[1:]]  # none where one thread is enough
+            try:
+                read(pairs[0])
+            finally:
+                wait(others)
         if stream is not None:
             done = torch.cuda.Event(blocking=True)  # sleeping, not spinning
             done.record(stream)
             done.synchronize()
-        if faults:
-            raise faults[0]
+        for other in others:
+            other.result()  # raises what it met
 
 
 class Arena:

@@ -28,17 +28,19 @@ class Depth:
 
     @classmethod
     def from_folder(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> Depth:
-        """Load config and safetensors from ``folder``; never asks the network. Raises OSError, ValueError."""
-        from transformers import AutoModelForDepthEstimation
+        """Load config and safetensors from ``folder``; never asks the network.
 
-        from sdbridge.engine.image.skeleton import move
+        Raises OSError, ValueError, KeyError, SdbridgeError SDB-MODEL-*.
+        """
+        from transformers import AutoConfig, AutoModelForDepthEstimation
+
+        from sdbridge.engine.image.parts import read_part
         from sdbridge.engine.image.upload import upload_to
 
-        network = AutoModelForDepthEstimation.from_pretrained(
-            str(folder), local_files_only=True, use_safetensors=True
-        )
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        kind = AutoModelForDepthEstimation._model_mapping[type(config)]
         upload = upload_to(device)
-        network = move(network, upload, dtype).requires_grad_(False)
+        network = read_part(kind, folder, dtype, False, upload=upload)
         backbone = getattr(network.config, "backbone_config", None)
         made = cls(network, int(getattr(backbone, "patch_size", None) or 14))
         upload.lend(made.mean, made.deviation)

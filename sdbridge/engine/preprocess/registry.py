@@ -66,8 +66,9 @@ def _with_depth(name: str, network: Path | None, device: torch.device, dtype: to
         )
     try:
         depth = Depth.from_folder(network, device, dtype)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        line = str(error).strip().splitlines()[0][:200]
+    except (OSError, ValueError, RuntimeError, KeyError, SdbridgeError) as error:
+        said = error.what if isinstance(error, SdbridgeError) else str(error)
+        line = said.strip().splitlines()[0][:200]
         raise SdbridgeError(
             "SDB-PREPROCESS-NETWORK", f"{network} holds no depth network that transformers can load: {line}"
         ) from None

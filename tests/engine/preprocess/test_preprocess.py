@@ -196,6 +196,22 @@ def test_depth_networks_load_from_a_folder_and_run(name: str, depth_folder) -> N
         assert control.amax(dim=(1, 2, 3)).tolist() == pytest.approx([1, 1], abs=1e-5)
 
 
+def test_a_depth_network_read_by_us_is_the_librarys(depth_folder, monkeypatch) -> None:
+    from transformers import AutoModelForDepthEstimation
+
+    from sdbridge.engine.image import parts
+    from sdbridge.engine.preprocess.depth import Depth
+
+    monkeypatch.setattr(parts, "_read_by_library", None)  # not asked
+    ours = Depth.from_folder(depth_folder, CPU, torch.float32).network
+    theirs = AutoModelForDepthEstimation.from_pretrained(str(depth_folder)).eval()
+    assert type(ours) is type(theirs)
+    pixels = torch.rand(1, 3, 28, 42)
+    with torch.no_grad():
+        a, b = (network(pixel_values=pixels).predicted_depth for network in (ours, theirs))
+    assert torch.equal(a, b)
+
+
 def test_hed_loads_its_published_layout_and_runs(tmp_path) -> None:
     from safetensors.torch import save_file
 
