@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from sdbridge.engine.accelerate.streams import own_stream
+
 log = logging.getLogger(__name__)
 
 
@@ -85,7 +87,7 @@ class BesideTheStream:
         self._thread.join(60.0)
 
     def _work(self) -> None:
-        stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        stream = own_stream(self._device) if self._device.type == "cuda" else None
         while (given := self._next()) is not None:
             try:
                 if not self._closing:

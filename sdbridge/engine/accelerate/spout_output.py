@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from sdbridge.engine.accelerate.gpu_texture import GL_TEXTURE_2D, CudaRuntime, TensorTexture
+from sdbridge.engine.accelerate.streams import own_stream
 from sdbridge.engine.gpu_output import GpuUnusableError
 from sdbridge.errors import SdbridgeError
 
@@ -87,7 +88,7 @@ class SpoutShow:
             self._send(tensor)
             return
         # A stream of our own: on the default one we would wait for what the engine queued since.
-        self._stream = self._stream or torch.cuda.Stream(tensor.device, priority=-1)
+        self._stream = self._stream or own_stream(tensor.device, priority=-1)
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(ready)
             tensor.record_stream(self._stream)

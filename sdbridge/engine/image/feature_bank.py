@@ -20,6 +20,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,7 +67,7 @@ class FeatureBank:
         self._ahead: tuple[tuple[object, ...], Memory] | None = None  # for a shape to come
         self._made = 0
         self._dials: tuple[float, float] | None = None
-        self._orders: dict[int, Tensor] = {}
+        self._orders: dict[tuple[int, int], Tensor] = {}
 
     @property
     def enabled(self) -> bool:
@@ -166,13 +167,18 @@ class FeatureBank:
         return self._ahead[1]
 
     def _order(self, turn: int, count: int, device: torch.device) -> Tensor:
-        """A random order of ``count`` tokens, drawn on the device; the same in every run."""
-        drawn = self._orders.get(count)
+        """A random order of ``count`` tokens; the same in every run and on every device.
+
+        Drawn on the host, where it takes a tenth of a millisecond: sorting on the device for the first time
+        stopped a frame for 150.
+        """
+        key = count, turn % _ORDERS
+        drawn = self._orders.get(key)
         if drawn is None:
-            generator = torch.Generator(device).manual_seed(_SEED + count)
-            drawn = torch.rand(_ORDERS, count, generator=generator, device=device).argsort(dim=1)
-            self._orders[count] = drawn
-        return drawn[turn % _ORDERS]
+            host = torch.from_numpy(np.random.default_rng((_SEED, *key)).permutation(count))
+            drawn = host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+            self._orders[key] = drawn = drawn.to(device)
+        return drawn
 
     def _remove(self) -> None:
         for module, processor in self._before.items():

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 
+from sdbridge.engine.accelerate.streams import own_stream
 from sdbridge.engine.image.upload import Upload, uploading
 
 T = TypeVar("T")
@@ -23,7 +24,7 @@ class LoadingThread:
         self._upload = Upload(device)
         self._upload.gentle = True
         # The lowest priority there is: where both could run, the frames' kernels do.
-        self._stream = torch.cuda.Stream(device, priority=0) if device.type == "cuda" else None
+        self._stream = own_stream(device) if device.type == "cuda" else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="beside")
 
     def submit(self, job: Callable[[], T]) -> Future[T]:

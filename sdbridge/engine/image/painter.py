@@ -15,6 +15,7 @@ from torch import Tensor
 from sdbridge.clock import Clock
 from sdbridge.engine.accelerate import Acceleration, build_acceleration, choose_acceleration
 from sdbridge.engine.accelerate.attention import choose_attention
+from sdbridge.engine.accelerate.streams import own_stream
 from sdbridge.engine.image.conditions import added_conditions, guidance_embedding
 from sdbridge.engine.image.feature_bank import FeatureBank
 from sdbridge.engine.image.feedback import feed_back
@@ -62,7 +63,7 @@ class Painter:
         self._clock = clock
         self._wait = wait_for_prompts
         self._staging = Staging(model.device)
-        self._aside = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
+        self._aside = own_stream(model.device) if model.device.type == "cuda" else None
         self._stream = StreamBatch(model, staging=self._staging)
         self._noise = NoiseSource()
         self._similarity = SimilarityFilter()

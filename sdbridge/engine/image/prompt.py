@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sdbridge.engine.accelerate.streams import own_stream
 from sdbridge.engine.image.text import TextEmbedding
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class PromptCache:
         self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prompt")
         # One for all texts: PyTorch keeps a cuBLAS workspace for each stream that ever multiplied.
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = own_stream(device) if device.type == "cuda" else None
         self.encoded = 0  # texts embedded so far, for tests and status
 
     def get(self, text: str, clip_skip: int) -> TextEmbedding | None:

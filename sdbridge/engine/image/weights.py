@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdbridge.engine.accelerate.streams import own_stream
+
 #: How long a reader beside the loop waits for a write under way, which takes a millisecond or two.
 _PAUSE_S = 0.0005
 #: Name of a tensor: the part and its parameter, as in ``unet.conv_in.weight`` or ``text_encoder.1....``.
@@ -89,7 +91,7 @@ class WeightStore:
     def _copied(self, tensor: Tensor) -> Tensor:
         if not tensor.is_cuda:
             return tensor.to("cpu", torch.float32, copy=True)
-        with torch.cuda.stream(torch.cuda.Stream(tensor.device)):
+        with torch.cuda.stream(own_stream(tensor.device)):
             if self._written is not None:
                 self._written.synchronize()
             return tensor.to("cpu").float()

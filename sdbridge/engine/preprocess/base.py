@@ -48,11 +48,15 @@ def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
 
 
 def gaussian_taps(sigma: float, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The weights of a Gaussian of ``sigma`` > 0, one direction of it; an odd number of them."""
+    """The weights of a Gaussian of ``sigma`` > 0, one direction of it; an odd number of them.
+
+    Made on the host: kernels that run for the first time would stop a frame until they are loaded.
+    """
     radius = max(1, math.ceil(3 * sigma))
-    steps = torch.arange(-radius, radius + 1, device=device, dtype=dtype)
+    steps = torch.arange(-radius, radius + 1, dtype=dtype)
     kernel = torch.exp(-0.5 * (steps / sigma) ** 2)
-    return kernel / kernel.sum()
+    host = kernel / kernel.sum()
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
 def blur(image: Tensor, taps: Tensor) -> Tensor:
