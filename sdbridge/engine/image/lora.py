@@ -96,7 +96,11 @@ class LoraSlots(StreamExtension):
         return True
 
     def _write(self) -> None:
-        layers = [Layer(slot.lora.products, slot.weight) for slot in self._slots.values() if slot.lora]
+        layers = [
+            Layer(slot.lora.products, slot.weight, slot.lora.rooms)
+            for slot in self._slots.values()
+            if slot.lora
+        ]
         hints = [slot.lora.scheduler_hint for slot in self._slots.values() if slot.lora and slot.weight]
         self.scheduler_hint = next((hint for hint in hints if hint), "")
         written = self._store.write(layers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -91,7 +91,7 @@ class LoraProducts:
     """A LoRA ready to be mixed in: what it adds at weight 1 to each tensor, on the device.
 
     ``unapplied`` lists every key of the file that found no place. ``scheduler_hint`` names the sampler
-    a distilled LoRA wants, or is empty.
+    a distilled LoRA wants, or is empty. ``rooms`` is memory for the tensors' bases, see ``weights.Layer``.
     """
 
     path: Path
@@ -99,6 +99,7 @@ class LoraProducts:
     applied: int
     unapplied: tuple[str, ...]
     scheduler_hint: str = ""
+    rooms: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def in_text_encoders(self) -> bool:
@@ -150,9 +151,13 @@ def load_lora(
             applied += 1
     if misfits or not products:
         raise _wrong_family(opened, layers, misfits, store)
+    rooms: dict[str, Tensor] = {}
+    if upload.device.type == "cuda":
+        rooms = {name: room.like(store.tensor(name)) for name in products if not store.keeps(name)}
     if next(iter(products.values())).is_cuda:
         torch.cuda.current_stream().synchronize()  # not the device: a graph may be under capture
-    return LoraProducts(place, products, applied, tuple(sorted(unapplied)), _scheduler_hint(opened, layers))
+    hint = _scheduler_hint(opened, layers)
+    return LoraProducts(place, products, applied, tuple(sorted(unapplied)), hint, rooms)
 
 
 def _refuse_spoilt(opened: WeightFile) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,10 +20,14 @@ Name = str
 
 @dataclass(frozen=True)
 class Layer:
-    """What one weighted sum adds to: ``products`` by tensor name, times ``weight``."""
+    """What one weighted sum adds to: ``products`` by tensor name, times ``weight``.
+
+    ``rooms`` is memory for bases that are not kept yet, made beside the loop; a write takes what it needs.
+    """
 
     products: Mapping[Name, Tensor]
     weight: float
+    rooms: dict[Name, Tensor] = field(default_factory=dict)
 
 
 class WeightStore:
@@ -127,7 +131,10 @@ class WeightStore:
 
     def _write(self, layers: Iterable[Layer]) -> frozenset[Name]:
         wanted: dict[Name, list[tuple[Tensor, float]]] = {}
+        rooms: dict[Name, Tensor] = {}
         for layer in layers:
+            rooms |= layer.rooms
+            layer.rooms.clear()
             for name, product in layer.products.items():
                 wanted.setdefault(name, []).append((product, layer.weight))
         changed = [
@@ -135,9 +142,7 @@ class WeightStore:
         ]
         if not changed:
             return frozenset()
-        for name in changed:
-            if name not in self._bases:
-                self._bases[name] = self._tensors[name].clone()
+        self._keep_bases([name for name in changed if name not in self._bases], rooms)
         alone = {name: terms[0] for name, terms in wanted.items() if len(terms) == 1 and terms[0][1]}
         for name in changed:
             if name in alone:  # read once, written once: the fader of one LoRA, which moves with every frame
@@ -162,6 +167,18 @@ class WeightStore:
             if sources is None or sources & touched:
                 refresh(touched)
         return touched
+
+    def _keep_bases(self, names: list[Name], rooms: Mapping[Name, Tensor]) -> None:
+        """Allocating for hundreds of tensors takes the time of several frames; with room it is one copy."""
+        roomy = [name for name in names if name in rooms]
+        if roomy:
+            torch._foreach_copy_([rooms[name] for name in roomy], [self._tensors[name] for name in roomy])
+        for name in names:
+            self._bases[name] = rooms[name] if name in rooms else self._tensors[name].clone()
+
+    def keeps(self, name: Name) -> bool:
+        """Whether the base is kept now, because something is mixed in; asked also beside the loop."""
+        return name in self._bases
 
     def _mark(self, tensor: Tensor) -> None:
         if not tensor.is_cuda:

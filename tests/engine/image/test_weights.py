@@ -34,6 +34,19 @@ def test_write_is_base_plus_weighted_products_in_place() -> None:
     assert torch.equal(module[0].weight, base) and store.bytes_of_bases == 0
 
 
+def test_room_that_was_made_beside_the_loop_keeps_the_base_and_is_given_back_with_it() -> None:
+    module, store = small()
+    base = module[0].weight.clone()
+    product = store.like("unet.0.weight", torch.randn(4, 4))
+    rooms = {name: torch.empty_like(store.tensor(name)) for name in ("unet.0.weight", "unet.0.bias")}
+    room = rooms["unet.0.weight"]
+    store.write([Layer({"unet.0.weight": product}, 0.5, rooms)])
+    assert torch.equal(room, base) and torch.allclose(module[0].weight, base + 0.5 * product)
+    assert not rooms and store.keeps("unet.0.weight") and not store.keeps("unet.0.bias")
+    store.write([])
+    assert torch.equal(module[0].weight, base) and not store.keeps("unet.0.weight")
+
+
 def test_products_take_the_tensors_memory_layout() -> None:
     module, store = small()
     ready = store.like("unet.1.weight", torch.randn(5, 3, 3, 3))
