@@ -87,6 +87,19 @@ class PromptCache:
             if future is not None:
                 future.result()
 
+    @property
+    def busy(self) -> bool:
+        """True while texts are being embedded."""
+        with self._lock:
+            return any(not future.done() for future in self._under_way.values())
+
+    def keep_only(self, wanted: set[tuple[str, int]]) -> None:
+        """Let go of waiting texts that nobody wants any more, such as the letters of one being typed."""
+        with self._lock:
+            for key in [key for key in self._under_way if key not in wanted]:
+                if self._under_way[key].cancel():  # the one that is being embedded is not cancelled
+                    del self._under_way[key]
+
     def forget(self) -> None:
         """The text encoder changed: what is known is wrong from now on."""
         with self._lock:
@@ -135,6 +148,8 @@ class PromptMixer:
         self._settings = PromptSettings()
         self._ready: dict[int, TextEmbedding] = {}  # by slot: the newest text that is embedded
         self._ready_texts: dict[int, tuple[str, int]] = {}
+        self._fresh: set[int] = set()  # slots whose text was embedded since the encoder changed
+        self._encoder_changed = False
         self._negative: TextEmbedding | None = None
         self._empty: TextEmbedding | None = None
         self._shown: TextEmbedding | None = None
@@ -151,10 +166,12 @@ class PromptMixer:
             self._stale = True
 
     def texts_changed(self) -> None:
-        """The text encoder changed: embed everything again, showing the old until then."""
-        self._cache.forget()
-        self._ready_texts.clear()
-        self._stale = True
+        """The text encoder changed: embed everything again, showing the old until then.
+
+        A LoRA's fader may say so in every frame. While a round of texts is being embedded the next one
+        waits, so that none piles up and the picture follows as fast as texts can be embedded.
+        """
+        self._encoder_changed = self._stale = True
 
     @property
     def moving(self) -> bool:
@@ -169,6 +186,10 @@ class PromptMixer:
         if not self.moving and self._result is not None:
             return self._result
         first = self._result is None
+        if self._encoder_changed and (wait or not self._cache.busy):
+            self._encoder_changed = False
+            self._cache.forget()
+            self._fresh.clear()
         arrived, complete = self._collect(wait or first)
         target = self._mix()
         if arrived and not first and self._settings.transition_s > 0 and self._shown is not None:
@@ -184,26 +205,30 @@ class PromptMixer:
         assert self._negative is not None
         positive, negative = _equally_long(shown, self._negative, self._blank())
         self._result = Conditioning(positive, negative)
-        self._stale = not complete
+        self._stale = self._encoder_changed or not complete
         return self._result
 
     def _collect(self, wait: bool) -> tuple[bool, bool]:
         """Take what the cache has: (did a text change, are all texts there)."""
         settings, arrived, complete = self._settings, False, True
         get = self._cache.get_now if wait else self._cache.get
+        wanted = {text for text, _ in settings.texts} | {"", settings.negative}
+        self._cache.keep_only({(text, settings.clip_skip) for text in wanted})
         if self._empty is None:
             self._empty = self._cache.get_now("", settings.clip_skip)
         self._empty = get("", settings.clip_skip) or self._empty
         for slot, (text, _) in enumerate(settings.texts):
             key = (text, settings.clip_skip)
-            if self._ready_texts.get(slot) == key:
+            same = self._ready_texts.get(slot) == key
+            if same and slot in self._fresh:
                 continue
             embedding = get(*key)
             if embedding is None:
                 complete = False
                 continue
-            arrived = True
+            arrived |= not same  # the same text by a changed encoder starts no transition
             self._ready[slot], self._ready_texts[slot] = embedding, key
+            self._fresh.add(slot)
         for slot in [slot for slot in self._ready if slot >= len(settings.texts)]:
             arrived = True
             del self._ready[slot]

@@ -127,11 +127,12 @@ class SlowEncoder:
         self.leave = threading.Event()
         self.leave.set()
         self.asked: list[str] = []
+        self.shift = 0.0  # as changed weights would
 
     def encode(self, text: str, clip_skip: int) -> TextEmbedding:
         self.asked.append(text)
         assert self.leave.wait(20)
-        value = float(sum(map(ord, text)) % 97)
+        value = float(sum(map(ord, text)) % 97) + self.shift
         return TextEmbedding(torch.full((1, 77, 4), value))
 
 
@@ -183,6 +184,52 @@ def test_texts_are_cached_whatever_their_slot_and_made_again_for_a_changed_encod
     mixer.at_frame_edge(0.0)
     settled(mixer, cache)
     assert encoder.asked.count("a") == 2
+
+
+def test_a_fader_that_changes_the_encoder_each_frame_piles_up_no_texts(slow) -> None:
+    """A LoRA with text parts, swept: each move asked for every text again, the last waited for all."""
+    encoder, cache, mixer = slow
+    mixer.set(PromptSettings((("a", 1.0), ("b", 1.0))))
+    mixer.at_frame_edge(0.0)
+    settled(mixer, cache)
+    asked = len(encoder.asked)
+    encoder.leave.clear()
+    for _ in range(100):
+        mixer.texts_changed()
+        mixer.at_frame_edge(0.0)
+    encoder.leave.set()
+    for _ in range(3):
+        settled(mixer, cache)
+    texts = 3  # a, b and the empty one
+    assert len(encoder.asked) - asked == 2 * texts, (
+        "one round that was under way, and one for where it stopped"
+    )
+    assert not mixer.moving
+
+
+def test_letters_of_a_text_being_typed_are_not_embedded_one_after_the_other(slow) -> None:
+    encoder, cache, mixer = slow
+    mixer.at_frame_edge(0.0)
+    encoder.leave.clear()
+    whole = "a fox in the snow"
+    for length in range(1, len(whole) + 1):
+        mixer.set(PromptSettings(((whole[:length], 1.0),)))
+        mixer.at_frame_edge(0.0)
+    encoder.leave.set()
+    settled(mixer, cache)
+    assert encoder.asked in (["", "a", whole], ["", whole]), "the first may have begun"
+    assert not mixer.moving
+
+
+def test_a_fader_that_changes_the_encoder_shows_on_its_way_and_starts_no_transition(slow) -> None:
+    encoder, cache, mixer = slow
+    mixer.set(PromptSettings((("a", 1.0),), transition_s=5.0))
+    first = value(mixer)
+    for move in range(1, 4):
+        encoder.shift = float(move)
+        mixer.texts_changed()
+        mixer.at_frame_edge(float(move))
+        assert settled(mixer, cache, move + 0.01) == pytest.approx(first + move)
 
 
 def test_a_transition_takes_its_time_and_a_new_text_midway_starts_from_what_is_shown(slow) -> None:
