@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,16 @@ class Rig:
     def set(self, **values: Any) -> tuple[Any, ...]:
         """Parameters by name, ``__`` for a dot."""
         return self.engine.apply({name.replace("__", "."): v for name, v in values.items()}, 1)
+
+    def set_and_await(self, **values: Any) -> None:
+        """As ``set``, and the next frame has all of it: graphs for a new shape are waited for (60 s)."""
+        self.set(**values)
+        until = time.monotonic() + 60.0
+        self.engine.frame_edge()
+        while self.engine.shows_up_to is not None:
+            assert time.monotonic() < until, "the graphs of a new shape never came"
+            time.sleep(0.01)
+            self.engine.frame_edge()
 
     def tick(self, chunk: Chunk | None) -> Chunk | None:
         return self.engine.tick(chunk)

@@ -76,9 +76,9 @@ def test_graphs_give_the_numbers_of_eager_through_live_changes(checkpoint, famil
         latents = []
         for k in range(12):
             if k == 4:
-                rig.set(steps=3, guidance_mode="full", guidance_scale=2.0)
+                rig.set_and_await(steps=3, guidance_mode="full", guidance_scale=2.0)
             if k == 8:
-                rig.set(width=128, prompt__1__text="(ice:1.3)")
+                rig.set_and_await(width=128, prompt__1__text="(ice:1.3)")
             latents.append(rig.latent_of(frame(k)).clone().cpu())
         found[acceleration] = latents
         rig.engine.unload()

@@ -22,7 +22,8 @@ ON = {"feature_bank__enabled": True, "feature_bank__interval": 2}
 def walk(rig: Rig, changes: dict[int, dict[str, object]], count: int, known: tuple[int, ...] = ()) -> list:
     latents = []
     for k in range(count):
-        rig.set(**changes.get(k, {}))
+        if changes.get(k):
+            rig.set_and_await(**changes[k])
         before = StandInGraph.made
         latents.append(rig.latent_of(frame(k)).clone())
         if k in known:
