@@ -73,6 +73,7 @@ class Drive:
     host_ms: list[float] = field(default_factory=list)  # what each chunk kept the host busy until queued
     wait_ms: list[float] = field(default_factory=list)  # and then waiting for the device
     kept: dict[int, np.ndarray] = field(default_factory=dict)  # picture by frame id
+    coming: dict[int, Mapping[str, Value]] = field(default_factory=dict)  # what else moves, by chunk
 
     def __post_init__(self) -> None:
         self._pixels = make_pixels(self.recipe.width, self.recipe.height)
@@ -142,7 +143,8 @@ class Drive:
 
     def _turn(self) -> None:
         began = time.perf_counter()
-        self.engine.apply(self.recipe.moves(self.number), self.number + 1)
+        also = self.coming.pop(self.number, {})
+        self.engine.apply({**self.recipe.moves(self.number), **also}, self.number + 1)
         chunk = self.chunk(self.number)
         self.number += 1
         if self.ahead:

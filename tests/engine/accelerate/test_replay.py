@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sdbridge.engine.accelerate.beside import BesideTheStream
-from sdbridge.engine.accelerate.replay import WARM_CALLS, CudaGraph, Replayed
+from sdbridge.engine.accelerate.precompile import Compilation
+from sdbridge.engine.accelerate.replay import KEPT_SHAPES, WARM_CALLS, CudaGraph, Replayed, foresee
 
 
 class FakeGraph:
@@ -85,3 +86,86 @@ def test_beside_the_stream_a_graph_that_comes_too_late_is_not_used() -> None:
     assert torch.equal(replayed(torch.ones(4, 3))[0], torch.full((4, 3), 2.0))
     assert replayed._graph is not None and replayed._graph._output[0].shape == (4, 3)
     beside.close()
+
+
+class Kernels:
+    """What has kernels compiled, by the shapes it is told are ready."""
+
+    def __init__(self, known: bool) -> None:
+        self._known = known
+        self.asked = 0
+
+    def known(self, tensors) -> bool:
+        return self._known
+
+    def __call__(self, run, tensors) -> Compilation:
+        self.asked += 1
+        return Compilation()
+
+
+def trebled(x: Tensor) -> list[Tensor]:
+    return [x * 3]
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_the_first_graph_is_of_the_fast_form_where_its_kernels_are_compiled(known: bool) -> None:
+    made, beside = [], BesideTheStream(torch.device("cpu"))
+
+    def capture(run, tensors):
+        made.append(run)
+        return FakeGraph(run, tensors)
+
+    kernels = Kernels(known)
+    replayed = Replayed(double, "net", capture, beside, trebled, kernels)
+    x = torch.ones(2, 3)
+    replayed.foresee(x)
+    replayed.foresee(x)
+    assert beside.wait(30)
+    assert replayed.foresee(x)
+    assert made == ([trebled] if known else [double, trebled]), "and nothing twice"
+    assert kernels.asked == (0 if known else 1)
+    assert torch.equal(replayed(x)[0], x * 3)
+    beside.close()
+
+
+def test_a_fast_form_that_fails_leaves_the_plain_one_to_every_shape(caplog) -> None:
+    beside, made = BesideTheStream(torch.device("cpu")), []
+
+    def capture(run, tensors):
+        made.append(run)
+        if run is trebled:
+            raise RuntimeError("no kernel image")
+        return FakeGraph(run, tensors)
+
+    replayed = Replayed(double, "net", capture, beside, trebled, Kernels(True))
+    for shape in ((2, 3), (4, 3)):
+        replayed.foresee(torch.ones(shape))
+        assert beside.wait(30)
+        assert replayed.foresee(torch.ones(shape))
+        assert torch.equal(replayed(torch.ones(shape))[0], torch.full(shape, 2.0))
+    assert made == [trebled, double, double]
+    assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == [
+        "net runs without our own kernels: no kernel image"
+    ]
+    beside.close()
+
+
+def test_the_shapes_used_last_are_kept_and_the_running_one_always() -> None:
+    beside = BesideTheStream(torch.device("cpu"))
+    FakeGraph.captures = 0
+    replayed = Replayed(double, "net", FakeGraph, beside)
+    for length in range(1, KEPT_SHAPES + 3):
+        replayed(torch.ones(1))  # runs all the time
+        assert beside.wait(30)
+        replayed.foresee(torch.ones(length))
+        assert beside.wait(30)
+    assert FakeGraph.captures == KEPT_SHAPES + 2
+    assert len(replayed._shapes) == KEPT_SHAPES
+    assert replayed.foresee(torch.ones(1)) and replayed.foresee(torch.ones(KEPT_SHAPES + 2))
+    assert not replayed.foresee(torch.ones(2)), "the one that nobody asked for the longest"
+    beside.close()
+
+
+def test_a_plain_call_is_always_ready() -> None:
+    assert foresee(double, torch.ones(1))
+    assert Replayed(double, "net", FakeGraph).foresee(torch.ones(1)), "nothing is made beside the stream"
