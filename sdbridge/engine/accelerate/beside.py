@@ -7,12 +7,13 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from sdbridge.engine.accelerate.courtesy import GivingWay
 from sdbridge.engine.accelerate.streams import own_stream
 
 log = logging.getLogger(__name__)
@@ -38,8 +39,10 @@ class BesideTheStream:
     A job that is not ``ready`` yet lets others go before it.
     """
 
-    def __init__(self, device: torch.device, name: str = "accelerate") -> None:
+    def __init__(self, device: torch.device, name: str = "accelerate", gives_way: bool = False) -> None:
+        """``gives_way``: the jobs pause while a frame is being queued (``courtesy.py``)."""
         self._device = device
+        self._gives_way = gives_way
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._waiting: list[_Job] = []  # taken from the queue; the thread's own
         self._count = itertools.count()
@@ -91,7 +94,8 @@ class BesideTheStream:
         while (given := self._next()) is not None:
             try:
                 if not self._closing:
-                    with torch.cuda.stream(stream):  # None: nothing changes
+                    way = GivingWay() if self._gives_way else nullcontext()
+                    with torch.cuda.stream(stream), way:  # None: nothing changes
                         given.put_in(given.work())
             except (RuntimeError, OSError, ImportError, MemoryError) as error:
                 given.failed(

@@ -88,15 +88,13 @@ class Compiled:
             self._say(f"the UNet runs unpacked: it has {why}")
         self._make_fast: Callable[[], UnetOps] | None = None  # each graph has buffers of its own
         self._beside: BesideTheStream | None = None
-        self._compiling: BesideTheStream | None = None  # who waits for a compiler holds up no capture
         self._compiler: KernelCompiler | None = None
         self._measured: MeasuredKernels | None = None
         able, why = kernels.available()
         if able and not (model.unet.dtype == torch.float16 or model.unet.dtype == torch.bfloat16):
             able, why = False, f"the model is in {model.unet.dtype}"
         if model.device.type == "cuda":
-            self._beside = BesideTheStream(model.device)
-            self._compiling = BesideTheStream(model.device, "compile")
+            self._beside = BesideTheStream(model.device, gives_way=True)
         if able and self._packed is not None:
             from sdbridge.engine.accelerate.kernels.linear import default_way
             from sdbridge.engine.accelerate.kernels.unet import FusedOps
@@ -398,14 +396,12 @@ class Compiled:
         def put_in(graph: CudaGraph) -> None:
             self._put_in(key, graph)
 
-        compiler, asking = self._compiler, self._compiling
-        if spec is None or compiler is None or asking is None:
+        compiler = self._compiler
+        if spec is None or compiler is None:
             beside.submit(make, put_in, failed)
             return
         given_spec, asked = spec, compiler
-        precompile.submit_compiled(
-            asking, beside, lambda: asked.begin(given_spec, run, given), make, put_in, failed
-        )
+        precompile.submit_compiled(beside, lambda: asked.begin(given_spec, run, given), make, put_in, failed)
 
     def report_progress(self, tell: Callable[[Progress | None], None]) -> None:
         """Who hears how many kernels are compiled, and None when there are no more."""
@@ -495,14 +491,13 @@ class Compiled:
 
     def settled(self, timeout_s: float = 300.0) -> bool:
         """Wait until nothing better is under way; False if it still is. For builds and benchmarks."""
-        lanes = [lane for lane in (self._compiling, self._beside) if lane is not None]
-        return all(lane.wait(timeout_s) for lane in lanes)
+        return self._beside is None or self._beside.wait(timeout_s)
 
     def build(self, tell: Callable[[Progress], None]) -> tuple[str, ...]:
         """Wait for all that is compiled and captured, which the next start finds; what was made, in words."""
         began, most = time.monotonic(), 0
         while not self.settled(0.2):
-            jobs = sum(lane.count for lane in (self._compiling, self._beside) if lane is not None)
+            jobs = 0 if self._beside is None else self._beside.count
             if self._compiler is not None and self._compiler.busy:  # it tells how far it is
                 began, most = time.monotonic(), 0
                 continue
@@ -524,9 +519,8 @@ class Compiled:
         return 0 if self._measured is None else self._measured.measure(self._model.device, tell)
 
     def close(self) -> None:
-        for lane in (self._compiling, self._beside):
-            if lane is not None:
-                lane.close()
+        if self._beside is not None:
+            self._beside.close()
         if self._compiler is not None:
             self._compiler.close()
         self._graphs.clear()

@@ -374,14 +374,13 @@ def _form() -> str:
 
 
 def submit_compiled(
-    asking: BesideTheStream,
     beside: BesideTheStream,
     begin: Callable[[], Compilation],
     job: Callable[[], Any],
     put_in: Callable[[Any], None],
     failed: Callable[[Exception], None],
 ) -> None:
-    """``job`` on ``beside`` once the kernels are there that ``begin`` asks for, on ``asking``."""
+    """``job`` once the kernels are there that ``begin`` asks for; meanwhile ``beside`` does other work."""
 
     def checked(compilation: Compilation) -> Any:
         compilation.check()
@@ -390,4 +389,4 @@ def submit_compiled(
     def then(compilation: Compilation) -> None:
         beside.submit(lambda: checked(compilation), put_in, failed, ready=compilation.is_done)
 
-    asking.submit(begin, then, failed)
+    beside.submit(begin, then, failed)

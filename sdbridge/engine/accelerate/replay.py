@@ -209,7 +209,7 @@ class Replayed:
         if compiling is None:
             beside.submit(job, put_in, self._rest_faster)
         else:
-            submit_compiled(beside, beside, lambda: compiling(faster, given), job, put_in, self._rest_faster)
+            submit_compiled(beside, lambda: compiling(faster, given), job, put_in, self._rest_faster)
 
     def _rest_faster(self, error: Exception) -> None:
         if self._faster is not None:

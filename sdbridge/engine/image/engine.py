@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 
 from sdbridge.clock import Clock, SystemClock
+from sdbridge.engine.accelerate.courtesy import frame_begins
 from sdbridge.engine.accelerate.precompile import start_early
 from sdbridge.engine.image.device import choose_placement, give_back_memory, gpu_load, take_device
 from sdbridge.engine.image.extensions import build_extensions
@@ -228,6 +229,7 @@ class ImageEngine:
             return None
         painting, began = self._pending.popleft()
         made = None if painting is None else painting.finish()
+        frame_begins()  # what comes now is done with this one, and the next
         now = time.perf_counter()
         # What a frame took: from the end of the one before it where they overlap.
         self._tick_ms.append((now - max(began, self._collected_at)) * 1e3)

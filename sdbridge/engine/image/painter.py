@@ -15,6 +15,7 @@ from torch import Tensor
 from sdbridge.clock import Clock
 from sdbridge.engine.accelerate import Acceleration, build_acceleration, choose_acceleration
 from sdbridge.engine.accelerate.attention import choose_attention
+from sdbridge.engine.accelerate.courtesy import queueing_a_frame
 from sdbridge.engine.accelerate.streams import own_stream
 from sdbridge.engine.image.conditions import added_conditions, guidance_embedding
 from sdbridge.engine.image.feature_bank import FeatureBank
@@ -165,6 +166,10 @@ class Painter:
 
         img2img without an input drains the pipe; txt2img goes on painting; bypass gives the input back.
         """
+        with queueing_a_frame():
+            return self._begin(chunk, settings, revision)
+
+    def _begin(self, chunk: Chunk | None, settings: StreamSettings, revision: int) -> Painting | None:
         if settings.mode == "bypass":
             self._changed = False
             return None if chunk is None else self._give(as_generated(chunk, revision))

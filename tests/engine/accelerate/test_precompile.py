@@ -185,9 +185,7 @@ def test_a_kernel_that_does_not_compile_leaves_no_note_and_the_first_form_goes_o
     def begin():
         return compiler.begin(SPEC, run, ())
 
-    precompile.submit_compiled(
-        beside, beside, begin, lambda: captured.append(1), captured.append, failures.append
-    )
+    precompile.submit_compiled(beside, begin, lambda: captured.append(1), captured.append, failures.append)
     assert beside.wait(30)
     beside.close()
     assert not captured and "No space left" in str(failures[0])

@@ -22,7 +22,7 @@ class Compiler:
     def __init__(self) -> None:
         self.asked: list[dict] = []
         self.made: list[Compilation] = []
-        self.done = threading.Event()
+        self.begun, self.done = threading.Event(), threading.Event()
         self.fault = ""
 
     busy = False
@@ -37,6 +37,7 @@ class Compiler:
         with torch.inference_mode():
             run(*tensors)
         self.asked.append(dict(spec))
+        self.begun.set()
         made = Compilation()
         made._fault = self.fault
         made.is_done = self.done.is_set  # type: ignore[method-assign]
@@ -63,11 +64,10 @@ def test_the_faster_form_waits_for_its_kernels_and_the_stream_for_nothing(checkp
     acceleration = Compiled(rig.model, capture=capture)
     acceleration._make_fast = PlainOps
     acceleration._beside = BesideTheStream(torch.device("cpu"))
-    acceleration._compiling = BesideTheStream(torch.device("cpu"), "compile")
     acceleration._compiler = compiler  # type: ignore[assignment]
     put_in(rig, acceleration)
     found = [rig.latent_of(frame(0)).clone()]
-    assert acceleration._compiling.wait(30)
+    assert compiler.begun.wait(30)
     found.append(rig.latent_of(frame(1)).clone())
     assert [spec["kind"] for spec in compiler.asked] == ["unet"] and "accelerate" not in captured
     threading.Timer(0.5, compiler.done.set).start()
@@ -119,7 +119,6 @@ def test_what_fails_beside_the_stream_is_one_line_and_the_stream_goes_on(
     acceleration = Compiled(rig.model, capture=capture)
     acceleration._make_fast = PlainOps
     acceleration._beside = BesideTheStream(torch.device("cpu"))
-    acceleration._compiling = BesideTheStream(torch.device("cpu"), "compile")
     acceleration._compiler = compiler  # type: ignore[assignment]
     put_in(rig, acceleration)
     caplog.clear()

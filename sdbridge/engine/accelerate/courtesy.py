@@ -1,0 +1,68 @@
+"""How work beside the stream keeps out of the frames' way: it goes on while they wait for the device.
+
+Python runs one thread at a time, and a network gone through operation by operation asks for its turn a
+thousand times: frames that share their turns with it took twice as long for as long as that lasted. So such
+work looks before each of its operations, and pauses while a frame is being queued. There is one interpreter
+in a process, so there is one such rule.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch.overrides import TorchFunctionMode
+
+#: No work pauses longer than this for one stretch of the frames' thread: some never wait for a device.
+PATIENCE_S = 0.004
+
+_free = threading.Event()
+_free.set()
+_busy_since = 0.0
+
+
+def frame_begins() -> None:
+    """The frames' thread goes to work."""
+    global _busy_since
+    _busy_since = time.perf_counter()
+    _free.clear()
+
+
+def frame_waits() -> None:
+    """The frames' thread has queued its work, and waits."""
+    _free.set()
+
+
+@contextmanager
+def queueing_a_frame() -> Iterator[None]:
+    """Between the two."""
+    frame_begins()
+    try:
+        yield
+    finally:
+        frame_waits()
+
+
+def give_way() -> None:
+    """Pause while a frame is being queued."""
+    if not _free.is_set():
+        left_s = _busy_since + PATIENCE_S - time.perf_counter()
+        if left_s > 0:
+            _free.wait(left_s)
+
+
+class GivingWay(TorchFunctionMode):
+    """As a context: every operation of PyTorch that this thread asks for gives way first."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        give_way()
+        return func(*args, **(kwargs or {}))
