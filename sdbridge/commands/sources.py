@@ -38,7 +38,8 @@ def run_sources(backend: str | None, as_json: bool) -> int:
         for source in listed:
             rows.append((str(entry["backend"]), source["name"], source["detail"]))
         if not listed:
-            rows.append((str(entry["backend"]), "-", str(entry["reason"])))
+            none = "none to list now; " if entry["available"] else ""
+            rows.append((str(entry["backend"]), "-", f"{none}{entry['reason']}"))
     print_table(("backend", "name to type", "what it is, or why there is none"), rows)
     OUT.print("\nPut a name under input.main in the config, or pick it on the page.")
     return 0
