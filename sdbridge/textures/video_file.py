@@ -16,6 +16,7 @@ import numpy as np
 from sdbridge.clock import Clock, SystemClock
 from sdbridge.slot import LatestSlot
 from sdbridge.textures import stub
+from sdbridge.textures.ffmpeg_relay import FfmpegRelay
 from sdbridge.textures.geometry import scaler
 from sdbridge.textures.options import option, read_options
 
@@ -54,6 +55,7 @@ class Receiver(stub.Receiver):
         self._slot: LatestSlot[np.ndarray] = LatestSlot()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
+        self._relay: FfmpegRelay | None = None
         self._playing = ""
         self._why = "closed"
 
@@ -99,6 +101,8 @@ class Receiver(stub.Receiver):
     def close(self) -> None:
         self._ended.set()
         self._slot.close()
+        if self._relay is not None:
+            self._relay.kill()
         thread, self._thread = self._thread, None
         if thread is not None:
             # A read from a dead stream may take until its timeout; it is not waited for.
@@ -140,7 +144,11 @@ class Receiver(stub.Receiver):
         if _is_live(self.name):
             wishes["fflags"] = "nobuffer"
         timeout = (self._chosen.timeout_s, self._chosen.timeout_s)
-        return av.open(name, format=container_format, options=wishes, timeout=timeout)
+        try:
+            return av.open(name, format=container_format, options=wishes, timeout=timeout)
+        except av.ProtocolNotFoundError:
+            self._relay = FfmpegRelay(name, self._chosen.timeout_s)
+            return self._relay
 
     def _play(self, container: Any) -> None:
         """All pictures of one pass, each at its time; a live source gives its own time."""

@@ -1,6 +1,10 @@
 """Films and pictures made here on the fly: played at their rate, looped, and never fatal when bad."""
 
 import http.server
+import shutil
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +13,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import psutil
 import pytest
 
 from sdbridge.textures.image_file import Receiver as ImageReceiver
@@ -130,6 +135,63 @@ def test_a_stream_over_http_is_received_and_its_end_survived(tmp_path: Path, pla
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_what_pyav_cannot_open_names_the_program_that_can(play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda program: None)
+    receiver = play("carrier-pigeon://127.0.0.1/film")
+    end = time.monotonic() + 15
+    while "ffmpeg installed" not in receiver.describe() and time.monotonic() < end:
+        receiver.receive(0.05)
+    assert "knows no carrier-pigeon" in receiver.describe() and not receiver.connected
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="needs Debian's ffmpeg")
+def test_an_rtsp_stream_is_received(tmp_path: Path, play) -> None:
+    film = make_film(tmp_path / "film.mp4", frames=25, fps=25)
+    command = [sys.executable, str(Path(__file__).parent / "peers" / "rtsp_server.py"), str(film)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            receiver = play(f"rtsp://127.0.0.1:{server.stdout.readline().strip()}/film")
+            numbers = {read_number(frame_from(receiver, 30)) for _ in range(50)}  # two rounds of the film
+            assert len(numbers - {None}) >= 10, "it moves"
+            assert "320x192" in receiver.describe()
+        finally:
+            server.kill()
+
+
+def speaks_srt() -> bool:
+    if not shutil.which("ffmpeg"):
+        return False
+    done = subprocess.run(["ffmpeg", "-hide_banner", "-protocols"], capture_output=True, text=True)
+    return "srt" in done.stdout.split()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not speaks_srt(), reason="needs an ffmpeg that speaks SRT")
+@pytest.mark.parametrize("codec", ["mpeg2video", "libx264"])
+def test_an_srt_stream_comes_by_way_of_ffmpeg_and_is_met_again(codec: str, play) -> None:
+    """PyAV's own FFmpeg has no SRT."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"srt://127.0.0.1:{free.getsockname()[1]}"
+    film = ["-re", "-f", "lavfi", "-i", "testsrc=size=320x240:rate=25", "-c:v", codec, "-g", "25"]
+    send = ["ffmpeg", "-nostdin", "-loglevel", "error", *film, "-f", "mpegts", f"{address}?mode=listener"]
+    receiver = play(address, timeout_s=2)
+    for _ in range(2):
+        with subprocess.Popen(send) as source:
+            try:
+                for _ in range(10):
+                    assert frame_from(receiver, 40).shape == (240, 320, 4)
+            finally:
+                source.kill()
+        end = time.monotonic() + 40
+        while receiver.connected and time.monotonic() < end:
+            receiver.receive(0.1)
+        assert not receiver.connected, "the end of the source is noticed"
+    receiver.close()
+    assert not [child for child in psutil.Process().children() if "ffmpeg" in child.name()]
 
 
 def test_no_name_and_close_twice_are_harmless(play) -> None:
