@@ -7,6 +7,7 @@ is never waited for, and without sleeping.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from typing import Literal
 import numpy as np
 
 Kind = Literal["cosine", "pixel"]
+#: Zero and one of the encoder's range -1..1, in bytes.
+_GREY, _HALF_RANGE = np.float32(127.5), 127.5
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,38 @@ class SimilaritySettings:
     max_skip: int = 10
 
 
+@dataclass(frozen=True)
+class Look:
+    """A picture as it is compared: RGB about its middle grey as one float32 vector, and its square.
+
+    Alpha stands in the vector as 0: leaving it out would cost a slow walk over every fourth byte.
+    """
+
+    vector: np.ndarray
+    square: float
+    shape: tuple[int, ...]
+
+
+def look(pixels: np.ndarray, vector: np.ndarray | None = None) -> Look:
+    """Look at uint8 ``[H, W, 4]``; ``vector`` float32 ``[H * W * 4]`` is written into where it is given."""
+    flat = pixels.reshape(-1)
+    vector = np.empty(flat.size, np.float32) if vector is None else vector
+    np.subtract(flat, _GREY, out=vector, dtype=np.float32)
+    vector[3::4] = 0.0
+    return Look(vector, float(vector @ vector), pixels.shape)
+
+
 class SimilarityFilter:
-    """Remembers the last processed frame; every other frame is measured against it."""
+    """Remembers the last processed frame; every other frame is measured against it.
+
+    Vectors are used again: at 1024x1024 a new one for each frame costs more than the comparison.
+    """
 
     def __init__(self, seed: int = 0) -> None:
         self._seed = seed
         self._random = random.Random(seed)
-        self._reference: list[np.ndarray] = []
+        self._reference: list[Look] = []
+        self._spare: list[np.ndarray] = []
         self._skipped_in_a_row = 0
 
     def skip(
@@ -45,23 +73,28 @@ class SimilarityFilter:
         if not settings.enabled or settings.threshold >= 1.0:
             self.forget()
             return False
-        centred = [_centred(picture) for picture in (pixels, *others)]
+        now = [look(picture, self._vector(picture.size)) for picture in (pixels, *others)]
         before = self._reference
-        if (
-            [picture.shape for picture in before] == [picture.shape for picture in centred]
+        skip = (
+            [each.shape for each in before] == [each.shape for each in now]
             and self._skipped_in_a_row < settings.max_skip
             and self._random.random()
-            <= min(skip_probability(*pair, settings) for pair in zip(before, centred, strict=True))
-        ):
-            self._skipped_in_a_row += 1
-            return True
-        self._reference = centred
-        self._skipped_in_a_row = 0
-        return False
+            <= min(skip_probability(*pair, settings) for pair in zip(before, now, strict=True))
+        )
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if skip else 0
+        self._spare = [each.vector for each in (now if skip else before)]
+        if not skip:
+            self._reference = now
+        return skip
+
+    def _vector(self, size: int) -> np.ndarray | None:
+        """One that no remembered picture stands in."""
+        found = next((index for index, vector in enumerate(self._spare) if vector.size == size), None)
+        return None if found is None else self._spare.pop(found)
 
     def forget(self) -> None:
         """The next frame is processed whatever it shows."""
-        self._reference = []
+        self._reference, self._spare = [], []
         self._skipped_in_a_row = 0
 
     def reset(self) -> None:
@@ -70,22 +103,17 @@ class SimilarityFilter:
         self._random = random.Random(self._seed)
 
 
-def skip_probability(reference: np.ndarray, current: np.ndarray, settings: SimilaritySettings) -> float:
-    """P for two centred pictures. ``pixel`` takes 1 - mean squared difference for the likeness."""
+def skip_probability(reference: Look, current: Look, settings: SimilaritySettings) -> float:
+    """P for two pictures of one shape. ``pixel`` takes 1 - mean squared difference for the likeness."""
     if settings.kind == "cosine":
-        norms = float(np.linalg.norm(reference)) * float(np.linalg.norm(current))
+        norms = math.sqrt(reference.square * current.square)  # of one picture twice: its square, exactly
         likeness = (
-            float(reference @ current) / norms if norms > 0 else float(np.array_equal(reference, current))
+            float(reference.vector @ current.vector) / norms
+            if norms > 0
+            else float(np.array_equal(reference.vector, current.vector))
         )
     else:
-        difference = reference - current
-        likeness = 1.0 - float(difference @ difference) / difference.size
+        difference = reference.vector - current.vector
+        values = difference.size * 3 // 4  # without alpha
+        likeness = 1.0 - float(difference @ difference) / (values * _HALF_RANGE**2)
     return min(1.0, max(0.0, (likeness - settings.threshold) / (1.0 - settings.threshold)))
-
-
-def _centred(pixels: np.ndarray) -> np.ndarray:
-    """RGB as one float32 vector in -1..1, as the encoder sees it."""
-    flat = pixels[..., :3].astype(np.float32).reshape(-1)
-    flat *= 2.0 / 255.0
-    flat -= 1.0
-    return flat

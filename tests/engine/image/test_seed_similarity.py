@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sdbridge.engine.image.seed import NoiseSource, SeedSettings, blend_noise, noise_of
-from sdbridge.engine.image.similarity import SimilarityFilter, SimilaritySettings, skip_probability
+from sdbridge.engine.image.similarity import SimilarityFilter, SimilaritySettings, look, skip_probability
 from tests.engine.image.rig import Rig, frame
 
 SHAPE = (3, 4, 16, 16)
@@ -71,15 +71,15 @@ def picture(value: int, noise: int = 0, seed: int = 0) -> np.ndarray:
 
 
 def test_the_probability_is_the_published_one() -> None:
-    a, b = picture(200, 40, 1)[..., :3], picture(200, 40, 2)[..., :3]
-    x, y = (v.astype(np.float64).reshape(-1) / 127.5 - 1 for v in (a, b))
+    a, b = picture(200, 40, 1), picture(200, 40, 2)
+    x, y = (v[..., :3].astype(np.float64).reshape(-1) / 127.5 - 1 for v in (a, b))
     cosine = float(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
     settings = SimilaritySettings(True, "cosine", 0.5, 10)
-    found = skip_probability(x.astype(np.float32), y.astype(np.float32), settings)
+    found = skip_probability(look(a), look(b), settings)
     assert found == pytest.approx(max(0.0, (cosine - 0.5) / 0.5), abs=1e-5)
     pixel = SimilaritySettings(True, "pixel", 0.9, 10)
     mse = float(((x - y) ** 2).mean())
-    found = skip_probability(x.astype(np.float32), y.astype(np.float32), pixel)
+    found = skip_probability(look(a), look(b), pixel)
     assert found == pytest.approx(min(1, max(0, 1 - mse / 0.1)), abs=1e-5)
 
 
@@ -89,9 +89,7 @@ def test_the_share_of_skipped_frames_is_the_probability(kind: str) -> None:
     reference = picture(200, 40, 1)
     skipped = tried = 0
     decide = SimilarityFilter(seed=3)
-    from sdbridge.engine.image.similarity import _centred
-
-    wanted = skip_probability(_centred(reference), _centred(picture(200, 40, 2)), settings)
+    wanted = skip_probability(look(reference), look(picture(200, 40, 2)), settings)
     assert 0.1 < wanted < 0.9
     for _ in range(2000):
         decide.forget()
@@ -99,6 +97,24 @@ def test_the_share_of_skipped_frames_is_the_probability(kind: str) -> None:
         skipped += decide.skip(picture(200, 40, 2), settings)
         tried += 1
     assert skipped / tried == pytest.approx(wanted, abs=0.04)
+
+
+def test_alpha_plays_no_part_and_vectors_are_used_again() -> None:
+    settings = SimilaritySettings(True, "cosine", 0.9999, 1000)
+    decide = SimilarityFilter()
+    first = picture(120, 100, 1)
+    assert not decide.skip(first, settings)
+    for alpha in range(20):
+        again = first.copy()
+        again[..., 3] = alpha * 12
+        assert decide.skip(again, settings), "the same colours"
+    assert not decide.skip(picture(120, 100, 2), settings)
+    assert decide.skip(picture(120, 100, 2), settings) and not decide.skip(first, settings)
+    held = {id(each.vector) for each in decide._reference} | {id(vector) for vector in decide._spare}
+    for number in range(10):
+        decide.skip(picture(120, 100, number), settings)
+    now = {id(each.vector) for each in decide._reference} | {id(vector) for vector in decide._spare}
+    assert now == held and len(now) == 2
 
 
 def test_threshold_one_and_another_size_never_skip() -> None:
