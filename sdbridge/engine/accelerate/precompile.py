@@ -196,8 +196,8 @@ class KernelCompiler:
         try:
             with torch.inference_mode(), recording() as found:
                 run(*tensors)
-        except (ImportError, AttributeError) as error:  # a Triton that cannot be asked
-            log.info("kernels are compiled in the streaming process: %s", error)
+        except (ImportError, AttributeError, TypeError) as error:  # a Triton that cannot be asked, or a form
+            log.warning("kernels are compiled in the streaming process: %s", error)
             return compilation
         entries: dict[str, str] = {}
         answers: list[Answer] = []

@@ -32,8 +32,9 @@ class _Recording(threading.local):
 
 
 _of_thread = _Recording()
-_installing = threading.Lock()
-_before: Callable[..., Any] | None = None
+_turn = threading.Lock()
+_recordings = 0  # under way, in all threads
+_before: Callable[..., Any] | None = None  # somebody else's hook, which goes on being asked
 
 
 def is_recording() -> bool:
@@ -48,25 +49,25 @@ def recording() -> Iterator[dict[Kernel, Any]]:
     Gives the kernels, each with Triton's own object for it. Raises ImportError or AttributeError where this
     Triton cannot be asked (before 3.4).
     """
-    _install()
+    global _recordings, _before
+    import triton
+
+    runtime = triton.knobs.runtime
     assert _of_thread.kernels is None, "this thread records already"
+    with _turn:
+        if _recordings == 0:  # only meanwhile: with a hook Triton writes every form down, which some resist
+            _before, runtime.jit_cache_hook = runtime.jit_cache_hook, _note_down
+        _recordings += 1
     found: dict[Kernel, Any] = {}
     _of_thread.kernels = found
     try:
         yield found
     finally:
         _of_thread.kernels = None
-
-
-def _install() -> None:
-    global _before
-    import triton
-
-    runtime = triton.knobs.runtime
-    with _installing:
-        if runtime.jit_cache_hook is not _note_down:
-            _before = runtime.jit_cache_hook  # somebody else's goes on being asked
-            runtime.jit_cache_hook = _note_down
+        with _turn:
+            _recordings -= 1
+            if _recordings == 0:
+                runtime.jit_cache_hook = _before
 
 
 def _note_down(**said: Any) -> Any:
