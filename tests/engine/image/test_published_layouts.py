@@ -285,7 +285,10 @@ def test_a_file_without_text_encoders_takes_those_of_the_parts_folder(
     own = parts_folder(tmp_path / "own-parts", family)
     whole = load(tmp_path, files[family], own)
     for index, encoder in enumerate(whole.text_encoders):
-        encoder.save_pretrained(own / ("text_encoder_2" if index else "text_encoder"))
+        folder = own / ("text_encoder_2" if index else "text_encoder")
+        save_file(
+            {name: t.contiguous() for name, t in encoder.state_dict().items()}, folder / "model.safetensors"
+        )
     again = load(tmp_path, pruned, own)
     assert again.family == family
     for ours, theirs in zip(again.text_encoders, whole.text_encoders, strict=True):
