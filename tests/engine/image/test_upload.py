@@ -169,6 +169,32 @@ def test_the_loading_thread_leaves_the_interpreter_to_the_frames_and_ends_with_t
     loading.close()
 
 
+def test_beside_the_frames_every_step_ends_with_a_pause_and_at_a_start_none(file: Path, monkeypatch) -> None:
+    from diffusers import ControlNetModel
+
+    from sdbridge.engine.image import skeleton as making
+    from sdbridge.engine.image import upload as moving
+
+    paused: list[float] = []
+    for module in (making, moving):
+        monkeypatch.setattr(module.time, "sleep", paused.append)
+
+    def load() -> int:
+        paused.clear()
+        here = upload_to(CPU)
+        with making.skeleton(here.gentle):
+            ControlNetModel(block_out_channels=(32, 64), down_block_types=("DownBlock2D",) * 2)
+        made = len(paused)
+        here.bring(look_into(file).tensors, torch.float32)
+        assert (len(paused) > made) == here.gentle
+        return made
+
+    assert load() == 0
+    loading = LoadingThread(CPU)
+    assert loading.submit(load).result() > 50  # one for each tensor that the network makes
+    loading.close()
+
+
 def test_elsewhere_each_asks_for_its_own_way() -> None:
     mine = Upload(CPU)
     with uploading(mine):
