@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -134,3 +135,49 @@ def test_an_unsupported_python_is_refused_with_the_way_out(monkeypatch, tmp_path
         environment.ensure_environment(())
     said = capsys.readouterr().out
     assert "SDB-INSTALL-PYTHON" in said and "3.12" in said
+
+
+def load_test_command(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    spec = importlib.util.spec_from_file_location("_test_command", SCRIPTS / "test.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+FAKE_PYTEST = """
+import json, os, pathlib, sys
+own = [a for a in sys.argv if a.startswith("cache_dir=")]
+folder = pathlib.Path(own[0].removeprefix("cache_dir=") if own else ".pytest_cache", "v", "cache")
+folder.mkdir(parents=True, exist_ok=True)
+failed = ["tests/models/test_a.py::x"] if own else ["tests/test_b.py::y", "tests/models/test_old.py::z"]
+failed = dict.fromkeys(failed, True)
+(folder / "lastfailed").write_text(json.dumps(failed))
+print("computing" if own else "the rest", sys.argv[1:], os.environ["OMP_NUM_THREADS"])
+sys.exit(CODE)
+"""
+
+
+@pytest.mark.parametrize(("code", "good"), [(0, True), (1, False)])
+def test_the_suite_runs_in_two_processes_and_what_failed_in_either_is_remembered(
+    monkeypatch, tmp_path, capfd, code, good
+):
+    command = load_test_command(monkeypatch)
+    monkeypatch.setattr(command, "ROOT", tmp_path)
+    fake = tmp_path / "fake_pytest.py"
+    fake.write_text(FAKE_PYTEST.replace("CODE", str(code)))
+    checked = []
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    pytest_command = [sys.executable, str(fake)]
+    assert command.run_suite(pytest_command, environment, lambda: checked.append(1)) is good
+    said = capfd.readouterr().out
+    assert (
+        checked and "the rest ['--ignore=tests/engine/image'" in said and "computing ['tests/engine" in said
+    )
+    remembered = json.loads((tmp_path / ".pytest_cache" / command.FAILED_LAST).read_text())
+    assert remembered == {"tests/test_b.py::y": True, "tests/models/test_a.py::x": True}
+
+
+def test_the_places_of_computing_tests_are_there(monkeypatch):
+    command = load_test_command(monkeypatch)
+    assert all((command.ROOT / place).is_dir() for place in command.COMPUTING)
