@@ -169,7 +169,7 @@ def test_when_the_input_stops_the_hold_action_sets_in_and_a_crossfade_brings_it_
     from PIL import Image
 
     Image.new("RGB", (32, 32), (200, 100, 50)).save(tmp_path / "still.png")
-    settings = {"hold.action": action, "hold.after": 0.3, "hold.fade": 0.2, "hold.recover": 3}
+    settings = {"hold.action": action, "hold.after": 0.3, "hold.fade": 0.5, "hold.recover": 3}
     with Show("fake", **settings, **{"hold.image": str(tmp_path / "still.png")}) as show:
         show.receiver.present = False
         show.until_state("fading")
