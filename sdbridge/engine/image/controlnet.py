@@ -272,6 +272,12 @@ class ControlNets(StreamExtension):
     def _shows(self, slot: _Slot) -> bool:
         return slot.enabled and self._output == slot.number
 
+    def practise(self, picture: Tensor) -> None:
+        image = picture[:, :3]
+        for name, entry in PREPROCESSORS.items():
+            if not entry.network and name != "canny":  # which is foreseen
+                make_preprocessor(name, None, self._device, self._context.model.dtype)(image, Settings())
+
     def foresee(self, rows: Rows, call: UnetCall) -> UnetCall | None:
         per = self._context.model.pixels_per_latent
         shape = (rows.frames, 3, rows.source.shape[-2] * per, rows.source.shape[-1] * per)

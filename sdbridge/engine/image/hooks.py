@@ -86,6 +86,12 @@ class ImageHooks(StreamExtension):
         image = gaussian_blur(image, self._amount("post.blur"))
         return sharpen(image, self._amount("post.sharpen"))
 
+    def practise(self, picture: Tensor) -> None:
+        image = picture[:, :3]
+        image = torch.lerp(image, image[-1:].expand_as(image), 0.5)
+        sharpen(gaussian_blur(image, 1.0), 0.5)
+        torch.stack([match(image[0], colours(image[0]), 0.5)])
+
     def reset(self, how: ResetKind) -> None:
         self._finished.image = None
 
@@ -114,6 +120,9 @@ class Upscale(StreamExtension):
         # Kept in range: what is fed back must not grow from frame to frame.
         self._finished.image = image[:, :3].clamp(0, 1)
         return upscale(image) if self._twice else image
+
+    def practise(self, picture: Tensor) -> None:
+        upscale(picture[:, :3].clamp(0, 1))
 
 
 def sharpen(image: Tensor, amount: float) -> Tensor:

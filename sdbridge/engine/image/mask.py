@@ -181,6 +181,20 @@ class InpaintMask(StreamExtension):
             self._all_hidden = self._context.encode(flat)[0]
         return NineChannels(torch.ones_like(latent[0, :1]), self._all_hidden)
 
+    def practise(self, picture: Tensor) -> None:
+        image, mask = picture[:, :3], 1.0 - _as_mask(picture)
+        soft = soften(mask, max(self._soft, 8.0))
+        cells = nn.max_pool2d(soft, self._context.model.pixels_per_latent)
+        torch.stack([composite(image[0], MaskedFrame(image[0], soft[0], (cells > 0)[0]))])
+        torch.where(cells > 0, cells, torch.ones(cells.shape, device=cells.device))
+
+    def foresee(self, rows: Rows, call: UnetCall) -> UnetCall | None:
+        if not self._nine:
+            return call
+        more = int(self._context.model.unet.config.in_channels) - self._channels
+        rest = call.sample.new_zeros(call.sample.shape[0], more, *call.sample.shape[2:])
+        return replace(call, sample=torch.cat((call.sample[:, : self._channels], rest), dim=1))
+
     def unet_inputs(self, rows: Rows, call: UnetCall) -> UnetCall:
         if not self._nine:
             return call

@@ -25,6 +25,7 @@ from sdbridge.engine.image.guidance import Guidance
 from sdbridge.engine.image.load import LoadedModel
 from sdbridge.engine.image.painting import Painting, as_generated, painting_of, same_again
 from sdbridge.engine.image.pictures import Handout, Roles, Staging
+from sdbridge.engine.image.practice import practise
 from sdbridge.engine.image.prompt import Conditioning, PromptCache, PromptMixer
 from sdbridge.engine.image.rehearsal import Rehearsal
 from sdbridge.engine.image.seams import StreamExtension, UnetCall
@@ -207,6 +208,8 @@ class Painter:
         entry: Entry = {"main": Frame(grey, 0, 0)}
         for _ in range(settings.plan.count + 1):  # so that txt2img, which fills its pipe, decodes too
             self._process([entry] * settings.frames, settings, 0)
+        if self.model.device.type == "cuda":  # elsewhere an operation's first use costs nothing
+            practise(self.model, self.extensions, settings.width, settings.height)
         self.reset("hard")
         self._last_id = -1
         for extension in self.extensions:

@@ -193,6 +193,12 @@ class StreamExtension:
         """Add residuals, tokens or channels to the UNet's call."""
         return call
 
+    def practise(self, picture: Tensor) -> None:
+        """Do once, on a picture ``[1, 4, H, W]`` 0..1, what a parameter may ask for at any frame.
+
+        Called before the first frame, where an operation's first use costs time. Nothing may stay behind.
+        """
+
     def foresee(self, rows: Rows, call: UnetCall) -> UnetCall | None:
         """A call of a shape to come, of zeros and without luggage -> as ``unet_inputs`` will leave it.
 

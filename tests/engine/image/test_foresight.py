@@ -331,3 +331,25 @@ def test_the_bank_knows_its_layers_sizes_before_any_frame(checkpoint, family: st
         for again in range(2):
             assert rig.latent_of(frame(2 * number + again)).isfinite().all()
     rig.engine.unload()
+
+
+def test_an_inpainting_unet_waits_with_its_further_channels(checkpoint) -> None:
+    """They come from an extension, and are of the new shape before any frame is."""
+    rig, held = Rig(checkpoint("sd15-inpaint"), VALUES, dtype="float64"), HeldCaptures()
+    acceleration = Compiled(rig.model, capture=held)
+    acceleration._beside = BesideTheStream(torch.device("cpu"))
+    put_in(rig, acceleration)
+    for number in range(2):
+        rig.latent_of(frame(number))
+    captured = held.in_stream
+    rig.set(width=128, steps=3)
+    for number in range(2, 5):
+        rig.latent_of(frame(number))
+    assert rig.calls[-1].sample.shape == (2, 9, 8, 8)
+    held.let.set()
+    assert acceleration.settled(60)
+    rig.latent_of(frame(5))
+    assert rig.calls[-1].sample.shape == (3, 9, 8, 16)
+    assert isinstance(acceleration._graphs[acceleration._key_of(rig.calls[-1])], StandInGraph)
+    assert {key[0] for key in acceleration._graphs if key[0] == "unet"} and held.in_stream == captured
+    end(rig, held)

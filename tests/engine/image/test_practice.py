@@ -1,0 +1,86 @@
+"""What may be switched on at any frame runs beforehand: all of it, and nothing of it stays."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves
+
+from sdbridge.engine.image import practice
+from sdbridge.engine.image.practice import practise
+from sdbridge.parameters.table import TABLE
+from tests.engine.image.rig import Rig, frame, relative
+
+
+class Seen(torch.utils._python_dispatch.TorchDispatchMode):
+    """Which operations ran, and on which kinds of numbers: for each a GPU loads code of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not func.is_view:
+            kinds = {each.dtype for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)}
+            self.names.add(f"{func} {sorted(map(str, kinds))}")
+        return func(*args, **(kwargs or {}))
+
+
+#: Each is in force for some frames of a stream that was warmed up without it.
+CHANGES = {
+    "blend": {"prompt.2.text": "ice", "prompt.2.weight": 0.5, "prompt_blend": "slerp"},
+    "mean": {"prompt.2.text": "ice", "prompt.2.weight": 0.5, "prompt_blend": "linear"},
+    "feedback": {"latent_feedback": 0.5},
+    "self": {"guidance_mode": "self", "guidance_scale": 2.0},
+    "initialize": {"guidance_mode": "initialize", "guidance_scale": 2.0},
+    "full": {"guidance_mode": "full", "guidance_scale": 2.0},
+    "blur": {"post.blur": 1.0, "pre.blur": 1.0},
+    "sharpen": {"post.sharpen": 0.5, "pre.sharpen": 0.5},
+    "colours": {"post.color_match": 0.5},
+    "upscale": {"post.upscale": "2x"},
+    "picture feedback": {"pre.feedback": 0.5},
+    "mask": {"mask.source": "alpha", "mask.soft": 12},
+    "steps": {"steps": 3},
+    "tcd": {"scheduler": "tcd", "steps": 2},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_whatever_a_live_change_runs_has_run_before(checkpoint, change: str) -> None:
+    assert set(CHANGES[change]) <= {row.name for row in TABLE}
+    rig = Rig(checkpoint(), {"prompt.1.text": "fox", "steps": 2, "scheduler": "lcm"}, dtype="float32")
+    with Seen() as usual:
+        for number in range(3):
+            rig.tick(frame(number))
+        with torch.inference_mode():
+            practise(rig.model, rig.engine._extensions, 64, 64)
+    rig.engine.apply(CHANGES[change], 1)
+    rig.tick(frame(3))  # and what a change of shape makes once
+    with Seen() as seen:
+        for number in range(4, 7):
+            rig.tick(frame(number))
+    assert seen.names <= usual.names
+    rig.engine.unload()
+
+
+def test_practice_changes_nothing(checkpoint) -> None:
+    rigs = [Rig(checkpoint(), {"prompt.1.text": "fox", "steps": 2}, dtype="float64") for _ in range(2)]
+    for number in range(6):
+        if number == 3:
+            practise(rigs[0].model, rigs[0].engine._extensions, 64, 64)
+        mine, theirs = (rig.latent_of(frame(number)) for rig in rigs)
+        assert relative(mine, theirs) == 0.0
+    for rig in rigs:
+        rig.engine.unload()
+
+
+def test_what_cannot_be_tried_is_a_line_and_no_fault(checkpoint, monkeypatch, caplog) -> None:
+    def fail(*arguments):
+        raise RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED\nand much more")
+
+    caplog.set_level("INFO")
+    rig = Rig(checkpoint(), {}, dtype="float32")
+    monkeypatch.setattr(practice, "_steps", fail)
+    practise(rig.model, rig.engine._extensions, 64, 64)
+    assert "CUDNN_STATUS_NOT_SUPPORTED" in caplog.text and "much more" not in caplog.text
+    rig.engine.unload()
