@@ -469,16 +469,21 @@ class Compiled:
             self._say(f"{name} runs unpacked: it has {why}")
             return Replayed(run, name, self._capture, self._beside)
         packed = PackedControlNet(run.network, PlainOps(self._attend))
-        fast = None if self._make_fast is None else self._make_fast()
+        make_fast, ops_of = self._make_fast, dict[Key, UnetOps]()
 
         def plainly(*tensors: Tensor) -> Residuals:
             return packed.run(run.unet_call(*tensors), tensors[3])
 
         def faster(*tensors: Tensor) -> Residuals:
-            return packed.run(run.unet_call(*tensors), tensors[3], fast)
+            """With buffers for each shape: one is captured while the graph of another runs."""
+            assert make_fast is not None
+            shapes = _shapes(tensors)
+            if shapes not in ops_of:
+                ops_of[shapes] = make_fast()
+            return packed.run(run.unet_call(*tensors), tensors[3], ops_of[shapes])
 
         begin = self._begin({"kind": "controlnet", "config": precompile.plain(run.network.config)})
-        fastest = None if fast is None else faster
+        fastest = None if make_fast is None else faster
         return Replayed(plainly, name, self._capture, self._beside, fastest, begin)
 
     def _begin(self, about: precompile.Spec) -> Begin | None:

@@ -249,6 +249,7 @@ class CudaGraph:
         # Its own for as long as the graph lives: PyTorch has one cuBLAS workspace for each stream, whose
         # address is in the graph. And urgent, which its kernels remember: frames go before what is warmed up.
         self._stream = own_stream(device, priority=-1)
+        self._replayed = False
         with torch.inference_mode():
             self._inputs = tuple(tensor.detach().clone() for tensor in tensors)
             for _ in range(warm_runs):  # libraries choose their algorithms outside the capture
@@ -272,6 +273,12 @@ class CudaGraph:
         )
 
     def run(self, tensors: tuple[Tensor, ...]) -> Any:
+        if (
+            not self._replayed
+        ):  # when they are dropped, their memory is nobody else's before this stream is done
+            self._replayed = True
+            for mine in self._inputs:
+                mine.record_stream(torch.cuda.current_stream(mine.device))
         for mine, given in zip(self._inputs, tensors, strict=True):
             if mine is not given:
                 mine.copy_(given, non_blocking=True)

@@ -100,11 +100,11 @@ class CountingOps(PlainOps):
 
 
 def wrapped(module: ControlNetModel, make_fast, beside: BesideTheStream | None) -> Replayed:
-    """What ``Compiled`` makes of a ControlNet, without a UNet around it."""
-    said: list[str] = []
-    compiled = SimpleNamespace(_make_fast=make_fast, _beside=beside, _capture=Recorded, _say=said.append)
-    made = Compiled.wrap(compiled, ControlCall(module), "ControlNet canny")  # type: ignore[arg-type]
-    made.said = said  # type: ignore[attr-defined]
+    """What ``Compiled`` makes of a ControlNet."""
+    compiled = Compiled(SimpleNamespace(unet=build("sd15"), device=torch.device("cpu")), capture=Recorded)
+    compiled._make_fast, compiled._beside = make_fast, beside
+    made = compiled.wrap(ControlCall(module), "ControlNet canny")
+    made.said = compiled._said  # type: ignore[attr-defined]
     return made
 
 
@@ -156,4 +156,28 @@ def test_an_unusual_network_runs_as_it_is() -> None:
     with torch.no_grad():
         _, mid = run(*tensors)
         assert mid.shape[-1] == 1 and torch.equal(mid, network.run(*tensors)[1])
-    assert run.said == ["ControlNet canny runs unpacked: it has pooled residuals"]  # type: ignore[attr-defined]
+    assert "ControlNet canny runs unpacked: it has pooled residuals" in run.said  # type: ignore[attr-defined]
+
+
+def test_graphs_of_two_shapes_never_share_buffers() -> None:
+    """One of them is captured, which runs it, while the frames replay the other."""
+    made: list[PlainOps] = []
+    used: list[object] = []
+
+    class Ops(PlainOps):
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
+        def begin(self, batch, device) -> None:
+            used.append(self)
+            super().begin(batch, device)
+
+    module = make_network("sd15")
+    network, beside = ControlNetwork(module), BesideTheStream(torch.device("cpu"))
+    replayed = wrapped(module, Ops, beside)
+    with torch.no_grad():
+        for size in (16, 24, 16, 24):
+            replayed._faster(*tensors_of("sd15", network, size))
+    beside.close()
+    assert len(made) == 2 and used == [made[0], made[1], made[0], made[1]]
