@@ -147,3 +147,26 @@ def test_the_end_comes_while_ticks_are_under_way():
     run = Run(every_ms=1.0, last_ms=500.003).go()
     assert run.told("state")[-1][1] is EngineState.STREAMING  # the rest is said by run_engine
     assert run.engine.pending == 0
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_what_an_engine_holds_back_is_neither_in_a_frames_revision_nor_told_as_applied(overlap: bool):
+    run = Run(every_ms=33.0, last_ms=2000, overlap=overlap)
+
+    def say(revision):
+        run.inbox.waiting_changes.append(({"strength": revision / 255}, revision))
+        run.wake.set()
+
+    def hold(revision):
+        run.engine.shows_up_to = revision
+
+    run.clock.at(300, lambda: say(3))
+    run.clock.at(499, lambda: hold(3))
+    run.clock.at(500, lambda: say(4))  # waits for something
+    run.clock.at(700, lambda: say(5))  # does not, but a revision says that all before it is there
+    run.clock.at(1200, lambda: hold(None))
+    run.go()
+    shown = [(frame.revision, (when - run.clock.begin_ns) / 1e6) for frame, when in run.out]
+    assert {revision for revision, at_ms in shown if 340 < at_ms < 1200} == {3}
+    assert {revision for revision, at_ms in shown if at_ms > 1240} == {5}
+    assert [revision for _, revision in run.told("applied")] == [0, 3, 3, 3, 5]
