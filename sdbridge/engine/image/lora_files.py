@@ -181,14 +181,13 @@ def _on_device(
 ) -> Mapping[str, Mapping[str, Tensor]]:
     """The layers' factors where their products are made: small to carry, and multiplied at once there.
 
-    An alpha is a number and stays. So do layers with magnitudes, whose base is read on the CPU.
+    An alpha is a number and stays.
     """
     if upload.device.type == "cpu":
         return layers
     named = {
         f"{stem} {piece}": tensor
         for stem, pieces in layers.items()
-        if pieces.keys().isdisjoint(_MAGNITUDES)
         for piece, tensor in pieces.items()
         if piece != "alpha"
     }

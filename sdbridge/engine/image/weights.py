@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdbridge.engine.accelerate.streams import own_stream
 
 #: How long a reader beside the loop waits for a write under way, which takes a millisecond or two.
 _PAUSE_S = 0.0005
@@ -78,10 +77,9 @@ class WeightStore:
         return ready
 
     def base(self, name: Name) -> Tensor:
-        """The tensor as the checkpoint has it, whatever is mixed in now: a float32 copy on the CPU.
+        """The tensor as the checkpoint has it, whatever is mixed in now: a float32 copy on its device.
 
-        Meant for the loading thread. It waits for writes, they never wait for it, and on a GPU the copy
-        runs in a stream of its own, so that no frame waits either.
+        Meant for the loading thread, on whose stream it is copied. It waits for writes, never they for it.
         """
         while True:
             kept, let_go = self._bases.get(name), self._let_go
@@ -94,11 +92,13 @@ class WeightStore:
 
     def _copied(self, tensor: Tensor) -> Tensor:
         if not tensor.is_cuda:
-            return tensor.to("cpu", torch.float32, copy=True)
-        with torch.cuda.stream(own_stream(tensor.device)):
-            if self._written is not None:
-                self._written.synchronize()
-            return tensor.to("cpu").float()
+            return tensor.to(torch.float32, copy=True)
+        stream = torch.cuda.current_stream(tensor.device)
+        if self._written is not None:
+            stream.wait_event(self._written)
+        copy = tensor.to(torch.float32, copy=True)
+        stream.synchronize()  # what is asked next, whether a write began meanwhile, must be true of the copy
+        return copy
 
     def derive(
         self, refresh: Callable[[frozenset[Name]], None], sources: Iterable[Name] | None = None

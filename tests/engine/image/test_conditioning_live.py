@@ -22,7 +22,7 @@ from sdbridge.parameters.table import TABLE
 from tests.engine.image.conditioning import small_folder, small_parts
 from tests.engine.image.test_controlnet import save_adapter, save_real_hint
 from tests.engine.image.test_ip_adapter import make_encoder, png, published
-from tests.engine.image.test_lora import LINEAR, kohya, pairs, saved, targets
+from tests.engine.image.test_lora import LINEAR, dora, kohya, pairs, saved, targets
 
 SIZE = 64
 CLOSED = {"wait_for_prompts": True}
@@ -63,6 +63,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
         loras=(
             str(saved(folder, with_text, "text.safetensors")),
             str(saved(folder, kohya(pairs(parts.unet, targets(parts.unet), 3)), "locon.safetensors")),
+            str(
+                saved(folder, dora(parts.unet, pairs(parts.unet, targets(parts.unet), 4)), "dora.safetensors")
+            ),
         ),
         style=str(folder / "style.safetensors"),
         images=(str(png(folder, 1)), str(png(folder, 2))),
@@ -144,6 +147,8 @@ def everything(files: Files) -> dict[str, object]:
         "lora.1.weight": 0.6,
         "lora.2.file": files.loras[1],
         "lora.2.weight": -0.4,
+        "lora.3.file": files.loras[2],
+        "lora.3.weight": 0.3,
         "style_model": files.style,
         "style.1.source": "file",
         "style.1.file": files.images[0],
@@ -189,6 +194,7 @@ def test_each_alone_changes_the_picture_and_its_zero_is_exactly_without(stream: 
         ({"controlnet.8.model": files.controlnets[2]}, {"controlnet.8.enabled": False}),
         ({"lora.8.file": files.loras[1]}, {"lora.8.weight": 0.0}),
         ({"lora.1.file": files.loras[0]}, {"lora.1.weight": 0.0}),
+        ({"lora.3.file": files.loras[2]}, {"lora.3.weight": 0.0}),
         (
             {"style_model": files.style, "style.1.source": "file", "style.1.file": files.images[0]},
             {"style_scale": 0.0},

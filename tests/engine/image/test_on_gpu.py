@@ -83,6 +83,30 @@ def test_a_lora_made_on_the_device_is_the_one_made_on_the_cpu(checkpoint, tmp_pa
         assert apart(made["cuda"][name].cpu(), product) < 1e-5, name
 
 
+def test_a_dora_made_on_the_device_is_the_one_made_on_the_cpu(checkpoint, tmp_path) -> None:
+    """Its change depends on the checkpoint's weights, which it reads on the device, faders moved or not."""
+    from sdbridge.engine.image.lora_files import load_lora
+    from sdbridge.engine.image.lora_names import TensorNames
+    from sdbridge.engine.image.weights import Layer, store_of
+    from tests.engine.image.test_lora import dora, pairs, saved, targets
+
+    made = {}
+    for device in ("cpu", "cuda"):
+        rig = Rig(checkpoint(), VALUES, dtype="float32", device=device, acceleration="eager")
+        unet = rig.model.unet
+        if device == "cpu":
+            file = saved(tmp_path, dora(unet, pairs(unet, targets(unet), 1)))
+        store = store_of(rig.model)
+        names = TensorNames(store, unet.config)
+        first = load_lora(file, store, names).products
+        store.write([Layer(first, 0.7)])
+        made[device] = load_lora(file, store, names).products
+        for name, product in first.items():
+            assert torch.equal(product, made[device][name]), name
+    for name, product in made["cpu"].items():
+        assert apart(made["cuda"][name].cpu(), product) < 1e-5, name
+
+
 def test_unload_gives_the_memory_back(checkpoint) -> None:
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
