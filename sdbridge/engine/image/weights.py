@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 #: How long a reader beside the loop waits for a write under way, which takes a millisecond or two.
 _PAUSE_S = 0.0005
 #: Name of a tensor: the part and its parameter, as in ``unet.conv_in.weight`` or ``text_encoder.1....``.
