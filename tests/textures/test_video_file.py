@@ -1,7 +1,9 @@
 """Films and pictures made here on the fly: played at their rate, looped, and never fatal when bad."""
 
 import http.server
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -151,14 +153,14 @@ def test_what_pyav_cannot_open_names_the_program_that_can(play, monkeypatch: pyt
 def test_an_rtsp_stream_is_received(tmp_path: Path, play) -> None:
     film = make_film(tmp_path / "film.mp4", frames=25, fps=25)
     command = [sys.executable, str(Path(__file__).parent / "peers" / "rtsp_server.py"), str(film)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as server:
         try:
             receiver = play(f"rtsp://127.0.0.1:{server.stdout.readline().strip()}/film")
             numbers = {read_number(frame_from(receiver, 30)) for _ in range(50)}  # two rounds of the film
             assert len(numbers - {None}) >= 10, "it moves"
             assert "320x192" in receiver.describe()
         finally:
-            server.kill()
+            os.killpg(server.pid, signal.SIGKILL)  # its ffmpeg too
 
 
 def speaks_srt() -> bool:
