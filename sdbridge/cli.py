@@ -175,11 +175,15 @@ def presets(
     name: Annotated[str, typer.Argument(help="The preset's name.")] = "",
     new_name: Annotated[str, typer.Argument(help="For rename: the new name.")] = "",
     json: AsJson = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Configuration whose presets_dir is meant; without one the usual place."),
+    ] = None,
 ) -> None:
     """Look at and tidy the saved presets, with or without a running bridge."""
     from sdbridge.commands.presets import run_presets
 
-    raise typer.Exit(run_presets(action, name, new_name, json))
+    raise typer.Exit(run_presets(action, name, new_name, json, config))
 
 
 @app.command()

@@ -79,6 +79,15 @@ def test_presets_list_is_empty_at_first(call):
     assert json.loads(call("presets", "list", "--json").output) == []
 
 
+def test_presets_of_a_config_are_looked_for_where_it_keeps_them(call, tmp_path):
+    place = tmp_path / "show"
+    place.mkdir()
+    (place / "night.yaml").write_text("name: night\nvalues: {strength: 0.3}\n")
+    (tmp_path / "show.yaml").write_text(f"presets_dir: {place}\n")
+    listed = call("presets", "list", "--json", "--config", str(tmp_path / "show.yaml"))
+    assert [row["name"] for row in json.loads(listed.output)] == ["night"]
+
+
 def test_a_missing_config_is_refused_before_anything_starts(tmp_path):
     with pytest.raises(SdbridgeError, match="SDB-CONFIG-MISSING"):
         config_or_safe_mode(tmp_path / "none.yaml", {})

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from sdbridge import paths
 from sdbridge.commands.say import ERR, OUT, print_json, print_table
+from sdbridge.config import load_config
 from sdbridge.parameters.presets import PresetFolder
 
 
-def run_presets(action: str, name: str, new_name: str, as_json: bool) -> int:
+def run_presets(action: str, name: str, new_name: str, as_json: bool, config: Path | None = None) -> int:
     """list | show NAME | delete NAME | rename NAME NEW. Exit 2 for anything else."""
-    folder = PresetFolder(paths.presets_dir())
+    chosen = load_config(config).presets_dir if config is not None else ""
+    place = Path(chosen).expanduser() if chosen else paths.presets_dir()
+    folder = PresetFolder(place)
     if action == "list":
         presets = folder.list()
         if as_json:
@@ -22,7 +27,7 @@ def run_presets(action: str, name: str, new_name: str, as_json: bool) -> int:
             )
         else:
             OUT.print(
-                f"No presets yet in {paths.presets_dir()}. Save one on the page or by /sdbridge/preset/save.",
+                f"No presets yet in {place}. Save one on the page or by /sdbridge/preset/save.",
                 soft_wrap=True,
             )
         return 0

@@ -111,24 +111,31 @@ class Sender(stub.Sender):
         method, path = scope["method"], scope["path"].rstrip("/")
         visit = path.removeprefix(self._chosen.path).strip("/")
         if not self._open:
-            await _reply(send, 503, b"the webrtc output is closed")
+            await _refuse(send, 503, SdbridgeError("SDB-WEB-ABSENT", "the webrtc output is closed"))
         elif method == "POST" and not visit:
             await self._welcome(receive, send)
         elif method == "DELETE" and visit:
             await self._end(visit)
             await _reply(send, 200, b"")
         else:
-            await _reply(
-                send, 405, b"POST an SDP offer here, DELETE its Location to end", ((b"allow", b"POST"),)
+            error = SdbridgeError(
+                "SDB-WEB-METHOD", "this path takes POST of an SDP offer and DELETE of its Location"
             )
+            await _refuse(send, 405, error, ((b"allow", b"POST"),))
 
     async def _welcome(self, receive: _Receive, send: _Send) -> None:
         if len(self._visits) >= self._chosen.viewers:
-            await _reply(send, 503, b"too many viewers, see the option viewers")
+            error = SdbridgeError(
+                "SDB-WEB-FULL",
+                f"{len(self._visits)} watch already",
+                next_step="Raise the output's option viewers, or end one.",
+            )
+            await _refuse(send, 503, error)
             return
         offer = await _body(receive)
         if offer is None or not offer.startswith("v=0"):
-            await _reply(send, 400, b"the body must be an SDP offer of at most 100 KB")
+            text = "the body must be an SDP offer of at most 100 KB"
+            await _refuse(send, 400, SdbridgeError("SDB-WEB-BODY", text))
             return
         name = secrets.token_urlsafe(12)
         visit = _Visit(asyncio.get_running_loop(), lambda: self._forget(name))
@@ -137,11 +144,12 @@ class Sender(stub.Sender):
             last = self._last
         try:
             answer = await visit.begin(offer, self._chosen.codec)
-        except (ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        except (ValueError, KeyError, IndexError, AttributeError, TypeError) as fault:
             # aiortc reads offers with no more care than that; whatever is wrong is the offer.
-            log.info("webrtc: an offer was refused: %s", error)
+            log.info("webrtc: an offer was refused: %s", fault)
             await self._end(name)
-            await _reply(send, 400, b"this offer cannot be answered; it needs a video line that receives")
+            text = "this offer cannot be answered; it needs a video line that receives"
+            await _refuse(send, 400, SdbridgeError("SDB-WEB-BODY", text))
             return
         if last is not None:
             visit.offer(last)
@@ -265,6 +273,12 @@ async def _body(receive: _Receive) -> str | None:
         return content.decode()
     except UnicodeDecodeError:
         return None
+
+
+async def _refuse(
+    send: _Send, status: int, error: SdbridgeError, headers: tuple[tuple[bytes, bytes], ...] = ()
+) -> None:
+    await _reply(send, status, str(error).encode(), headers)
 
 
 async def _reply(

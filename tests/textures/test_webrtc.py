@@ -74,6 +74,7 @@ def test_what_is_no_offer_is_refused_in_one_line_each() -> None:
             ("DELETE", "/whep/nobody", b""),
         )
         assert [answer.status_code for answer in answers] == [400, 400, 400, 400, 400, 400, 405, 200]
+        assert all(answer.text.startswith("SDB-WEB-") for answer in answers[:7])
         assert sender.receivers == 0
     assert ask(sender, ("POST", "/whep", b""))[0].status_code == 503
 
