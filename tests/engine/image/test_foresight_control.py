@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -179,3 +180,82 @@ def test_one_is_exchanged_for_another_when_that_is_ready(streams: Streams, netwo
     for _ in range(4):
         last = streams.step()
     assert last <= 1e-9 and streams.from_graphs
+
+
+WISHES = [
+    *({"steps": steps} for steps in (1, 2, 3)),
+    *({"width": width} for width in (64, 72, 128)),
+    {"height": 72},
+    {"height": 64},
+    {"guidance_mode": "full", "guidance_scale": 2.0},
+    {"guidance_mode": "initialize"},
+    {"guidance_mode": "self"},
+    {"guidance_scale": 1.0},
+    {"feature_bank__enabled": True, "feature_bank__interval": 1},
+    {"feature_bank__enabled": False},
+    {"feature_bank__frames": 2},
+    {"feature_bank__frames": 1},
+    {"prompt__1__text": "a long way " * 9},
+    {"prompt__1__text": "ice"},
+    {"strength": 0.9},
+    {"controlnet__1__enabled": False},
+    {"controlnet__1__enabled": True},
+    {"controlnet__2__scale": 0.0},
+    {"controlnet__2__scale": 0.7},
+    {"controlnet__1__preprocessor": "grey"},
+    {"controlnet__1__preprocessor": "canny"},
+    {"controlnet__1__detail": 0.2},
+    {"controlnet__2__preprocessor": "lineart"},
+    {"control_output": 2},
+    {"control_output": 0},
+    {"controlnet__1__model": "one"},
+    {"controlnet__1__model": "two"},
+    {"controlnet__2__model": "adapter"},
+    {"controlnet__2__model": "one"},
+    {"controlnet__2__model": ""},
+    {"mode": "txt2img"},
+    {"mode": "img2img"},
+    {"frame_batch": 2},
+    {"frame_batch": 1},
+]
+
+
+@pytest.mark.parametrize(
+    ("seed", "wishes"), [(1, 60), *(pytest.param(seed, 300, marks=pytest.mark.slow) for seed in (2, 3))]
+)
+def test_whatever_is_wished_for_in_whatever_order_is_in_the_picture_in_the_end(
+    streams: Streams, networks, seed: int, wishes: int
+) -> None:
+    """Captures go on beside; no frame raises, and all frames at the end are those of a plain stream."""
+    draw = random.Random(seed)
+    streams.held.let.set()
+    said: dict[str, object] = {}
+    for number in range(wishes):
+        wish = {
+            name: networks.get(value, value) if isinstance(value, str) else value
+            for name, value in draw.choice(WISHES).items()
+        }
+        said |= wish
+        streams.rig.set(**wish)
+        if number % 30 == 17:
+            streams.rig.engine.reset(draw.choice(["soft", "recache", "hard"]))
+        for _ in range(draw.choice([0, 1, 1, 3])):
+            streams.rig.tick(frame(number, size=draw.choice([64, 72])))
+        if number % 25 == 24:
+            assert streams.acceleration.settled(60)
+    for rig in (streams.rig, streams.plain):
+        streams.set(rig, **said)
+        streams.set(rig, frame_batch=1, mode="img2img")
+        rig.tick(frame(1))
+    for _ in range(50):
+        assert streams.acceleration.settled(60)
+        streams.rig.tick(frame(2))
+        if streams.rig.engine.shows_up_to is None and not streams.nets.loading:
+            break
+    else:
+        raise AssertionError("it never came to rest")
+    for rig in (streams.rig, streams.plain):
+        rig.engine.reset("hard")
+    for _ in range(4):
+        assert streams.step() <= 1e-9
+    assert streams.rig.engine.painter.settings == streams.plain.engine.painter.settings
