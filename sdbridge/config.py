@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -222,9 +223,8 @@ def load_config(
     if path is not None:
         tree, lines = _read_yaml(path)
     given: dict[Place, str] = {}
-    for place, (variable, value) in _from_environment(
-        os.environ if environment is None else environment
-    ).items():
+    environment = os.environ if environment is None else environment
+    for place, (variable, value) in _from_environment(environment).items():
         _lay(tree, place, value)
         given[place] = variable
     for key, value in (overrides or {}).items():
@@ -242,6 +242,7 @@ def load_config(
         raise SdbridgeError("SDB-CONFIG-INVALID", text) from None
     sides = {"width": config.engine.width, "height": config.engine.height}
     config._remarks = (
+        *_misspelt(environment),
         *_adjusted("engine", sides, {name: TABLE.find(name).coerce(side) for name, side in sides.items()}),
         *_adjusted("parameters", tree.get("parameters") or {}, config.parameters),
     )
@@ -318,6 +319,17 @@ def _from_environment(environment: Mapping[str, str]) -> dict[tuple[str, ...], t
             except yaml.YAMLError:
                 found[key] = name, text  # a name such as "[left", meant as it stands
     return found
+
+
+def _misspelt(environment: Mapping[str, str]) -> Iterator[str]:
+    """Variables that look like one of ours; any other program may have some that begin so."""
+    for name in environment:
+        first, *rest = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+        if name.startswith(ENVIRONMENT_PREFIX) and first not in Config.model_fields:
+            near = difflib.get_close_matches(first, Config.model_fields, n=1, cutoff=0.75)
+            for meant in near:
+                whole = "__".join((meant, *rest)).upper()
+                yield f"{name} is no setting; did you mean {ENVIRONMENT_PREFIX}{whole}?"
 
 
 def _lay(tree: dict[str, Any], key: tuple[str, ...], value: object) -> None:

@@ -74,6 +74,20 @@ def test_a_value_in_the_environment_that_is_no_yaml_is_text():
     assert load_config(None, environment={"SDBRIDGE_NAME": "[left"}).name == "[left"
 
 
+def test_a_variable_that_is_nearly_one_of_ours_is_said():
+    environment = {
+        "SDBRIDGE_PROT": "1",
+        "SDBRIDGE_ENGIN__DEVICE": "cpu",
+        "SDBRIDGE_HOME": "/x",
+        "SDB_PORT": "2",
+    }
+    config = load_config(None, environment=environment)
+    assert [remark.split(";")[1] for remark in config.remarks] == [
+        " did you mean SDBRIDGE_PORT?",
+        " did you mean SDBRIDGE_ENGINE__DEVICE?",
+    ]
+
+
 def test_what_is_taken_otherwise_than_written_is_said(tmp_path):
     file = write(tmp_path, "engine: {width: 300}\nparameters: {strength: 1.2, steps: 2.0, prompt: fire}\n")
     remarks = load_config(file, environment={}).remarks
