@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sdbridge.engine.accelerate.beside import BesideTheStream
 from sdbridge.engine.accelerate.precompile import Compilation, submit_compiled
-from sdbridge.engine.accelerate.streams import own_stream
+from sdbridge.engine.accelerate.streams import capture_stream
 
 log = logging.getLogger(__name__)
 
@@ -246,16 +246,13 @@ class CudaGraph:
 
     def __init__(self, run: TensorCall, tensors: tuple[Tensor, ...], warm_runs: int = 1) -> None:
         device = tensors[0].device
-        # Its own for as long as the graph lives: PyTorch has one cuBLAS workspace for each stream, whose
-        # address is in the graph. And urgent, which its kernels remember: frames go before what is warmed up.
-        self._stream = own_stream(device, priority=-1)
         self._replayed = False
         with torch.inference_mode():
             self._inputs = tuple(tensor.detach().clone() for tensor in tensors)
             for _ in range(warm_runs):  # libraries choose their algorithms outside the capture
                 run(*self._inputs)
             torch.cuda.current_stream(device).synchronize()
-        with torch.inference_mode(), torch.cuda.stream(self._stream):
+        with torch.inference_mode(), capture_stream(device) as self._stream, torch.cuda.stream(self._stream):
             self._graph = torch.cuda.CUDAGraph()
             # Not torch.cuda.graph(): that collects garbage and empties caches, which would show in the
             # frames. Other threads may allocate meanwhile; that is no fault of this capture.

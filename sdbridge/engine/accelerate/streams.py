@@ -6,18 +6,19 @@ may so get the stream that frames run on, and their work would become part of th
 
 from __future__ import annotations
 
-import logging
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
-
-log = logging.getLogger(__name__)
 
 _IN_A_POOL = 32
 _PRIORITIES = (0, -1, -2, -3)  # of which PyTorch has pools; the lower the number, the more urgent
 _lock = threading.Lock()
 _owned: set[tuple[int, int]] = set()
+_shared: list[torch.cuda.Stream] = []  # kept from the first capture on
+_in_turns = threading.Lock()
 
 
 def own_stream(device: torch.device, priority: int = 0) -> torch.cuda.Stream:
@@ -38,3 +39,23 @@ def own_stream(device: torch.device, priority: int = 0) -> torch.cuda.Stream:
             weakref.finalize(stream, _owned.discard, place).atexit = False
             return stream
     raise RuntimeError(f"all {_IN_A_POOL * len(_PRIORITIES)} CUDA streams have owners")
+
+
+@contextmanager
+def capture_stream(device: torch.device) -> Iterator[torch.cuda.Stream]:
+    """A stream to capture on: an owned one, or when there are none left one for all, in turns.
+
+    Keep it while the graph lives: PyTorch has one cuBLAS workspace for each stream, whose address the graph
+    holds. And it is urgent, which the graph's kernels remember: frames go before what is warmed up beside.
+    """
+    try:
+        stream = own_stream(device, priority=-1)
+    except RuntimeError as error:
+        with _in_turns:
+            if not _shared:
+                raise RuntimeError(f"{error}, and none was kept for this") from None
+            yield _shared[0]
+        return
+    if not _shared:
+        _shared.append(own_stream(device, priority=-1))
+    yield stream

@@ -27,6 +27,7 @@ class PoolStream:
 def pool(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "Stream", PoolStream)
     monkeypatch.setattr(streams, "_owned", set())
+    monkeypatch.setattr(streams, "_shared", [])
 
 
 def test_no_stream_is_given_twice_and_what_is_let_go_comes_back() -> None:
@@ -45,3 +46,16 @@ def test_when_all_of_a_priority_have_owners_another_one_helps_out() -> None:
     assert all(stream.cuda_stream // 1000 == 1 for stream in kept[:32])
     with pytest.raises(RuntimeError, match="all 128"):
         streams.own_stream(CARD)
+
+
+def test_captures_go_on_when_every_stream_has_an_owner_on_one_that_they_share() -> None:
+    kept = []
+    for _ in range(127):
+        with streams.capture_stream(CARD) as stream:
+            kept.append(stream)
+    assert len({stream.cuda_stream for stream in kept}) == 127
+    with streams.capture_stream(CARD) as first:
+        pass
+    with streams.capture_stream(CARD) as second:
+        assert second is first and streams._in_turns.locked()
+    assert first.cuda_stream not in {stream.cuda_stream for stream in kept}
