@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -87,26 +87,24 @@ class _Group:
         return [self.kv] if self.outputs is None else [self.kv, self.outputs]
 
 
-@dataclass
-class _Share:
-    """The groups that take up the same frame; ``merge`` is this share's merging as it is accelerated."""
+def _merging(groups: Sequence[_Group]) -> Callable[..., list[Tensor]]:
+    """The merging of these groups, given a random order for each of their token counts."""
 
-    groups: list[_Group] = field(default_factory=list)
-    merge: Callable[..., list[Tensor]] = lambda *orders: []
-
-    @property
-    def counts(self) -> list[int]:
-        """Token counts, each once: one random order for each."""
-        return sorted({group.tokens for group in self.groups})
-
-    def merged(self, *orders: Tensor) -> list[Tensor]:
+    def merged(*orders: Tensor) -> list[Tensor]:
         """Frame and bank merged, buffer by buffer. Writes nothing: a rehearsal does no harm."""
-        order_of = dict(zip(self.counts, orders, strict=True))
+        order_of = dict(zip(_counts(groups), orders, strict=True))
         found: list[Tensor] = []
-        for group in self.groups:
+        for group in groups:
             keys = group.kv[..., : group.kv.shape[2] // 2]
             found += merge(group.buffers, order_of[group.tokens], keys)
         return found
+
+    return merged
+
+
+def _counts(groups: Sequence[_Group]) -> list[int]:
+    """Token counts, each once: one random order for each."""
+    return sorted({group.tokens for group in groups})
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +133,7 @@ class BankForm:
 
 
 class Memory:
-    """The bank of one shape, and the two forms in which calls use it."""
+    """The bank of one shape. Nothing in here refers back to it: it is gone as soon as nobody has it."""
 
     def __init__(
         self,
@@ -146,25 +144,33 @@ class Memory:
         like: Tensor,
         wrap: Callable[[Callable[..., Any], str], Callable[..., Any]],
     ) -> None:
-        """Buffers in the dtype and on the device of ``like``, with whatever lay there."""
+        """Buffers of ``like``'s dtype on its device, with whatever lay there; ``wrap`` is for merging."""
         self.frames = frames
         self.generation = generation
         self.strength, self.threshold = torch.zeros(2, dtype=like.dtype, device=like.device)
         self._sizes = dict(sizes)
         self._rows = rows
-        self._wrap = wrap
-        self._shares: list[_Share] = []
+        self._shares: list[list[_Group]] = [[] for _ in range(SHARES)]  # who take up the same frame
         self._buffers: dict[Any, tuple[Tensor, Tensor]] = {}
         self._allocate(like)
-        self._forms = {seeding: self._form(seeding) for seeding in (True, False)}
+        self._merges = [
+            wrap(_merging(groups), f"feature bank, share {number + 1}")
+            for number, groups in enumerate(self._shares)
+        ]
 
     @property
     def layers(self) -> Mapping[Any, LayerMemory]:
         """Every layer's part, as running frames have it."""
-        return self._forms[False].layers
+        return self.form(False).layers
 
     def form(self, seeding: bool) -> BankForm:
-        return self._forms[seeding]
+        """What a call is given; keep it, since it is made at every asking."""
+        dials = self.strength, self.threshold
+        layers = {
+            module: LayerMemory(seeding, self._sizes[module].fuses, *self._buffers[module], dials)
+            for module in self._sizes
+        }
+        return BankForm(self, seeding, layers)
 
     def take_up(self, share: int, slot: int, order: Callable[[int], Tensor]) -> None:
         """Take the running frame into the bank, in the layers of one share.
@@ -173,14 +179,14 @@ class Memory:
         instead, in the random ``order(2N)``.
         """
         here = self._shares[share]
-        buffers = [(group.tokens, buffer) for group in here.groups for buffer in group.buffers]
+        buffers = [(group.tokens, buffer) for group in here for buffer in group.buffers]
         if not buffers:
             return
         if self.frames > 1:
             places = [buffer[:, (1 + slot) * n : (2 + slot) * n] for n, buffer in buffers]
             torch._foreach_copy_(places, [buffer[:, :n] for n, buffer in buffers])
             return
-        merged = here.merge(*(order(2 * count) for count in here.counts))
+        merged = self._merges[share](*(order(2 * count) for count in _counts(here)))
         torch._foreach_copy_([buffer[:, n:] for n, buffer in buffers], merged)
 
     def merges(self) -> list[tuple[Callable[..., list[Tensor]], list[int]]]:
@@ -188,7 +194,9 @@ class Memory:
         if self.frames > 1:
             return []
         return [
-            (share.merge, [2 * count for count in share.counts]) for share in self._shares if share.groups
+            (merge, [2 * count for count in _counts(groups)])
+            for merge, groups in zip(self._merges, self._shares, strict=True)
+            if groups
         ]
 
     def rehearsal(self) -> Memory:
@@ -197,22 +205,13 @@ class Memory:
             self._sizes, self._rows, self.frames, self.generation, self.strength, lambda run, _: run
         )
 
-    def _form(self, seeding: bool) -> BankForm:
-        dials = self.strength, self.threshold
-        layers = {
-            module: LayerMemory(seeding, self._sizes[module].fuses, *self._buffers[module], dials)
-            for module in self._sizes
-        }
-        return BankForm(self, seeding, layers)
-
     def _allocate(self, like: Tensor) -> None:
         """Buffers, and who takes up when: the load evenly spread."""
         kinds: dict[LayerSize, list[Any]] = {}
         for module, size in self._sizes.items():
             kinds.setdefault(size, []).append(module)
         loads = [0.0] * SHARES
-        self._shares = [_Share() for _ in range(SHARES)]
-        placed: list[tuple[_Share, LayerSize, list[Any]]] = []
+        placed: list[tuple[list[_Group], LayerSize, list[Any]]] = []
         for size, modules in sorted(kinds.items(), key=lambda item: -item[0].tokens):
             chosen: list[list[Any]] = [[] for _ in range(SHARES)]
             for module in modules:
@@ -227,9 +226,7 @@ class Memory:
             for index, module in enumerate(own):
                 self._buffers[module] = found[0][index], found[-1][index]
             outputs = found[1].flatten(0, 1) if size.fuses else None
-            share.groups.append(_Group(found[0].flatten(0, 1), outputs, size.tokens))
-        for number, share in enumerate(self._shares):
-            share.merge = self._wrap(share.merged, f"feature bank, share {number + 1}")
+            share.append(_Group(found[0].flatten(0, 1), outputs, size.tokens))
 
     def _shapes(self, size: LayerSize, layers: int) -> list[tuple[int, ...]]:
         """Of the keys and values of so many layers, and of their outputs where they fuse."""

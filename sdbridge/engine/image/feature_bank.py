@@ -34,6 +34,10 @@ _SEED = 1234
 _ORDERS = 32  # random orders drawn for each number of tokens, taken one after another
 
 
+#: A memory's two forms, by whether they seed it.
+Forms = dict[bool, BankForm]
+
+
 class FeatureBank:
     """Puts its processors on the UNet's self-attention while enabled, and the old ones back afterwards.
 
@@ -62,9 +66,10 @@ class FeatureBank:
         self._frame = 0  # since the seeding one
         self._open = False  # a frame has begun and not ended
         self._memory: Memory | None = None
+        self._forms: Forms = {}
         self._form: BankForm | None = None  # of the running frame
         self._shape: tuple[object, ...] = ()
-        self._ahead: tuple[tuple[object, ...], Memory] | None = None  # for a shape to come
+        self._ahead: tuple[tuple[object, ...], Forms] | None = None  # for a shape to come
         self._made = 0
         self._dials: tuple[float, float] | None = None
         self._orders: dict[tuple[int, int], Tensor] = {}
@@ -98,12 +103,12 @@ class FeatureBank:
 
     def forms_for(self, sample: Tensor, frames: int) -> tuple[BankForm, BankForm]:
         """The seeding and the running form for calls like ``sample``, of a bank of so many frames."""
-        memory = self._memory_for(_shape_of(sample, frames), sample, frames)
-        return memory.form(True), memory.form(False)
+        forms = self._forms_of(_shape_of(sample, frames), sample, frames)
+        return forms[True], forms[False]
 
     def is_ready(self, sample: Tensor, frames: int) -> bool:
         """Whether the merging of such calls is captured; else that is begun beside the stream."""
-        memory = self._memory_for(_shape_of(sample, frames), sample, frames)
+        memory = self._forms_of(_shape_of(sample, frames), sample, frames)[False].memory
         found = [
             foresee(merge, *(self._order(0, count, sample.device) for count in counts))
             for merge, counts in memory.merges()
@@ -116,9 +121,10 @@ class FeatureBank:
         settings, sample = self._settings, call.sample
         shape = _shape_of(sample, settings.frames)
         if self._memory is None or shape != self._shape:
-            self._memory = self._memory_for(shape, sample, settings.frames)
+            self._forms = self._forms_of(shape, sample, settings.frames)
+            self._memory = self._forms[False].memory
             self._shape, self._frame, self._dials, self._ahead = shape, 0, None, None
-        self._form = self._memory.form(self._frame == 0)
+        self._form = self._forms[self._frame == 0]
         dials = (settings.strength, settings.threshold)
         if dials != self._dials:
             self._dials = dials
@@ -150,12 +156,13 @@ class FeatureBank:
             self._remove()
         self._open = False
         self._memory = self._form = self._ahead = None
+        self._forms = {}
         self._orders.clear()
 
-    def _memory_for(self, shape: tuple[object, ...], sample: Tensor, frames: int) -> Memory:
-        """The one in use, the one made for a shape to come, or a new one for that."""
+    def _forms_of(self, shape: tuple[object, ...], sample: Tensor, frames: int) -> Forms:
+        """Of the memory in use, of the one made for a shape to come, or of a new one for that."""
         if self._memory is not None and shape == self._shape:
-            return self._memory
+            return self._forms
         if self._ahead is None or self._ahead[0] != shape:
             self._made += 1
             sizes = {
@@ -163,7 +170,7 @@ class FeatureBank:
                 for module, name in self._layers.items()
             }
             made = Memory(sizes, sample.shape[0], frames, self._made, sample, self._wrap)
-            self._ahead = shape, made
+            self._ahead = shape, {seeding: made.form(seeding) for seeding in (True, False)}
         return self._ahead[1]
 
     def _order(self, turn: int, count: int, device: torch.device) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 
 import pytest
 import torch
@@ -219,3 +221,20 @@ def test_on_the_gpu_graphs_with_the_bank_give_what_the_modules_give(checkpoint) 
         rig.engine.unload()
     for k, (a, b) in enumerate(zip(found["eager"], found["compile"], strict=True)):
         assert relative(b, a) < 5e-3, k
+
+
+def test_a_memory_goes_when_nobody_has_it_and_not_when_garbage_is_searched_for() -> None:
+    """It is a hundred megabytes of the card; a rehearsal is made for every capture beside the stream."""
+    sizes = {1: bank_memory.LayerSize(16, 8, True), 2: bank_memory.LayerSize(16, 8, False)}
+    gc.disable()
+    try:
+        memory = bank_memory.Memory(sizes, 1, 1, 1, torch.zeros(1), lambda run, name: Replayed(run, name))
+        form = memory.form(True)
+        rehearsed = form.rehearsal()
+        here, there = weakref.ref(memory), weakref.ref(rehearsed.memory)
+        del memory, rehearsed
+        assert there() is None and here() is not None
+        del form
+        assert here() is None
+    finally:
+        gc.enable()
