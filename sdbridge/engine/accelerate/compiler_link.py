@@ -215,4 +215,5 @@ def _answer(said: dict[str, Any]) -> Answer:
         seal=str(said.get("seal", "")),
         seconds=float(said.get("seconds", 0.0)),
         fault=str(said.get("fault", "")),
+        lost=str(said.get("lost", "")),
     )

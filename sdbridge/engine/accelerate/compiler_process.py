@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
@@ -40,14 +40,21 @@ KERNEL_MODULES = (
 )
 
 
+#: A process that was ended, memory or disk that is full: trying in the streaming process would be worse.
+_FAULTS = (OSError, MemoryError, BrokenExecutor)
+
+
 def compile_kernel(module: str, name: str, form: str) -> dict[str, Any]:
     """Compile one kernel and its launcher into Triton's cache; where it lies there, and its seal."""
     from triton.runtime.driver import driver
 
     began = time.monotonic()
     made = getattr(importlib.import_module(module), name).preload(form)
-    # Without a C compiler or driver the streaming process says so itself when it gets there.
-    with contextlib.suppress(AssertionError, OSError, RuntimeError, ImportError, subprocess.SubprocessError):
+    # Triton 3.7 has one launcher for all, which needs the card. Before, without a C compiler or driver the
+    # streaming process says so itself when it gets there.
+    with contextlib.suppress(
+        AttributeError, AssertionError, ImportError, OSError, RuntimeError, subprocess.SubprocessError
+    ):
         driver.active.launcher_cls(made.src, made.metadata)
     folder = Path(next(iter(made.metadata_group.values()))).parent
     return {"entry": folder.name, "seal": seal_of(folder), "seconds": time.monotonic() - began}
@@ -163,7 +170,9 @@ def _said(number: int, done: Future[dict[str, Any]]) -> dict[str, Any]:
     if done.cancelled():
         return {"done": number, "fault": "cancelled"}
     error = done.exception()
-    return {"done": number, "fault": _line(error)} if error is not None else {"done": number, **done.result()}
+    if error is None:
+        return {"done": number, **done.result()}
+    return {"done": number, "fault" if isinstance(error, _FAULTS) else "lost": _line(error)}
 
 
 def _line(error: BaseException) -> str:

@@ -156,6 +156,7 @@ class KernelCompiler:
         self._done = self._total = 0  # kernels, since the last time nothing was under way
         self._seconds = 0.0
         self._began = 0.0
+        self._lost = False  # the last kernel could not be compiled elsewhere
         self._tell: Tell = lambda progress: None
         self._sound: set[str] = set()  # notes whose files are as they were compiled
         self._seals: dict[str, str] = {}
@@ -260,6 +261,7 @@ class KernelCompiler:
         with self._lock:
             if answer.entry:
                 self._answers[kernel] = answer
+            lost, self._lost = answer.lost and not self._lost and not self._link.trouble, bool(answer.lost)
             self._done += 1
             self._seconds += answer.seconds
             hearing = self._waiting.pop(kernel, [])
@@ -268,6 +270,8 @@ class KernelCompiler:
             if done == total:
                 self._done = self._total = 0
                 self._seconds = 0.0
+        if lost:
+            log.warning("a kernel is compiled in the streaming process: %s", answer.lost)
         for hear in hearing:
             hear(answer)
         self._tell(Progress("compile", done, total, f"{done} of {total} kernels", left_s))

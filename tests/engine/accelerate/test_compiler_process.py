@@ -159,16 +159,23 @@ def test_the_process_answers_faults_too_and_ends_when_idle(in_threads, monkeypat
     def compile_kernel(module: str, name: str, form: str):
         if name == "bad":
             raise ValueError("at 3:4\nmuch more")
+        if name == "full":
+            raise OSError(28, "No space left on device")
+        if name == "strange":
+            raise AttributeError("'JITFunction' has no 'preload'")
         return {"entry": name, "seal": "s", "seconds": 0.0}
 
     monkeypatch.setattr(compiler_process, "compile_kernel", compile_kernel)
     said: list[dict] = []
     until = threading.Event()
-    assert compiler_process.serve(Held(questions("good", "bad"), until), said.append, idle_s=0.2) == 0
+    given = Held(questions("good", "bad", "strange", "full"), until)
+    assert compiler_process.serve(given, said.append, idle_s=0.2) == 0
     until.set()
     assert {each["done"]: each for each in said} == {
         1: {"done": 1, "entry": "good", "seal": "s", "seconds": 0.0},
-        2: {"done": 2, "fault": "ValueError: at 3:4"},
+        2: {"done": 2, "lost": "ValueError: at 3:4"},
+        3: {"done": 3, "lost": "AttributeError: 'JITFunction' has no 'preload'"},
+        4: {"done": 4, "fault": "OSError: [Errno 28] No space left on device"},
     }
 
 

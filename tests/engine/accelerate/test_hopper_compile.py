@@ -12,6 +12,8 @@ import sys
 
 import pytest
 
+from sdbridge.engine.accelerate.kernels import gluon_fits
+
 _COMPILE = """
 import json, torch
 from sdbridge.engine.accelerate import compiler_process
@@ -46,6 +48,8 @@ print(json.dumps(made))
 @pytest.mark.timeout(300)
 def test_every_hopper_convolution_is_written_down_and_compiled(tmp_path) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
+    if not gluon_fits():
+        pytest.skip("the Hopper kernels are not written for this Triton")
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     done = subprocess.run(

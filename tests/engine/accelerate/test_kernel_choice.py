@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from sdbridge.engine.accelerate import kernels
 from sdbridge.engine.accelerate.kernels import choice
 from sdbridge.engine.accelerate.kernels.choice import Config
+from sdbridge.engine.accelerate.kernels.tiles import Tile
+from sdbridge.engine.accelerate.kernels.unet_conv import ConvProblem, parse_way
 
 
 @pytest.mark.parametrize("frames", [1, 2, 4])
@@ -33,3 +36,25 @@ def test_what_was_picked_is_remembered_for_its_shape_alone() -> None:
         assert choice.chosen("planes", 32, (3, 17, 19)) is not mine
     finally:
         choice._picked.clear()
+
+
+@pytest.mark.parametrize(
+    ("installed", "fits"),
+    [
+        ("3.5.1", True),
+        ("3.6.0", True),
+        ("3.7.1+git1", True),
+        ("3.8.0", False),
+        ("3.10.0", False),
+        ("4.0", False),
+    ],
+)
+def test_hopper_kernels_rest_with_a_triton_they_are_not_written_for(monkeypatch, installed, fits) -> None:
+    monkeypatch.setattr(kernels.importlib.metadata, "version", lambda name: installed)
+    kernels.gluon_fits.cache_clear()
+    try:
+        assert kernels.gluon_fits() == fits
+        way = f"halo:{Tile(128, 64, 64, 4, 4, 8, stream=132)}"
+        assert (parse_way(way, ConvProblem(1, 32, 32, 640, 640)) is not None) == fits
+    finally:
+        kernels.gluon_fits.cache_clear()

@@ -210,6 +210,15 @@ def test_where_nobody_compiles_the_stream_does_it_itself(cache, wanted, monkeypa
     assert compiler.begin(SPEC, run, ()).is_done() and "streaming process" in caplog.text
 
 
+def test_a_kernel_that_only_this_process_can_compile_is_said_once(cache, wanted, caplog) -> None:
+    compiler, link = made(cache)
+    link.answer = lambda kernel, hear: hear(Answer(lost="TypeError: unexpected words"))  # type: ignore
+    compilation = compiler.begin(SPEC, run, ())
+    compilation.check()
+    assert compilation.is_done() and not compiler.known(SPEC)
+    assert len(caplog.records) == 1 and "unexpected words" in caplog.text
+
+
 def test_a_full_disk_costs_the_note_only(cache, wanted, caplog, monkeypatch) -> None:
     compiler, _ = made(cache)
 
@@ -250,6 +259,7 @@ def test_the_cache_goes_where_it_can_be_written(tmp_path, no_place, monkeypatch,
 def test_the_process_starts_before_the_model_is_read_where_nothing_was_compiled(cache, monkeypatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(cache))
     monkeypatch.setattr(precompile.kernels, "available", lambda: (True, "a card"))
+    monkeypatch.setattr(precompile.kernels, "interpreted", lambda: False)
     monkeypatch.setattr(precompile, "_early", {})
     monkeypatch.setattr(precompile, "identity_of", lambda device: IDENTITY)
     links: list[FakeLink] = []

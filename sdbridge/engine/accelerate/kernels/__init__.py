@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
+import re
+from functools import cache
+
+#: Tritons whose Gluon the Hopper kernels are written for: from the first one on, before the second. Each was
+#: compiled by (3.5.1, 3.6.0, 3.7.1); 3.8 ends the process over them, 3.9 has other names.
+_GLUON = ((3, 5), (3, 8))
 
 
 def available() -> tuple[bool, str]:
@@ -25,3 +32,13 @@ def available() -> tuple[bool, str]:
 def interpreted() -> bool:
     """Whether kernels run in Triton's interpreter (tests on machines without a GPU)."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@cache
+def gluon_fits() -> bool:
+    """Whether the Hopper kernels are written for the installed Triton; True where there is none."""
+    try:
+        found = re.match(r"(\d+)\.(\d+)", importlib.metadata.version("triton"))
+    except importlib.metadata.PackageNotFoundError:
+        return True
+    return found is None or _GLUON[0] <= (int(found[1]), int(found[2])) < _GLUON[1]

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from sdbridge.engine.accelerate.kernels import interpreted
+from sdbridge.engine.accelerate.kernels import gluon_fits, interpreted
 from sdbridge.engine.accelerate.kernels.choice import Config
 from sdbridge.engine.accelerate.kernels.recording import is_recording
 
@@ -229,7 +229,7 @@ def _rehearsed(channels: int) -> frozenset[str]:
 
 
 def _ask_proof(question: str, channels: int) -> frozenset[str]:
-    if interpreted() or torch.cuda.get_device_capability()[0] != 9:
+    if interpreted() or not gluon_fits() or torch.cuda.get_device_capability()[0] != 9:
         return frozenset()
     try:
         from sdbridge.engine.accelerate.kernels import conv_proof

@@ -12,14 +12,13 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from sdbridge.engine.accelerate.kernels.choice import Config
-from sdbridge.engine.accelerate.kernels.conv_hopper import EDGE, described, fetch
+from sdbridge.engine.accelerate.kernels.conv_hopper import EDGE, barrier, copy_in, described, fetch
 
 
 @gluon.jit
@@ -67,10 +66,10 @@ def double_kernel(rows, edges, weight, out, height, width, count,
     bars = gl.allocate_shared_memory(gl.int64, [STAGES + 1, 1], mbarrier.MBarrierLayout())
     for each in gl.static_range(STAGES + 1):
         mbarrier.init(bars.index(each), count=1)
-    gl.thread_barrier()
+    barrier()
     mbarrier.expect(bars.index(STAGES), 16 * C * C * 2)
     for tap in gl.static_range(16):
-        tma.async_copy_global_to_shared(weight, [tap * C, 0], bars.index(STAGES), factors.index(tap))
+        copy_in(weight, [tap * C, 0], bars.index(STAGES), factors.index(tap))
     if CHAIN:
         gdc_wait()  # from here on what the kernel before wrote is read
         gdc_launch_dependents()
@@ -96,7 +95,7 @@ def double_kernel(rows, edges, weight, out, height, width, count,
         c = warpgroup_mma_wait(4, deps=[c])
         _emit_doubled(c, out, batch, first + step, x, height, width, 2, C, BW, plain)
         d = warpgroup_mma_wait(0, deps=[d])
-        gl.thread_barrier()
+        barrier()
         if step + STAGES < count + 2:
             fetch(
                 rows, edges, space, bars.index(above), above, batch, first - 1 + step + STAGES, x, C, BW, wide

@@ -13,14 +13,13 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from sdbridge.engine.accelerate.kernels.choice import Config
-from sdbridge.engine.accelerate.kernels.conv_hopper import EDGE, described
+from sdbridge.engine.accelerate.kernels.conv_hopper import EDGE, barrier, copy_in, described
 
 
 @gluon.jit
@@ -30,11 +29,11 @@ def _fetch_pairs(rows, edges, space, bar, slot, batch, y, x, C: gl.constexpr, BW
     mbarrier.expect(bar, (2 * BW + EDGE) * C * 2)
     at = slot * (2 * BW // EDGE + 1)
     even = space.index(at)._reinterpret(gl.float16, [1, 1, BW, C], wide)
-    tma.async_copy_global_to_shared(rows, [batch, y, x, 0], bar, even)
+    copy_in(rows, [batch, y, x, 0], bar, even)
     odd = space.index(at + BW // EDGE)._reinterpret(gl.float16, [1, 1, BW, C], wide)
-    tma.async_copy_global_to_shared(rows, [batch, y, x - 1, C], bar, odd)
+    copy_in(rows, [batch, y, x - 1, C], bar, odd)
     rest = space.index(at + 2 * BW // EDGE)._reinterpret(gl.float16, [1, 1, EDGE, C], wide)
-    tma.async_copy_global_to_shared(edges, [batch, y, x - 1 + BW, C], bar, rest)
+    copy_in(edges, [batch, y, x - 1 + BW, C], bar, rest)
 
 
 @gluon.jit
@@ -80,10 +79,10 @@ def halve_kernel(rows, edges, weight, out, height, width, count,
     bars = gl.allocate_shared_memory(gl.int64, [STAGES + 1, 1], mbarrier.MBarrierLayout())
     for each in gl.static_range(STAGES + 1):
         mbarrier.init(bars.index(each), count=1)
-    gl.thread_barrier()
+    barrier()
     mbarrier.expect(bars.index(STAGES), 9 * C * C * 2)
     for tap in gl.static_range(9):
-        tma.async_copy_global_to_shared(weight, [tap * C, 0], bars.index(STAGES), factors.index(tap))
+        copy_in(weight, [tap * C, 0], bars.index(STAGES), factors.index(tap))
     if CHAIN:
         gdc_wait()  # from here on what the kernel before wrote is read
         gdc_launch_dependents()
@@ -107,7 +106,7 @@ def halve_kernel(rows, edges, weight, out, height, width, count,
         # Without a branch around it: registers of products under way must not cross one.
         _emit_plain(done, out, batch, first + step - 2, first, x, height, width, C, BW, layout)
         done, here = warpgroup_mma_wait(0, deps=[over, below])
-        gl.thread_barrier()
+        barrier()
         if step * 2 + STAGES < taken:
             _fetch_pairs(rows, edges, space, bars.index(even), even, batch, top + step * 2 + STAGES, x,
                          C, BW, wide)  # fmt: skip

@@ -12,6 +12,10 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 #: Pixels of the second copy of a row: the halo's two, rounded up to the period of the swizzle.
 EDGE = gl.constexpr(8)
+#: All threads of a program meet; Triton 3.7 gave it another name.
+barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
+#: A box of a tensor into shared memory by the bulk copy engine; Triton 3.8 gave it another name.
+copy_in = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
 
 
 @gluon.jit
@@ -20,9 +24,9 @@ def fetch(rows, edges, space, bar, slot, batch, y, x, C: gl.constexpr, BW: gl.co
     mbarrier.expect(bar, (BW + EDGE) * C * 2)
     at = slot * (BW // EDGE + 1)
     body = space.index(at)._reinterpret(gl.float16, [1, 1, BW, C], wide)
-    tma.async_copy_global_to_shared(rows, [batch, y, x - 1, 0], bar, body)
+    copy_in(rows, [batch, y, x - 1, 0], bar, body)
     rest = space.index(at + BW // EDGE)._reinterpret(gl.float16, [1, 1, EDGE, C], wide)
-    tma.async_copy_global_to_shared(edges, [batch, y, x - 1 + BW, 0], bar, rest)
+    copy_in(edges, [batch, y, x - 1 + BW, 0], bar, rest)
 
 
 @lru_cache(maxsize=512)

@@ -6,11 +6,11 @@ import triton
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma_wait
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma_wait
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from sdbridge.engine.accelerate.kernels.choice import Config
-from sdbridge.engine.accelerate.kernels.conv_hopper import EDGE, described, fetch
+from sdbridge.engine.accelerate.kernels.conv_hopper import EDGE, barrier, copy_in, described, fetch
 from sdbridge.engine.accelerate.kernels.conv_ring import products
 
 #: Output channels as the tensor cores take them; three are used, a fourth is alpha.
@@ -54,10 +54,10 @@ def last_kernel(rows, edges, weight, bias, out, height, width, count,
     bars = gl.allocate_shared_memory(gl.int64, [STAGES + 1, 1], mbarrier.MBarrierLayout())
     for each in gl.static_range(STAGES + 1):
         mbarrier.init(bars.index(each), count=1)
-    gl.thread_barrier()
+    barrier()
     mbarrier.expect(bars.index(STAGES), 9 * C * WIDE * 2)
     for tap in gl.static_range(9):
-        tma.async_copy_global_to_shared(weight, [tap * C, 0], bars.index(STAGES), factors.index(tap))
+        copy_in(weight, [tap * C, 0], bars.index(STAGES), factors.index(tap))
     if CHAIN:
         gdc_wait()  # from here on what the kernel before wrote is read
         gdc_launch_dependents()
@@ -77,7 +77,7 @@ def last_kernel(rows, edges, weight, bias, out, height, width, count,
         acc = products(space, factors, top, at, low, C, WIDE, BW, STAGES, flat, sums)
         _emit_pixels(done, offset, out, batch, first + step - 1, first, x, height, width, RGBA, BW, sums)
         done = warpgroup_mma_wait(0, deps=[acc])
-        gl.thread_barrier()  # all have read the row that the next copy overwrites
+        barrier()  # all have read the row that the next copy overwrites
         if step + STAGES < count + 2:
             fetch(rows, edges, space, bars.index(top), top, batch, first - 1 + step + STAGES, x, C, BW, wide)
     _emit_pixels(done, offset, out, batch, first + count - 1, first, x, height, width, RGBA, BW, sums)

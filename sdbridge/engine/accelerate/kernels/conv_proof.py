@@ -15,6 +15,7 @@ from sdbridge.engine.accelerate.kernels.conv_double import run_double
 from sdbridge.engine.accelerate.kernels.conv_halve import run_halve
 from sdbridge.engine.accelerate.kernels.conv_last import run_last
 from sdbridge.engine.accelerate.kernels.conv_ring import run_ring
+from sdbridge.engine.accelerate.kernels.tuning import refusals
 
 log = logging.getLogger(__name__)
 
@@ -26,14 +27,15 @@ def proven(channels: int) -> frozenset[str]:
 
     The kernels start their factors at any row of a swizzled tile, which Triton's compiler does not promise.
     """
-    fine = set()
+    fine: set[str] = set()
+    refused: tuple[type[Exception], ...] = (*refusals(), AttributeError)
     for kind, prove in _PROOFS:
         try:
             error = prove(channels)
         except TimeoutError as why:
             log.warning("the Hopper convolution %r %s; it and those after it rest", kind, why)
             break
-        except (RuntimeError, ValueError, TypeError, AttributeError) as why:  # an older or newer Triton
+        except refused as why:  # an older or newer Triton
             log.warning("the Hopper convolution %r does not run here: %s", kind, str(why).strip()[:300])
             continue
         if error < 2e-3:
@@ -52,11 +54,12 @@ def _draw(channels: int, taps: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def rehearsed(channels: int) -> frozenset[str]:
     """All kinds whose proof can be gone through, while kernels are only noted down."""
-    fine = set()
+    fine: set[str] = set()
+    refused: tuple[type[Exception], ...] = (*refusals(), AttributeError)
     for kind, prove in _PROOFS:
         try:
             prove(channels)
-        except (RuntimeError, ValueError, TypeError, AttributeError):  # said when it is proven in earnest
+        except refused:  # said when it is proven in earnest
             continue
         fine.add(kind)
     return frozenset(fine)

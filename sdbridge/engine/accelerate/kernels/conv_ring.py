@@ -16,14 +16,13 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from sdbridge.engine.accelerate.kernels.choice import Config
-from sdbridge.engine.accelerate.kernels.conv_hopper import EDGE, described, fetch
+from sdbridge.engine.accelerate.kernels.conv_hopper import EDGE, barrier, copy_in, described, fetch
 
 
 @gluon.constexpr_function
@@ -101,10 +100,10 @@ def ring_kernel(rows, edges, weight, bias, skip, out, height, width, count,
     bars = gl.allocate_shared_memory(gl.int64, [STAGES + 1, 1], mbarrier.MBarrierLayout())
     for each in gl.static_range(STAGES + 1):
         mbarrier.init(bars.index(each), count=1)
-    gl.thread_barrier()
+    barrier()
     mbarrier.expect(bars.index(STAGES), 9 * C * C * 2)
     for tap in gl.static_range(9):
-        tma.async_copy_global_to_shared(weight, [tap * C, 0], bars.index(STAGES), factors.index(tap))
+        copy_in(weight, [tap * C, 0], bars.index(STAGES), factors.index(tap))
     if CHAIN:
         gdc_wait()  # from here on what the kernel before wrote is read
         gdc_launch_dependents()
@@ -132,7 +131,7 @@ def ring_kernel(rows, edges, weight, bias, skip, out, height, width, count,
         )
         done = warpgroup_mma_wait(0, deps=[acc])
         kept = coming
-        gl.thread_barrier()  # all have read the row that the next copy overwrites
+        barrier()  # all have read the row that the next copy overwrites
         if step + STAGES < count + 2:
             fetch(rows, edges, space, bars.index(top), top, batch, first - 1 + step + STAGES, x, C, BW, wide)
     _emit(done, kept, offset, out, batch, first + count - 1, first, x, height, width, C, BW, SKIP, RELU, near)

@@ -183,7 +183,7 @@ def time_candidates(
         for name in names:
             try:
                 timings.append(Timing(name, _time_us(bound(name)[:calls], replays)))
-            except _refusals() as error:  # too much shared memory, say: another will do
+            except refusals() as error:  # too much shared memory, say: another will do
                 log.info("%s: %s does not run (%s)", problem.key, name, _line(error))
         return sorted(timings, key=lambda timing: timing.microseconds)
 
@@ -212,7 +212,7 @@ def compile_candidates(
         try:
             with torch.cuda.stream(stream), torch.inference_mode():
                 bound(candidate)[0]()
-        except _refusals() as error:
+        except refusals() as error:
             log.info("%s does not compile (%s)", candidate, _line(error))
             return None
         return candidate
@@ -305,7 +305,7 @@ def _driver(device: torch.device) -> str:
     return brings
 
 
-def _refusals() -> tuple[type[Exception], ...]:
+def refusals() -> tuple[type[Exception], ...]:
     """What a candidate that cannot run raises; Triton's own errors are no RuntimeError."""
     try:
         from triton.errors import TritonError

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sdbridge.engine.accelerate.kernels import interpreted
+from sdbridge.engine.accelerate.kernels import gluon_fits, interpreted
 from sdbridge.engine.accelerate.kernels.linear import Workspace, default_workspace, triton_here
 from sdbridge.engine.accelerate.kernels.tiles import Tile, parse_tile
 
@@ -188,7 +188,13 @@ def _haloed(tile: Tile, problem: ConvProblem) -> bool:
     high, wide = lines_of(tile.m, problem.width)
     lines = problem.height % high == 0 and problem.width % wide == 0 and high * wide == tile.m
     ring = tile.stages * (((high + 2) * wide + 3 * tile.n) * 128 + 8)
-    sound = tile.stream > 0 and tile.k == 64 and tile.n in (64, 128) and tile.n == 16 * tile.warps
+    sound = (
+        gluon_fits()
+        and tile.stream > 0
+        and tile.k == 64
+        and tile.n in (64, 128)
+        and tile.n == 16 * tile.warps
+    )
     plain = problem.stride == 1 and not problem.bias and problem.dtype == "float16"
     deep = problem.channels % 64 == 0 and problem.outputs % 8 == 0
     pieces = wide >= 8 and wide & (wide - 1) == 0 and tile.stages >= 2

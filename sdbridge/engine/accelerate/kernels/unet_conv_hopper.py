@@ -21,13 +21,13 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from sdbridge.engine.accelerate.kernels.conv_hopper import barrier, copy_in
 from sdbridge.engine.accelerate.kernels.tiles import Tile
 from sdbridge.engine.accelerate.kernels.unet_conv import lines_of
 
@@ -72,14 +72,12 @@ def _fetch(lines, edges, weight, space, factors, bars, at, unit, units, tiles_m,
         top = y - 1 + parity // 2
         left = x - 1 + parity % 2 + (column + 1 - parity % 2) // 2
     body = space.index(slot * (HIGH + 2))._reinterpret(gl.float16, [1, HIGH, WIDE, DEEP], boxed)
-    tma.async_copy_global_to_shared(lines, [picture, top, left, channel], bar, body, pred=wanted)
+    copy_in(lines, [picture, top, left, channel], bar, body, pred=wanted)
     rest = space.index(slot * (HIGH + 2) + HIGH)._reinterpret(gl.float16, [1, 2, WIDE, DEEP], boxed)
-    tma.async_copy_global_to_shared(edges, [picture, top + HIGH, left, channel], bar, rest, pred=wanted)
+    copy_in(edges, [picture, top + HIGH, left, channel], bar, rest, pred=wanted)
     for row in gl.static_range(3):
         where = (row * 3 + column) * C + channel
-        tma.async_copy_global_to_shared(
-            weight, [tile_n * CHANNELS, where], bar, factors.index(slot * 3 + row), pred=wanted
-        )
+        copy_in(weight, [tile_n * CHANNELS, where], bar, factors.index(slot * 3 + row), pred=wanted)
 
 
 @gluon.jit
@@ -136,7 +134,7 @@ def halo_stream(lines, edges, weight, weights, out, partials, arrivals, height, 
     bars = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for each in gl.static_range(STAGES):
         mbarrier.init(bars.index(each), count=1)
-    gl.thread_barrier()
+    barrier()
     program = gl.program_id(0)
     first = program * share
     stop = gl.minimum(first + share, total)
@@ -168,7 +166,7 @@ def halo_stream(lines, edges, weight, weights, out, partials, arrivals, height, 
                 seen = space.index(slot * (HIGH + 2) + line)._reinterpret(gl.float16, [PIXELS, DEEP], flat)
                 acc = warpgroup_mma(factors.index(slot * 3 + row), seen.permute((1, 0)), acc, is_async=True)
             acc = warpgroup_mma_wait(3, deps=[acc])  # the unit before is done: its place is free
-            gl.thread_barrier()
+            barrier()
             ahead = at + step + STAGES - 1
             _fetch(lines, edges, weight, space, factors, bars, number + STAGES - 1, ahead, units, tiles_m,
                    height, width, C, HIGH, WIDE, CHANNELS, UP, STAGES, boxed, ahead < stop)  # fmt: skip
@@ -177,11 +175,11 @@ def halo_stream(lines, edges, weight, weights, out, partials, arrivals, height, 
         if here < units:
             slot = program * 2 + (at != first).to(gl.int32)
             gl.store(partials + slot.to(gl.int64) * (CHANNELS * PIXELS) + inside, acc)
-            gl.thread_barrier()  # every thread's part lies in memory before the one that counts arrives
+            barrier()  # every thread's part lies in memory before the one that counts arrives
             owner = (tile * units) // share
             last = (tile * units + units - 1) // share
             if gl.atomic_add(arrivals + tile, 1, sem="acq_rel", scope="gpu") == last - owner:
-                gl.thread_barrier()
+                barrier()
                 acc = gl.zeros([CHANNELS, PIXELS], gl.float32, sums)
                 while owner <= last:  # in a fixed order, so that frames repeat bit by bit
                     slot = owner * 2 + ((owner * share) // units != tile).to(gl.int32)
