@@ -30,6 +30,7 @@ class _Slot:
     weight: float = 1.0
     grab: bool = False
     picture: Tensor | None = None  # [1, 3, h, w] of the file
+    loaded: str = ""  # the file that ``picture`` came from
     grabbed: Tensor | None = None  # [1, 3, h, w] of the live input
     looked_at: Tensor | None = None  # the picture that ``tokens`` were made of, or are being made of
     tokens: Tensor | None = None  # [1, T, D]
@@ -106,7 +107,7 @@ class StyleImages(StreamExtension):
             slot.file = str(value).strip()
             slot.stills.cancel()
             if not slot.file:
-                slot.picture = None
+                slot.picture, slot.loaded = None, ""
                 return
             path, device = Path(slot.file).expanduser(), self._context.model.device
             slot.stills.start(lambda: shrink(load_still(path, device)[:, :3]))
@@ -137,8 +138,10 @@ class StyleImages(StreamExtension):
             changed = True
         for slot in self._slots.values():
             still = slot.stills.poll()
-            if still is not None and still.thing is not None:
-                slot.picture = still.thing
+            if still is not None and still.thing is None:
+                slot.file = slot.loaded  # so that the same file can be asked for again once it is mended
+            elif still is not None:
+                slot.picture, slot.loaded = still.thing, slot.file
                 changed = True
             tokens = slot.looks.poll()
             if tokens is not None:

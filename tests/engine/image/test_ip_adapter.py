@@ -342,6 +342,9 @@ def test_bad_files_are_named_and_leave_the_style_as_it_was(tmp_path: Path, encod
     change(bench, images, slot1_file=str(tmp_path / "song.png"))
     assert bench.reports[0][0] == "SDB-IMAGE-FORMAT" and "song.png" in bench.reports[0][1]
     assert torch.equal(run(bench, images), before)
+    (tmp_path / "song.png").write_bytes(png(tmp_path, 2).read_bytes())
+    change(bench, images, slot1_file=str(tmp_path / "song.png"))
+    assert not torch.equal(run(bench, images), before), "the same name again, once it is mended"
 
 
 def test_the_encoder_can_be_named(tmp_path: Path, encoder: Path) -> None:
