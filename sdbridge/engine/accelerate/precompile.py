@@ -347,7 +347,7 @@ def kernel_compiler(device: torch.device, choices: str = "") -> KernelCompiler:
     """The compiler for a card. ``choices`` tells measured choices of kernels apart."""
     cache = use_own_cache()
     identity = {**identity_of(device), "form": _form(), "choices": choices}
-    link = _early.pop(str(device), None) or _link_for(device)
+    link = _early.pop((str(device), cache), None) or _link_for(device)
     return KernelCompiler(identity, link, cache)
 
 
@@ -355,13 +355,15 @@ def start_early(device: torch.device, acceleration: str) -> None:
     """Before a model is read: where nothing was ever compiled, the compiling process imports meanwhile."""
     if device.type != "cuda" or acceleration not in ("auto", "compile") or not kernels.available()[0]:
         return
-    if not kernels.interpreted() and not any(use_own_cache().glob("compiled-*")):
-        _early[str(device)] = link = _early.get(str(device)) or _link_for(device)
+    cache = use_own_cache()
+    if not kernels.interpreted() and not any(cache.glob("compiled-*")):
+        _early[str(device), cache] = link = _early.get((str(device), cache)) or _link_for(device)
         link.start()
 
 
-#: Processes that were started before there was anything to ask; they end by themselves when idle.
-_early: dict[str, CompilerLink] = {}
+#: Processes that were started before there was anything to ask, by card and cache, which they were told at
+#: birth. They end by themselves when idle.
+_early: dict[tuple[str, Path], CompilerLink] = {}
 
 
 def _link_for(device: torch.device) -> CompilerLink:

@@ -271,12 +271,15 @@ def test_the_process_starts_before_the_model_is_read_where_nothing_was_compiled(
     precompile.start_early(device, "auto")
     precompile.start_early(device, "auto")
     assert len(links) == 1 and links[0].started
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(cache / "another"))  # where that process does not compile to
+    assert precompile.kernel_compiler(device)._link is links[1]
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(cache))
     compiler = precompile.kernel_compiler(device)
-    assert compiler._link is links[0] and len(links) == 1
+    assert compiler._link is links[0] and len(links) == 2
     cache.mkdir(exist_ok=True)
     (cache / "compiled-1").write_text("{}")
     precompile.start_early(device, "auto")
-    assert len(links) == 1
+    assert len(links) == 2
 
 
 def test_a_disk_that_is_nearly_full_is_as_good_as_one_that_cannot_be_written(
