@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdbridge.engine.image.bank_memory import fuse, merge
 from sdbridge.engine.image.feedback import feed_back
 from sdbridge.engine.image.guidance import Guidance, Mode
 from sdbridge.engine.image.pictures import from_rgba, to_float, to_rgba
@@ -35,6 +36,7 @@ def practise(model: Any, extensions: Sequence[StreamExtension], width: int, heig
     try:
         _texts(model)
         _steps(model)
+        _bank(model)
         _pictures(model.device, extensions, width, height)
     except RuntimeError as error:  # the stream does without; whoever asks for it will hear of it
         log.info("not everything could be tried beforehand: %s", str(error).splitlines()[0][:200])
@@ -69,6 +71,17 @@ def _steps(model: Any) -> None:
                 entering = Entering(source, source, (FrameTag(number, 0),))
                 stream.run(entering, Guidance(mode, 1.5, 0.9), conditioning, _noise)
     feed_back(source, source + 1, 0.5)
+
+
+def _bank(model: Any) -> None:
+    """The feature bank's fusion and merging: loading their code beside the stream held a frame up too."""
+    kv = torch.randn(2, 64, 32).to(model.device, model.dtype)
+    strength = torch.zeros(2, dtype=model.dtype, device=model.device)
+    strength[0].fill_(0.5)
+    fuse(kv[:, :32], kv[:, 32:], strength[0], strength[1])
+    order = torch.arange(64).to(model.device)
+    torch._foreach_copy_([kv[:, 32:]], merge([kv], order, kv[..., :16]))
+    kv.unflatten(1, (-1, 32)).copy_(kv[:, :32].unsqueeze(1))
 
 
 def _noise(call: UnetCall) -> Tensor:

@@ -14,6 +14,8 @@ from sdbridge.engine.accelerate.courtesy import GivingWay, frame_begins, frame_w
 
 @pytest.fixture(autouse=True)
 def waiting():
+    """Whatever frames other tests have run."""
+    frame_waits()
     yield
     frame_waits()
 

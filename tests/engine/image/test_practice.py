@@ -40,6 +40,8 @@ CHANGES = {
     "upscale": {"post.upscale": "2x"},
     "picture feedback": {"pre.feedback": 0.5},
     "mask": {"mask.source": "alpha", "mask.soft": 12},
+    "bank": {"feature_bank.enabled": True, "feature_bank.interval": 1, "feature_bank.threshold": 0.3},
+    "larger bank": {"feature_bank.enabled": True, "feature_bank.interval": 1, "feature_bank.frames": 2},
     "steps": {"steps": 3},
     "tcd": {"scheduler": "tcd", "steps": 2},
 }
