@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -279,3 +280,13 @@ def order() -> Order:
 
 def weights() -> dict[str, torch.Tensor]:
     return {"a": torch.zeros(3)}
+
+
+def test_kernels_compiled_for_what_runs_meanwhile_are_told_too() -> None:
+    told: list[Progress | None] = []
+    without = SimpleNamespace(close=lambda: None)
+    without.report_progress = lambda tell: tell(Progress("compile", 1, 2))
+    acceleration = TensorRT(SimpleNamespace(device=torch.device("cpu")), fake_tensorrt, without)  # type: ignore
+    acceleration.report_progress(told.append)
+    acceleration.close()
+    assert [event and event.stage for event in told] == ["compile"]

@@ -82,6 +82,9 @@ class TensorRT:
     def report_progress(self, tell: Callable[[Progress | None], None]) -> None:
         """Who is told how far building is, and None when nothing is built any more."""
         self._progress = tell
+        compiling = getattr(self._without, "report_progress", None)
+        if compiling is not None:  # what runs meanwhile has kernels to compile
+            compiling(tell)
 
     # --- getting ready ---
 
