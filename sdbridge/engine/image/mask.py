@@ -63,7 +63,7 @@ class InpaintMask(StreamExtension):
         self._context = context
         self._stills: Beside[Tensor] = Beside(context, "Mask file")
         self._source = "off"
-        self._file = ""
+        self._file = self._loaded = ""  # what was asked for last, and what ``_still`` came from
         self._invert = False
         self._soft = 8.0
         self._still: Tensor | None = None  # [1, 1, H, W]
@@ -96,7 +96,7 @@ class InpaintMask(StreamExtension):
                 path, device = Path(file).expanduser(), self._context.model.device
                 self._stills.start(lambda: _as_mask(load_still(path, device)))
             else:
-                self._still = None
+                self._still, self._loaded = None, ""
         return ()
 
     def resized(self, width: int, height: int, frames: int) -> None:
@@ -109,17 +109,20 @@ class InpaintMask(StreamExtension):
         if self._size == (0, 0):
             return False
         arrived = self._stills.poll()
-        if arrived is None or arrived.thing is None:
+        if arrived is None:
+            return False
+        asked, self._file = self._file, self._loaded  # a file that fails can be asked for again once mended
+        if arrived.thing is None:
             return False
         height, width = arrived.thing.shape[-2:]
         if (width, height) != self._size:
             error = SdbridgeError(
                 "SDB-MASK-SIZE",
-                f"{self._file} is {width}x{height}, the stream runs at {self._size[0]}x{self._size[1]}",
+                f"{asked} is {width}x{height}, the stream runs at {self._size[0]}x{self._size[1]}",
             )
             self._context.report(error)
             return False
-        self._still = arrived.thing
+        self._still, self._file, self._loaded = arrived.thing, asked, asked
         return True
 
     # --- one frame ---

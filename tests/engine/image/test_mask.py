@@ -226,6 +226,11 @@ def test_mask_files_fit_or_are_refused_by_name(tmp_path: Path) -> None:
         ((told, message),) = bench.reports
         assert told == code and name in message and held in message
         assert torch.equal(enter(mask, {"main": picture(1)})[0].masked.soft, kept)
+    bench.reports.clear()
+    Image.fromarray((255 - half_mask()[0, 0].numpy() * 255).astype(np.uint8)).save(tmp_path / "none.png")
+    change(bench, mask, file=str(tmp_path / "none.png"))  # the same name again, now that it is there
+    assert not bench.reports
+    assert torch.equal(enter(mask, {"main": picture(1)})[0].masked.soft, 1 - kept)
     mask.resized(32, 48, 1)  # an accepted mask follows the stream's size
     mask.before_encode(picture(1)[:, :3], {})
     assert mask.enter({"main": picture(1)[..., :48, :32]}, torch.zeros(1, 4, 6, 4))[0].masked.soft.shape == (
