@@ -25,6 +25,9 @@ from scripts.demo_model.sampling import noise_levels, predict_clean  # noqa: E40
 from scripts.demo_model.stage_vae import photograph_figures  # noqa: E402
 from sdbridge.models.embedded_model import EMBEDDED_DIR, MATERIALS, controlnet_dir, lora_path  # noqa: E402
 
+#: 800 pictures are 15 s of work, which a busy machine may stretch eightfold.
+pytestmark = pytest.mark.timeout(600)
+
 CHANCE = 1 / len(MATERIALS)
 BOX_DOWN = {"astronaut": 19.2, "chelsea": 26.1, "coffee": 21.9, "rocket": 25.9}
 STRENGTHS = (159, 319, 479, 639, 799)

@@ -50,7 +50,7 @@ def import_sparingly(config: EngineConfig) -> None:
     began = time.perf_counter()
     call_weights(config)
     with ExitStack() as stack:
-        stack.enter_context(_collector_asleep())
+        stack.enter_context(collector_asleep())
         stack.enter_context(_hidden(NEVER_USED))
         if not _import("sdbridge.engine.image.device"):
             return
@@ -89,7 +89,7 @@ def _device_of(config: EngineConfig) -> str:
 
 
 @contextmanager
-def _collector_asleep() -> Iterator[None]:
+def collector_asleep() -> Iterator[None]:
     """Imported code stays to the end: searched for garbage again and again, it would take a third longer."""
     gc.disable()
     try:

@@ -6,7 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
+
+from sdbridge.engine.image.imports import collector_asleep
+
+# Nearly every test here needs them: imported in one go, they are never searched for garbage again.
+with collector_asleep():
+    import torch
+    from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel  # noqa: F401
+    from transformers import CLIPTextModel, CLIPVisionModelWithProjection  # noqa: F401
 
 from sdbridge.models.small import build_small_checkpoint, build_small_single_file
 
