@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sdbridge.engine.accelerate import kernels, packed_controlnet, precompile
+from sdbridge.engine.accelerate import courtesy, kernels, packed_controlnet, precompile
 from sdbridge.engine.accelerate.attention import Attend, pytorch_attention
 from sdbridge.engine.accelerate.beside import BesideTheStream
 from sdbridge.engine.accelerate.eager import Eager
@@ -102,6 +102,7 @@ class Compiled:
 
             measured = self._measured = measured_on(model.device, precompile.use_own_cache())
             ways, convs = (default_way, None) if measured is None else (measured.linear, measured.conv)
+            courtesy.watch_kernel_loads()
             self._make_fast = lambda: FusedOps(model.device, ways, convs, attend)
             self._tiny = self._tiny_vae()
             if model.device.type == "cuda":

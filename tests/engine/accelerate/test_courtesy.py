@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -60,3 +62,36 @@ def test_a_frame_that_raises_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) ->
         raise ValueError("bad")
     with GivingWay():
         assert float(torch.ones(4).sum()) == 4.0
+
+
+def test_a_kernel_is_loaded_beside_the_stream_when_the_next_frame_begins(monkeypatch) -> None:
+    monkeypatch.setattr(courtesy, "_LOAD_PATIENCE_S", 600.0)
+    hooks: list = []
+    knobs = SimpleNamespace(runtime=SimpleNamespace(kernel_load_start_hook=SimpleNamespace(add=hooks.append)))
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(knobs=knobs))
+    courtesy.watch_kernel_loads()
+    (load,) = hooks
+    load("module", "function", "name")  # the frames' own thread waits for nothing
+    beside = BesideTheStream(torch.device("cpu"), gives_way=True)
+    asked, loaded = threading.Event(), []
+
+    def job():
+        asked.set()
+        load("module", "function", "name")
+        loaded.append(True)
+
+    beside.submit(job, loaded.append, loaded.append)
+    assert asked.wait(30) and not beside.wait(0.2) and not loaded
+    for _ in range(600):  # frames go on beginning
+        frame_begins()
+        if beside.wait(0.05):
+            break
+    assert loaded[0] is True
+    beside.close()
+
+
+def test_a_triton_without_that_hook_loads_at_any_time(monkeypatch, caplog) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace())
+    courtesy.watch_kernel_loads()
+    assert "loaded at any time" in caplog.text
