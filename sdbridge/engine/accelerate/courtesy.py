@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 PATIENCE_S = 0.012
 
 _LOAD_PATIENCE_S = 0.01
+_LATELY_S = 0.1  # without a frame for so long, nobody is held up
 _free = threading.Event()
 _free.set()
 _begun = threading.Event()
@@ -67,7 +68,8 @@ def give_way() -> None:
 
 def load_with_a_frame(*about: Any) -> None:
     """Called before a kernel is loaded: beside the stream that waits for the next frame to begin."""
-    if getattr(_of_thread, "gives_way", False):
+    streams = time.perf_counter() - _busy_since < _LATELY_S
+    if streams and getattr(_of_thread, "gives_way", False):
         _begun.clear()
         _begun.wait(_LOAD_PATIENCE_S)
 

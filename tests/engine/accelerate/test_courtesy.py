@@ -73,6 +73,9 @@ def test_a_kernel_is_loaded_beside_the_stream_when_the_next_frame_begins(monkeyp
     (load,) = hooks
     load("module", "function", "name")  # the frames' own thread waits for nothing
     beside = BesideTheStream(torch.device("cpu"), gives_way=True)
+    monkeypatch.setattr(courtesy, "_LATELY_S", 600.0)
+    frame_begins()
+    frame_waits()
     asked, loaded = threading.Event(), []
 
     def job():
@@ -88,6 +91,13 @@ def test_a_kernel_is_loaded_beside_the_stream_when_the_next_frame_begins(monkeyp
             break
     assert loaded[0] is True
     beside.close()
+
+
+def test_without_frames_a_kernel_is_loaded_at_once(monkeypatch) -> None:
+    monkeypatch.setattr(courtesy, "_LOAD_PATIENCE_S", 600.0)
+    monkeypatch.setattr(courtesy, "_LATELY_S", 0.0)
+    with GivingWay():
+        courtesy.load_with_a_frame()
 
 
 def test_a_triton_without_that_hook_loads_at_any_time(monkeypatch, caplog) -> None:
