@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,11 +16,18 @@ with collector_asleep():
     from transformers import CLIPTextModel, CLIPVisionModelWithProjection  # noqa: F401
 
 from sdbridge.models.small import build_small_checkpoint, build_small_single_file
+from tests.engine.image import rig
 
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def engines_closed() -> Iterator[None]:
+    yield
+    rig.close_all()
 
 
 @pytest.fixture(scope="session")

@@ -35,6 +35,15 @@ class StillClock:
         self.ns += int(seconds * 1e9)
 
 
+_OPEN: list[ImageEngine] = []
+
+
+def close_all() -> None:
+    """Unload every engine that a test left: its threads would hold it, its graphs and their streams."""
+    while _OPEN:
+        _OPEN.pop().unload()
+
+
 class Rig:
     """One loaded engine; ``calls`` are the UNet calls since ``warm_up``, ``latents`` what left the stream."""
 
@@ -54,6 +63,7 @@ class Rig:
             ),
             self.clock,
         )
+        _OPEN.append(self.engine)
         self.engine.load(values)
         self.engine.warm_up(size, size)
         self.calls: list[UnetCall] = []
