@@ -56,9 +56,9 @@ def import_sparingly(config: EngineConfig) -> None:
             return
         needed = _NEEDED
         device = _device_of(config)
+        stack.enter_context(_compiler_postponed())
         if device == "cpu":
             stack.enter_context(_hidden(SELDOM_USED))
-            stack.enter_context(_compiler_postponed())
         else:
             needed += _FOR_A_GPU
         if device.startswith("cuda"):
@@ -127,12 +127,35 @@ def _compiler_postponed() -> Iterator[None]:
     if name in sys.modules:
         yield
         return
-    sys.modules[name] = _Postponed(name)
+    stand_ins = {name: _Postponed(name), f"{name}.{_PART}": _PostponedPart(f"{name}.{_PART}")}
+    sys.modules.update(stand_ins)
     try:
         yield
     finally:
-        if isinstance(sys.modules.get(name), _Postponed):
-            del sys.modules[name]
+        for asked, stand_in in stand_ins.items():
+            if sys.modules.get(asked) is stand_in:
+                del sys.modules[asked]
+
+
+#: The one part of it that a library names as it is imported: transformers, for masks that it may trace.
+_PART = "_trace_wrapped_higher_order_op"
+
+
+class _PostponedPart(ModuleType):
+    """Stands for that part: what is taken from it brings the real one when it is called."""
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        part = self.__name__
+
+        def called(*given: Any, **named: Any) -> Any:
+            for name in (part, part.rpartition(".")[0]):
+                if isinstance(sys.modules.get(name), _Postponed | _PostponedPart):
+                    del sys.modules[name]
+            return getattr(importlib.import_module(part), attribute)(*given, **named)
+
+        return called
 
 
 class _Postponed(ModuleType):
@@ -149,6 +172,10 @@ class _Postponed(ModuleType):
 
     @staticmethod
     def allow_in_graph(fn: Any) -> Any:
+        return fn
+
+    @staticmethod
+    def assume_constant_result(fn: Any) -> Any:
         return fn
 
     def __getattr__(self, attribute: str) -> Any:

@@ -86,3 +86,30 @@ def test_the_compiler_comes_when_it_is_used_and_not_when_it_is_mentioned():
         [sys.executable, "-c", POSTPONED], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert said.stdout == "good\n", said.stderr
+
+
+ON_A_GPU = """
+import sys
+from sdbridge.engine.image import imports
+from sdbridge.engine.interface import EngineConfig
+imports._device_of = lambda config: "mps"
+imports.import_sparingly(EngineConfig(kind="image"))
+assert "transformers.models.clip.modeling_clip" in sys.modules, "not beside the stream"
+assert "torch._dynamo" not in sys.modules
+import torch
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, masking_utils
+small = CLIPVisionConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+                         image_size=8, patch_size=4, projection_dim=4)
+with torch.inference_mode():
+    assert CLIPVisionModelWithProjection(small)(torch.zeros(1, 3, 8, 8)).image_embeds.shape == (1, 4)
+with masking_utils.TransformGetItemToIndex():
+    assert type(sys.modules["torch._dynamo"]).__name__ == "module"
+print("good")
+"""
+
+
+def test_with_a_gpu_style_images_are_ready_and_the_compiler_is_not_imported():
+    said = subprocess.run(
+        [sys.executable, "-c", ON_A_GPU], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert said.stdout == "good\n", said.stderr
