@@ -148,11 +148,8 @@ def bench(
 ) -> None:
     """Measure speed on this machine: a configuration's engine, or bridge, demo and control."""
     from sdbridge.commands.bench import run_bench
-    from sdbridge.leaving import leave
 
-    code = run_bench(config, tuple(case or ()), weights, seconds, faults, json, acceleration)
-    leave(code)
-    raise typer.Exit(code)
+    raise typer.Exit(run_bench(config, tuple(case or ()), weights, seconds, faults, json, acceleration))
 
 
 @app.command()

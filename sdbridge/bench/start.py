@@ -18,7 +18,6 @@ from sdbridge.bench.image import ONE_STEP, small_or_true, true_size
 from sdbridge.collector import SWITCH_S, spare_the_collector
 from sdbridge.engine.interface import EngineConfig, Progress
 from sdbridge.errors import SdbridgeError
-from sdbridge.leaving import leave
 
 Figures = Mapping[str, object]
 TIMEOUT_S = 280.0
@@ -144,4 +143,3 @@ def _parts(stages: list[tuple[str, float]]) -> dict[str, float]:
 
 if __name__ == "__main__":
     sys.stdout.write(json.dumps(start_once(**json.loads(sys.argv[1]))) + "\n")
-    leave(0)

@@ -18,7 +18,6 @@ from sdbridge.engine.loop import EngineLoop, EngineStart, as_engine_error
 from sdbridge.engine.pipe import Wake
 from sdbridge.engine.registry import prepare_process
 from sdbridge.errors import SdbridgeError
-from sdbridge.leaving import leave
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +37,6 @@ def run_engine_process(start: EngineStart, connection: Connection, wake: Wake, r
     root.setLevel(logging.INFO)
     root.addHandler(_ToBridge(inbox))
     run_engine(start, inbox, wake, ready, prepare_process(start.config))
-    leave(0)
 
 
 def run_engine(start: EngineStart, inbox: Inbox, wake: Wake, ready: Wake, imports_s: float = 0.0) -> None:

@@ -7,7 +7,6 @@ may so get the stream that frames run on, and their work would become part of th
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,6 +18,21 @@ _lock = threading.Lock()
 _owned: set[tuple[int, int]] = set()
 _shared: list[torch.cuda.Stream] = []  # kept from the first capture on
 _in_turns = threading.Lock()
+
+
+class _Ownership:
+    """Ends with the stream it is an attribute of.
+
+    Not a weak reference to the stream: torch 2.11 takes those and never clears them, so they were never
+    called, and the end of the process followed them to where the stream had been (SIGSEGV).
+    """
+
+    def __init__(self, place: tuple[int, int]) -> None:
+        self._place = place
+        self._owned = _owned
+
+    def __del__(self) -> None:
+        self._owned.discard(self._place)
 
 
 def own_stream(device: torch.device, priority: int = 0) -> torch.cuda.Stream:
@@ -36,7 +50,7 @@ def own_stream(device: torch.device, priority: int = 0) -> torch.cuda.Stream:
                 if place in _owned:
                     continue
                 _owned.add(place)
-            weakref.finalize(stream, _owned.discard, place).atexit = False
+            stream.ownership = _Ownership(place)  # type: ignore[attr-defined]  # ours, to go with it
             return stream
     raise RuntimeError(f"all {_IN_A_POOL * len(_PRIORITIES)} CUDA streams have owners")
 

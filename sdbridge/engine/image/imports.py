@@ -74,7 +74,7 @@ def _import(module: str, *names: str) -> bool:
         for name in names:
             getattr(found, name)
     except (ImportError, AttributeError, RuntimeError) as error:
-        log.debug("%s cannot be imported: %s", module, error)
+        log.info("%s is imported when it is wanted, not at the start: %s", module, error)
         return False
     return True
 
