@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 #: Packages that diffusers and transformers import if they are installed, and that nothing of ours uses: LoRAs
 #: go through our own reader and samplers through our own schedule. Both libraries run without them.
-NEVER_USED = ("peft", "scipy", "sklearn")
+NEVER_USED = ("peft", "scipy", "sklearn", "torchvision")
 
 #: Wanted for style images and some control images only. With a GPU they are imported at the start all the
 #: same: later it would be beside the stream, and keep frames waiting that come every few milliseconds.
@@ -127,7 +127,8 @@ def _compiler_postponed() -> Iterator[None]:
     if name in sys.modules:
         yield
         return
-    stand_ins = {name: _Postponed(name), f"{name}.{_PART}": _PostponedPart(f"{name}.{_PART}")}
+    stand_ins: dict[str, ModuleType] = {name: _Postponed(name)}
+    stand_ins |= {f"{name}.{part}": _PostponedPart(f"{name}.{part}") for part in _PARTS}
     sys.modules.update(stand_ins)
     try:
         yield
@@ -137,12 +138,20 @@ def _compiler_postponed() -> Iterator[None]:
                 del sys.modules[asked]
 
 
-#: The one part of it that a library names as it is imported: transformers, for masks that it may trace.
-_PART = "_trace_wrapped_higher_order_op"
+#: Its parts that libraries name as they are imported: transformers, for masks that it may trace, and
+#: torchvision, which asks at a call whether anything compiles.
+_PARTS = ("_trace_wrapped_higher_order_op", "utils")
+
+
+def _step_aside() -> None:
+    """Make way for the real ones, all at once: it would not do with a stand-in for a part."""
+    for name, module in list(sys.modules.items()):
+        if isinstance(module, _Postponed | _PostponedPart):
+            del sys.modules[name]
 
 
 class _PostponedPart(ModuleType):
-    """Stands for that part: what is taken from it brings the real one when it is called."""
+    """Stands for such a part: what is taken from it brings the real one when it is called."""
 
     def __getattr__(self, attribute: str) -> Any:
         if attribute.startswith("__"):
@@ -150,9 +159,7 @@ class _PostponedPart(ModuleType):
         part = self.__name__
 
         def called(*given: Any, **named: Any) -> Any:
-            for name in (part, part.rpartition(".")[0]):
-                if isinstance(sys.modules.get(name), _Postponed | _PostponedPart):
-                    del sys.modules[name]
+            _step_aside()
             return getattr(importlib.import_module(part), attribute)(*given, **named)
 
         return called
@@ -181,6 +188,5 @@ class _Postponed(ModuleType):
     def __getattr__(self, attribute: str) -> Any:
         if attribute.startswith("__"):  # as those ask who look at every module there is
             raise AttributeError(attribute)
-        if sys.modules.get(self.__name__) is self:
-            del sys.modules[self.__name__]
+        _step_aside()
         return getattr(importlib.import_module(self.__name__), attribute)

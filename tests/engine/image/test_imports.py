@@ -72,10 +72,12 @@ with imports._compiler_postponed():
     from torch._dynamo import allow_in_graph
     assert allow_in_graph(marked) is marked and marked() == 1
     stand_in = sys.modules["torch._dynamo"]
+    from torch._dynamo.utils import is_compile_supported
     assert "sympy" not in sys.modules
 assert "torch._dynamo" not in sys.modules
 assert not torch._dynamo.is_compiling()  # the real one from here on, also for who kept the stand-in
 assert stand_in.config is torch._dynamo.config
+assert is_compile_supported("cpu") in (True, False)
 from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
 print("good")
 """
@@ -84,6 +86,26 @@ print("good")
 def test_the_compiler_comes_when_it_is_used_and_not_when_it_is_mentioned():
     said = subprocess.run(
         [sys.executable, "-c", POSTPONED], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert said.stdout == "good\n", said.stderr
+
+
+ASKED_MEANWHILE = """
+import sys
+import torch
+from sdbridge.engine.image import imports
+with imports._compiler_postponed():
+    import torch._dynamo.utils
+    assert torch._dynamo.config.cache_size_limit  # no mark: the real one, with its own parts
+    from torch._dynamo.utils import counters
+    assert counters is sys.modules["torch._dynamo.utils"].counters and len(counters) >= 0
+print("good")
+"""
+
+
+def test_asked_for_more_meanwhile_the_real_compiler_comes_whole():
+    said = subprocess.run(
+        [sys.executable, "-c", ASKED_MEANWHILE], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert said.stdout == "good\n", said.stderr
 
