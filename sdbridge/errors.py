@@ -290,3 +290,8 @@ class SdbridgeError(Exception):
     def __reduce__(self) -> tuple[type[SdbridgeError], tuple[str, str, str, str]]:
         """Errors cross the pipe between engine and bridge whole."""
         return (type(self), (self.code, self.what, self.next_step, self.output))
+
+
+def first_line(error: Exception, most: int = 200) -> str:
+    """What a person needs of an error, which libraries like to follow with pages."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]

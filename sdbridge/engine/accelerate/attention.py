@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sdbridge.errors import first_line
+
 log = logging.getLogger(__name__)
 
 #: Query ``[B, M, heads, width]``, key and value ``[B, N, heads, width]`` -> ``[B, M, heads, width]``.
@@ -47,9 +49,10 @@ class XformersAttention:
             except torch.OutOfMemoryError:
                 raise
             except (NotImplementedError, RuntimeError, ValueError, TypeError) as error:
-                line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
                 if not self._refused:
-                    log.warning("xFormers refuses %s: %s; PyTorch's attention runs there", shape, line)
+                    log.warning(
+                        "xFormers refuses %s: %s; PyTorch's attention runs there", shape, first_line(error)
+                    )
                 self._refused.add(shape)
         return pytorch_attention(query, key, value)
 

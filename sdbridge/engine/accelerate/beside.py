@@ -18,7 +18,6 @@ from sdbridge.engine.accelerate.streams import own_stream
 
 log = logging.getLogger(__name__)
 
-
 _LOOK_S = 0.02  # how often jobs that are not ready are asked
 
 
@@ -39,7 +38,7 @@ class BesideTheStream:
     A job that is not ``ready`` yet lets others go before it.
     """
 
-    def __init__(self, device: torch.device, name: str = "accelerate", gives_way: bool = False) -> None:
+    def __init__(self, device: torch.device, gives_way: bool = False) -> None:
         """``gives_way``: the jobs pause while a frame is being queued (``courtesy.py``)."""
         self._device = device
         self._gives_way = gives_way
@@ -49,7 +48,7 @@ class BesideTheStream:
         self._open = 0  # jobs submitted and not done
         self._changed = threading.Condition()
         self._closing = False
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._work, name="accelerate", daemon=True)
         self._thread.start()
 
     def submit(
@@ -75,14 +74,6 @@ class BesideTheStream:
         """Jobs submitted and not done."""
         return self._open
 
-    @property
-    def busy(self) -> bool:
-        return self._open > 0
-
-    def is_closing(self) -> bool:
-        """Asked by jobs that take long, so that they end early."""
-        return self._closing
-
     def close(self) -> None:
         """Drop what has not begun; what has is waited for, since it holds the model's tensors."""
         self._closing = True
@@ -98,9 +89,8 @@ class BesideTheStream:
                     with torch.cuda.stream(stream), way:  # None: nothing changes
                         given.put_in(given.work())
             except (RuntimeError, OSError, ImportError, MemoryError) as error:
-                given.failed(
-                    error
-                )  # no memory, no compiler, a refused capture: whoever asked says it in a line
+                # no memory, no compiler, a refused capture: whoever asked says it in a line
+                given.failed(error)
             except Exception as error:  # edge: what fails here leaves the stream as it was
                 log.exception("getting faster beside the stream failed")
                 given.failed(error)

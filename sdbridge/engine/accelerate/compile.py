@@ -37,13 +37,13 @@ from sdbridge.engine.accelerate.replay import (
     Replayed,
     TensorCall,
     Uncaptured,
-    first_line,
 )
 from sdbridge.engine.accelerate.unet_ops import PlainOps, UnetOps
 from sdbridge.engine.image.control_networks import ControlCall
 from sdbridge.engine.image.load import LoadedModel
 from sdbridge.engine.image.seams import UnetCall
 from sdbridge.engine.interface import Progress
+from sdbridge.errors import first_line
 
 if TYPE_CHECKING:
     from sdbridge.engine.accelerate.measured import MeasuredKernels

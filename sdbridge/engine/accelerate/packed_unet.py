@@ -128,16 +128,16 @@ class Packed:
         at = 0
         for block in blocks:
             width = block.attn2.to_k.weight.shape[0]
-            self.heads[block] = _Heads(_pack_rows(_looking(block)), slice(at, at + 2 * width))
+            self.heads[block] = _Heads(_pack(_looking(block)), slice(at, at + 2 * width))
             at += 2 * width
-        self.text_weight = _pack_rows(_reading(blocks))
+        self.text_weight = _pack(_reading(blocks))
         at = 0
         for resnet in resnets:
             width = resnet.time_emb_proj.weight.shape[0]
             self.time_of[resnet] = slice(at, at + width)
             at += width
-        self.time_weight = _pack_rows([resnet.time_emb_proj for resnet in resnets])
-        self.time_bias = _pack_biases([resnet.time_emb_proj for resnet in resnets])
+        self.time_weight = _pack([resnet.time_emb_proj for resnet in resnets])
+        self.time_bias = _pack([resnet.time_emb_proj for resnet in resnets], "bias")
 
     def times(self, call: UnetCall) -> Tensor:
         """Every ResNet's time projection, side by side: ``[B, sum of widths]``. Reads no text."""
@@ -361,24 +361,17 @@ def _reading(blocks: Sequence[Any]) -> list[Any]:
     return [layer for block in blocks for layer in (block.attn2.to_k, block.attn2.to_v)]
 
 
-def _pack_rows(layers: Sequence[Any]) -> Tensor:
-    """One tensor of all the layers' rows; their weights become views of it."""
-    weights = [layer.weight.data for layer in layers]
-    packed = _side_by_side(weights)
+def _pack(layers: Sequence[Any], name: str = "weight") -> Tensor:
+    """One tensor of all the layers' rows of this parameter; theirs become views of it."""
+    parameters = [getattr(layer, name) for layer in layers]
+    packed = _side_by_side([parameter.data for parameter in parameters])
     if packed is None:
-        packed = torch.cat(weights)
-        for layer, view in _views(layers, packed):
-            layer.weight.data = view
-    return packed
-
-
-def _pack_biases(layers: Sequence[Any]) -> Tensor:
-    biases = [layer.bias.data for layer in layers]
-    packed = _side_by_side(biases)
-    if packed is None:
-        packed = torch.cat(biases)
-        for layer, view in _views(layers, packed):
-            layer.bias.data = view
+        packed = torch.cat([parameter.data for parameter in parameters])
+        at = 0
+        for parameter in parameters:
+            rows = parameter.shape[0]
+            parameter.data = packed[at : at + rows]
+            at += rows
     return packed
 
 
@@ -394,11 +387,3 @@ def _side_by_side(tensors: Sequence[Tensor]) -> Tensor | None:
         ahead += tensor.numel()
     rows = sum(tensor.shape[0] for tensor in tensors)
     return first.as_strided((rows, *first.shape[1:]), first.stride(), first.storage_offset())
-
-
-def _views(layers: Sequence[Any], packed: Tensor) -> Iterator[tuple[Any, Tensor]]:
-    at = 0
-    for layer in layers:
-        rows = layer.weight.shape[0]
-        yield layer, packed[at : at + rows]
-        at += rows

@@ -14,6 +14,7 @@ from torch import Tensor
 from sdbridge.engine.accelerate.beside import BesideTheStream
 from sdbridge.engine.accelerate.precompile import Compilation, submit_compiled
 from sdbridge.engine.accelerate.streams import capture_stream
+from sdbridge.errors import first_line
 
 log = logging.getLogger(__name__)
 
@@ -232,11 +233,6 @@ def _key(tensors: tuple[Tensor, ...]) -> Key:
     return tuple((tensor.shape, tensor.dtype) for tensor in tensors)
 
 
-def first_line(error: Exception) -> str:
-    """What a person needs of an error, which PyTorch likes to follow with pages."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
 class CudaGraph:
     """One captured call with tensors of its own for input and output. A replay overwrites the output.
 
@@ -270,9 +266,8 @@ class CudaGraph:
         )
 
     def run(self, tensors: tuple[Tensor, ...]) -> Any:
-        if (
-            not self._replayed
-        ):  # when they are dropped, their memory is nobody else's before this stream is done
+        if not self._replayed:
+            # When they are dropped, their memory is nobody else's before this stream is done.
             self._replayed = True
             for mine in self._inputs:
                 mine.record_stream(torch.cuda.current_stream(mine.device))

@@ -13,7 +13,7 @@ import torch
 from sdbridge.engine.image.skeleton import give_weights, move, shapes_of, skeleton
 from sdbridge.engine.image.stored import BrokenFileError, Stored, look_into
 from sdbridge.engine.image.upload import Upload, upload_to
-from sdbridge.errors import SdbridgeError
+from sdbridge.errors import SdbridgeError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def _read_ourselves(
         with skeleton(upload.gentle):
             model = make()
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        log.debug("%s is left to its library: %s", folder, first_line(error))
+        log.debug("%s is left to its library: %s", folder, first_line(error, 300))
         return None  # which may know better, or say what is wrong
     if hasattr(model, "_fix_state_dict_keys_on_load"):  # diffusers: attention layers had other names once
         model._fix_state_dict_keys_on_load(tensors)
@@ -141,7 +141,7 @@ def _listed(index: Path, present: Mapping[str, Path]) -> list[Path]:
         return [present[name] for name in listed]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SdbridgeError(
-            "SDB-MODEL-CORRUPT", f"{index} names no file that is there: {first_line(error)}"
+            "SDB-MODEL-CORRUPT", f"{index} names no file that is there: {first_line(error, 300)}"
         ) from None
 
 
@@ -188,15 +188,12 @@ def _read_by_library(kind: Any, folder: Path, weights: Sequence[Path], dtype: to
     except SafetensorError as error:
         raise _damaged(weights[0], error) from None
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise SdbridgeError("SDB-MODEL-CORRUPT", f"{folder} cannot be read: {first_line(error)}") from None
+        raise SdbridgeError(
+            "SDB-MODEL-CORRUPT", f"{folder} cannot be read: {first_line(error, 300)}"
+        ) from None
     check_keys(folder.name, about.get("missing_keys", ()), about.get("mismatched_keys", ()))
     return model
 
 
 def _damaged(path: Path, error: Exception) -> SdbridgeError:
     return SdbridgeError("SDB-MODEL-CORRUPT", f"{path} is damaged or half-written: {error}")
-
-
-def first_line(error: Exception) -> str:
-    """What a person needs of an error, which libraries like to follow with pages."""
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

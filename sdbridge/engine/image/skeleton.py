@@ -66,6 +66,11 @@ def give_weights(
     module.eval()
 
 
+def differing(wanted: Mapping[str, object], given: Mapping[str, object]) -> list[str]:
+    """The keys that only one of them has, or both with another shape, in order."""
+    return sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
+
+
 def shapes_of(module: Any) -> dict[str, tuple[int, ...]]:
     """The keys that a file of its weights has, with their shapes; without the work of ``state_dict``."""
     shapes = {

@@ -15,7 +15,7 @@ from torch.nn import functional as nn
 
 from sdbridge.engine.image.parts import read_part
 from sdbridge.engine.image.seams import ModelParts
-from sdbridge.engine.image.skeleton import give_weights, shapes_of, skeleton
+from sdbridge.engine.image.skeleton import differing, give_weights, shapes_of, skeleton
 from sdbridge.engine.image.stills import fill
 from sdbridge.engine.image.stored import Source, split_rows
 from sdbridge.engine.image.upload import upload_to
@@ -193,10 +193,9 @@ def _renamed(tensors: Mapping[str, Source], plus: bool) -> dict[str, Source]:
 
 def _complete(module: Any, tensors: dict[str, Source], place: Path) -> dict[str, Source]:
     """``tensors``, which are what the module needs: each of them, no other, in its shape."""
-    wanted = shapes_of(module)
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if wanted != given:
-        differ = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
+    differ = differing(shapes_of(module), given)
+    if differ:
         raise SdbridgeError(
             "SDB-STYLE-KIND",
             f"{place} has an image projection of another kind: {len(differ)} tensors differ, such as "

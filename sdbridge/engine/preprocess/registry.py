@@ -76,7 +76,7 @@ def _with_depth(name: str, network: Path | None, device: torch.device, dtype: to
 
 
 def _load_hed(network: Path, device: torch.device, dtype: torch.dtype, allow_pickle: bool) -> Preprocessor:
-    from sdbridge.engine.image.skeleton import give_weights, shapes_of, skeleton
+    from sdbridge.engine.image.skeleton import differing, give_weights, shapes_of, skeleton
     from sdbridge.engine.image.upload import upload_to
     from sdbridge.engine.image.weight_file import find_weights, open_weight_file, told_of_broken
     from sdbridge.engine.preprocess.softedge import Hed
@@ -86,10 +86,9 @@ def _load_hed(network: Path, device: torch.device, dtype: torch.dtype, allow_pic
     upload = upload_to(device)
     with skeleton(upload.gentle):
         hed = Hed()
-    wanted = shapes_of(hed)
     given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if wanted != given:
-        differ = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
+    differ = differing(shapes_of(hed), given)
+    if differ:
         raise SdbridgeError(
             "SDB-PREPROCESS-NETWORK",
             f"{path} holds no HED network: {len(differ)} tensors differ, such as {differ[0]}",
