@@ -191,14 +191,15 @@ def test_a_phone_gets_its_link_as_a_qr_code_from_who_may_write() -> None:
     import cv2  # only this test needs a reader of QR codes
     import segno
 
-    with WebServer(WebView(lan=True)) as server:
+    # One token, for OpenCV's reader fails on 1 of 100 that a phone reads.
+    with WebServer(WebView(lan=True, token="a-token-of-the-tests-0123456789")) as server:
         assert httpx.get(server.url + "/api/links").status_code == 401
         key = {"authorization": f"Bearer {server.access.token}"}
         links = httpx.get(server.url + "/api/links", headers=key).json()["links"]
     assert [one["url"] for one in links] == list(server.links)
     assert all(one["qr"].startswith("data:image/svg+xml") for one in links)
     url = f"http://192.168.100.200:9000/#token={server.access.token}"
-    modules = np.array([*segno.make(url, error="m", micro=False).matrix_iter(scale=8, border=4)], np.uint8)
+    modules = np.array([*segno.make(url, error="m", micro=False).matrix_iter(scale=6, border=8)], np.uint8)
     assert cv2.QRCodeDetector().detectAndDecode(255 * (1 - modules))[0] == url
 
 
