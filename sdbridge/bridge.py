@@ -311,13 +311,19 @@ class Bridge:
     # --- faults and changes ---
 
     def note_error(self, text: str, safe_mode: bool = False) -> None:
-        """Keep one line for ``Status.errors`` and the log; the same line again only moves up."""
+        """Keep one line for ``Status.errors`` and the log; the same line again only moves up.
+
+        With ``safe_mode`` it is why that is on, and is logged as it is written: a mistake a line.
+        """
         line = " ".join(text.split())
         if line in self._errors:
             self._errors.remove(line)
         self._errors.append(line)
         self._safe_mode = self._safe_mode or safe_mode
-        log.warning("%s", line)
+        if safe_mode:
+            log.error("%s", text)
+        else:
+            log.warning("%s", line)
         if self._crashes is not None and line.startswith(WORTH_A_REPORT):
             self._crashes.write(line)
 

@@ -292,6 +292,13 @@ class SdbridgeError(Exception):
         return (type(self), (self.code, self.what, self.next_step, self.output))
 
 
-def first_line(error: Exception, most: int = 200) -> str:
-    """What a person needs of an error, which libraries like to follow with pages."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
+def first_line(error: BaseException, most: int = 200, *, kind: bool = False) -> str:
+    """What a person needs of an error, which libraries follow with pages; its kind where it says nothing.
+
+    With ``kind`` that stands before the text too, for libraries whose texts mean little without it.
+    """
+    name = type(error).__name__
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return name
+    return f"{name}: {lines[0][:most]}" if kind else lines[0][:most]

@@ -7,8 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from sdbridge import cli
+from sdbridge.bridge import Bridge
 from sdbridge.commands import pull
-from sdbridge.commands.run import SUMMARY_KEYS, config_or_safe_mode, write_summary
+from sdbridge.commands.run import SUMMARY_KEYS, config_or_safe_mode, run_bridge, write_summary
 from sdbridge.commands.say import print_table
 from sdbridge.doctor.model import check_config
 from sdbridge.errors import SdbridgeError
@@ -99,6 +100,21 @@ def test_a_bad_config_starts_in_safe_mode_with_all_mistakes(tmp_path):
     config, mistakes = config_or_safe_mode(file, {"port": 9123})
     assert config.port == 9123 and config.engine.model == "embedded"
     assert "prot" in str(mistakes) and "widht" in str(mistakes)
+
+
+def test_the_mistakes_of_a_config_are_told_once_each_on_its_line(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("SDBRIDGE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(Bridge, "start", lambda bridge: None)
+    monkeypatch.setattr(Bridge, "run", lambda bridge, frames: bridge.status())
+    file = tmp_path / "show.yaml"
+    file.write_text("prot: 1\nengine: {widht: 2}\n")
+    summary = tmp_path / "summary.json"
+    assert run_bridge(file, {"log.folder": str(tmp_path)}, 1, summary, False) == 0
+    for told in (capfd.readouterr().err, (tmp_path / "sdbridge.log").read_text()):
+        assert told.count("SDB-CONFIG-INVALID") == told.count("prot") == told.count("widht") == 1
+        mistakes = told[told.index("SDB-CONFIG-INVALID") :].splitlines()
+        assert not [line for line in mistakes if "prot" in line and "widht" in line]
+    assert "SDB-CONFIG-INVALID" in summary.read_text()
 
 
 def test_flags_that_make_no_sense_are_refused_with_the_file_or_without(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sdbridge.errors import ERROR_KINDS, SdbridgeError
+from sdbridge.errors import ERROR_KINDS, SdbridgeError, first_line
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = re.compile(r"SDB-[A-Z0-9]+-[A-Z0-9]+")
@@ -64,3 +64,17 @@ def test_a_code_that_is_not_listed_cannot_be_raised():
 def test_each_row_reads_as_sentences(kind):
     assert CODE.fullmatch(kind.code)
     assert kind.next_step.endswith((".", "?")) and kind.output.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "with_kind"),
+    [
+        ("", "OSError", "OSError"),
+        (" \n", "OSError", "OSError"),
+        ("\nfull\npages", "full", "OSError: full"),
+        ("x" * 900, "x" * 200, "OSError: " + "x" * 200),
+    ],
+)
+def test_the_first_line_of_an_error(text, line, with_kind):
+    assert first_line(OSError(text)) == line
+    assert first_line(OSError(text), kind=True) == with_kind

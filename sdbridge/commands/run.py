@@ -49,7 +49,6 @@ def run_bridge(
     folder = Path(config.log.folder).expanduser() if config.log.folder else paths.log_dir()
     with Logging(config.log.level, folder) as logging_, Bridge(config, log_lines=logging_.lines) as bridge:
         if mistakes is not None:
-            log.error("%s", mistakes)
             bridge.note_error(str(mistakes), safe_mode=True)
         with _signals_stop(bridge):
             bridge.start()

@@ -103,8 +103,8 @@ class OscInput:
             pairs, self._pairs = self._pairs, []
             try:
                 self._store.set_sequence(pairs, source_of(self._sender))
-            except Exception:  # edge: control; whoever heard of the change failed, OSC goes on
-                log.exception("a change by OSC could not be told to everyone")
+            except Exception:  # edge: control; a fault in setting must not end OSC
+                log.exception("a change by OSC failed")
 
     # --- one message ---
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from sdbridge import paths
 from sdbridge.engine.interface import Progress
-from sdbridge.errors import SdbridgeError
+from sdbridge.errors import SdbridgeError, first_line
 from sdbridge.models import catalog, unpickle
 from sdbridge.models.catalog import MARK, CatalogEntry
 
@@ -251,9 +251,9 @@ def _hub_errors(repo: str) -> Iterator[None]:
     except errors.RepositoryNotFoundError:
         raise SdbridgeError("SDB-PULL-UNKNOWN", f"the hub has no public {repo}") from None
     except errors.EntryNotFoundError as error:
-        raise SdbridgeError("SDB-PULL-UNKNOWN", f"{repo} lacks a file: {_line(error)}") from None
+        raise SdbridgeError("SDB-PULL-UNKNOWN", f"{repo} lacks a file: {first_line(error)}") from None
     except fetching as error:
-        raise SdbridgeError("SDB-PULL-NETWORK", f"{repo} cannot be fetched: {_line(error)}") from None
+        raise SdbridgeError("SDB-PULL-NETWORK", f"{repo} cannot be fetched: {first_line(error)}") from None
 
 
 def _http_errors() -> tuple[type[Exception], ...]:
@@ -263,11 +263,6 @@ def _http_errors() -> tuple[type[Exception], ...]:
         if importlib.util.find_spec(name) is not None:
             found.append(importlib.import_module(name).HTTPError)
     return tuple(found)
-
-
-def _line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
 
 
 class _Reporter:

@@ -15,6 +15,7 @@ from sdbridge.parameters.fade import BLENDS, Transition, check_easing, check_sec
 from sdbridge.parameters.parameter import Value
 from sdbridge.parameters.presets import Preset, PresetFolder, presettable, values_of
 from sdbridge.parameters.store import Change, Outcome, ParameterStore, Rejection
+from sdbridge.parameters.telling import tell
 
 log = logging.getLogger(__name__)
 
@@ -342,8 +343,7 @@ class Show:
             self._claim(set(change.values))
 
     def _tell(self, topic: str) -> None:
-        for listener in tuple(self._listeners):
-            listener(topic)
+        tell(self._listeners, topic)
 
 
 def _is_prompt(name: str) -> bool:

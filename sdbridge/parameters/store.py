@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,8 +10,7 @@ from dataclasses import dataclass
 from sdbridge.errors import SdbridgeError
 from sdbridge.parameters.parameter import Value
 from sdbridge.parameters.table import TABLE, ParameterTable
-
-log = logging.getLogger(__name__)
+from sdbridge.parameters.telling import tell
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,8 @@ class ParameterStore:
 
     A call to ``set`` or ``set_many`` that changes something makes exactly one revision and one
     ``Change``; a value equal to the present one changes nothing. Subscribers are called in the
-    setter's thread, in order of revision, without the value lock held, and must be quick.
+    setter's thread, in order of revision, without the value lock held, and must be quick. A fault in one
+    is logged with its trace; the value stands, the setter and the other subscribers do not notice.
     """
 
     def __init__(self, table: ParameterTable = TABLE) -> None:
@@ -109,7 +108,7 @@ class ParameterStore:
                     self._values.update(changed)
                 revision = self._revision
             if changed or triggers:
-                self._publish(Change(changed, tuple(triggers), revision, source))
+                tell(self._subscribers, Change(changed, tuple(triggers), revision, source))
         return Outcome(revision, tuple(rejected))
 
     @contextmanager
@@ -133,10 +132,6 @@ class ParameterStore:
                     self._subscribers.remove(subscriber)
 
         return unsubscribe
-
-    def _publish(self, change: Change) -> None:
-        for subscriber in tuple(self._subscribers):
-            subscriber(change)
 
 
 def _same(a: Value, b: Value) -> bool:

@@ -456,3 +456,16 @@ def test_whoever_types_a_prompt_keeps_it(tmp_path: Path) -> None:
     store.set("prompt", "my own words", "page")
     run(show, clock, 3.0)
     assert store.get("prompt") == "my own words"
+
+
+def test_a_fault_in_a_listener_keeps_no_news_from_the_others(tmp_path: Path, caplog) -> None:
+    show, _, _ = a_show(tmp_path)
+    heard: list[str] = []
+
+    def broken(topic: str) -> None:
+        raise ZeroDivisionError
+
+    show.subscribe(broken)
+    show.subscribe(heard.append)
+    show.save("high")
+    assert heard and "broken" in caplog.text and "ZeroDivisionError" in caplog.text

@@ -90,3 +90,19 @@ def test_a_subscriber_may_set_again(store):
     store.subscribe(answer)
     store.set("strength", 0.2)
     assert store.get("steps") == 4 and store.revision == 2
+
+
+def test_a_fault_in_a_subscriber_is_logged_and_reaches_neither_the_others_nor_the_setter(store, caplog):
+    def broken(change: Change) -> None:
+        raise ZeroDivisionError("half a surface")
+
+    before = heard(store)
+    end = store.subscribe(broken)
+    after = heard(store)
+    assert store.set("strength", 0.2).revision == 1
+    assert [c.revision for c in before] == [c.revision for c in after] == [1]
+    (record,) = caplog.records
+    assert record.levelname == "ERROR" and record.exc_info and "broken" in record.getMessage()
+    end()
+    store.set("strength", 0.3)
+    assert [c.revision for c in after] == [1, 2] and len(caplog.records) == 1

@@ -24,6 +24,8 @@ from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExec
 from pathlib import Path
 from typing import IO, Any
 
+from sdbridge.errors import first_line
+
 IDLE_S = 60.0
 #: Modules with kernels; what one of them needs and this Triton has not is told when it is asked for.
 KERNEL_MODULES = (
@@ -131,7 +133,7 @@ def serve(given: IO[str], answer: Callable[[dict[str, Any]], None], idle_s: floa
     try:
         get_ready(first["target"])
     except (ImportError, AttributeError, KeyError, RuntimeError) as error:
-        answer({"fault": _line(error)})
+        answer({"fault": first_line(error, kind=True)})
         return 1
     pool = _workers(int(first["workers"]))
     asked: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -156,7 +158,7 @@ def serve(given: IO[str], answer: Callable[[dict[str, Any]], None], idle_s: floa
         try:
             future = pool.submit(compile_kernel, wanted["module"], wanted["name"], wanted["form"])
         except RuntimeError as error:  # a worker died of an earlier one, and the pool with it
-            answer({"done": wanted["id"], "fault": _line(error)})
+            answer({"done": wanted["id"], "fault": first_line(error, kind=True)})
             continue
         open_ones = {other for other in open_ones if not other.done()} | {future}
         future.add_done_callback(lambda done, id=wanted["id"]: answer(_said(id, done)))  # type: ignore[misc]
@@ -172,12 +174,7 @@ def _said(number: int, done: Future[dict[str, Any]]) -> dict[str, Any]:
     error = done.exception()
     if error is None:
         return {"done": number, **done.result()}
-    return {"done": number, "fault" if isinstance(error, _FAULTS) else "lost": _line(error)}
-
-
-def _line(error: BaseException) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0][:200]}" if text else type(error).__name__
+    return {"done": number, "fault" if isinstance(error, _FAULTS) else "lost": first_line(error, kind=True)}
 
 
 def main() -> int:

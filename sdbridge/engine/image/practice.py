@@ -22,6 +22,7 @@ from sdbridge.engine.image.schedule import SAMPLERS, plan_steps
 from sdbridge.engine.image.seams import StreamExtension, UnetCall
 from sdbridge.engine.image.stream import Entering, FrameTag, StreamBatch
 from sdbridge.engine.image.text import TextEmbedding
+from sdbridge.errors import first_line
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def practise(model: Any, extensions: Sequence[StreamExtension], width: int, heig
         _bank(model)
         _pictures(model.device, extensions, width, height)
     except RuntimeError as error:  # the stream does without; whoever asks for it will hear of it
-        log.info("not everything could be tried beforehand: %s", str(error).splitlines()[0][:200])
+        log.info("not everything could be tried beforehand: %s", first_line(error))
 
 
 def _texts(model: Any) -> None:

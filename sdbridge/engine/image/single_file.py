@@ -29,7 +29,7 @@ from sdbridge.engine.image.parts import check_keys, read_part
 from sdbridge.engine.image.skeleton import give_weights, shapes_of, skeleton
 from sdbridge.engine.image.stored import BrokenFileError, Source, in_memory, look_into, split_rows
 from sdbridge.engine.image.upload import Upload
-from sdbridge.errors import SdbridgeError
+from sdbridge.errors import SdbridgeError, first_line
 
 _UNET = "model.diffusion_model."
 #: Where each text encoder's keys begin; SD 2.x has two spellings (SD-Turbo's file has the later one).
@@ -147,8 +147,9 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError) as error:
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SdbridgeError("SDB-MODEL-CORRUPT", f"{path.name} cannot be read weights-only: {text}") from None
+        raise SdbridgeError(
+            "SDB-MODEL-CORRUPT", f"{path.name} cannot be read weights-only: {first_line(error)}"
+        ) from None
     state = found.get("state_dict", found) if isinstance(found, dict) else {}
     return {key: value for key, value in state.items() if isinstance(value, Tensor)}
 

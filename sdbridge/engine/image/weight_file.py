@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sdbridge.engine.image.stored import BrokenFileError, Source, in_memory, look_into
-from sdbridge.errors import SdbridgeError
+from sdbridge.errors import SdbridgeError, first_line
 
 PICKLE_SUFFIXES = frozenset({".ckpt", ".pt", ".pth", ".bin"})
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
@@ -104,8 +104,9 @@ def _read_pickle(path: Path, allow_pickle: bool) -> WeightFile:
     try:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
-        line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise SdbridgeError("SDB-FILE-BROKEN", f"{path} cannot be loaded as weights only: {line}") from None
+        raise SdbridgeError(
+            "SDB-FILE-BROKEN", f"{path} cannot be loaded as weights only: {first_line(error)}"
+        ) from None
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     tensors = dict(_flatten(loaded)) if isinstance(loaded, dict) else {}

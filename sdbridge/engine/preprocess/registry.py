@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from sdbridge.engine.preprocess.base import Preprocessor
-from sdbridge.errors import SdbridgeError
+from sdbridge.errors import SdbridgeError, first_line
 
 Network = Literal["", "depth", "softedge"]
 
@@ -67,8 +67,7 @@ def _with_depth(name: str, network: Path | None, device: torch.device, dtype: to
     try:
         depth = Depth.from_folder(network, device, dtype)
     except (OSError, ValueError, RuntimeError, KeyError, SdbridgeError) as error:
-        said = error.what if isinstance(error, SdbridgeError) else str(error)
-        line = said.strip().splitlines()[0][:200]
+        line = error.what if isinstance(error, SdbridgeError) else first_line(error)
         raise SdbridgeError(
             "SDB-PREPROCESS-NETWORK", f"{network} holds no depth network that transformers can load: {line}"
         ) from None

@@ -244,6 +244,25 @@ def test_a_missing_or_foreign_depth_network_is_named(tmp_path) -> None:
         make_preprocessor("normal", tmp_path, CPU, torch.float32)
 
 
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (OSError(), "OSError"),
+        (RuntimeError("too small\nand pages more"), "too small. "),
+        (SdbridgeError("SDB-FILE-BROKEN", "it is cut off"), "it is cut off. "),
+    ],
+)
+def test_why_a_depth_network_cannot_be_loaded_is_a_line(tmp_path, monkeypatch, fault, told) -> None:
+    from sdbridge.engine.preprocess.depth import Depth
+
+    def fail(*arguments):
+        raise fault
+
+    monkeypatch.setattr(Depth, "from_folder", fail)
+    with pytest.raises(SdbridgeError, match=rf"SDB-PREPROCESS-NETWORK.*transformers can load: {told}"):
+        make_preprocessor("depth", tmp_path, CPU, torch.float32)
+
+
 def test_growing_is_the_same_on_host_and_device() -> None:
     """The two ways to follow weak edges agree; the device's way runs here on the processor's pooling."""
     from torch.nn import functional as nn

@@ -24,6 +24,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sdbridge.errors import first_line
+
 log = logging.getLogger(__name__)
 
 _FORMAT = 1
@@ -184,7 +186,7 @@ def time_candidates(
             try:
                 timings.append(Timing(name, _time_us(bound(name)[:calls], replays)))
             except refusals() as error:  # too much shared memory, say: another will do
-                log.info("%s: %s does not run (%s)", problem.key, name, _line(error))
+                log.info("%s: %s does not run (%s)", problem.key, name, first_line(error, 160, kind=True))
         return sorted(timings, key=lambda timing: timing.microseconds)
 
     quick = timed(compile_candidates(bound, candidates, threads), _LEAST_CALLS, 2)
@@ -213,7 +215,7 @@ def compile_candidates(
             with torch.cuda.stream(stream), torch.inference_mode():
                 bound(candidate)[0]()
         except refusals() as error:
-            log.info("%s does not compile (%s)", candidate, _line(error))
+            log.info("%s does not compile (%s)", candidate, first_line(error, 160, kind=True))
             return None
         return candidate
 
@@ -268,7 +270,9 @@ def _read(file: Path, identity: dict[str, str]) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
-        log.warning("kernel choices in %s cannot be used (%s); defaults are", file, _line(error))
+        log.warning(
+            "kernel choices in %s cannot be used (%s); defaults are", file, first_line(error, 160, kind=True)
+        )
         return {}
 
 
@@ -312,8 +316,3 @@ def refusals() -> tuple[type[Exception], ...]:
     except ImportError:
         return (RuntimeError, ValueError, TypeError)
     return (RuntimeError, ValueError, TypeError, TritonError)
-
-
-def _line(error: BaseException) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0][:160]}" if text else type(error).__name__
