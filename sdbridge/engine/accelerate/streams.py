@@ -16,7 +16,7 @@ _IN_A_POOL = 32
 _PRIORITIES = (0, -1, -2, -3)  # of which PyTorch has pools; the lower the number, the more urgent
 _lock = threading.Lock()
 _owned: set[tuple[int, int]] = set()
-_shared: list[torch.cuda.Stream] = []  # kept from the first capture on
+_shared: dict[int, torch.cuda.Stream] = {}  # by card, kept from its first capture on
 _in_turns = threading.Lock()
 
 
@@ -62,14 +62,15 @@ def capture_stream(device: torch.device) -> Iterator[torch.cuda.Stream]:
     Keep it while the graph lives: PyTorch has one cuBLAS workspace for each stream, whose address the graph
     holds. And it is urgent, which the graph's kernels remember: frames go before what is warmed up beside.
     """
+    card = torch.cuda.current_device() if device.index is None else device.index
     try:
         stream = own_stream(device, priority=-1)
     except RuntimeError as error:
         with _in_turns:
-            if not _shared:
+            if card not in _shared:
                 raise RuntimeError(f"{error}, and none was kept for this") from None
-            yield _shared[0]
+            yield _shared[card]
         return
-    if not _shared:
-        _shared.append(own_stream(device, priority=-1))
+    if card not in _shared:
+        _shared[card] = own_stream(device, priority=-1)
     yield stream

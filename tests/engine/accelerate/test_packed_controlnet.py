@@ -102,9 +102,9 @@ class CountingOps(PlainOps):
 def wrapped(module: ControlNetModel, make_fast, beside: BesideTheStream | None) -> Replayed:
     """What ``Compiled`` makes of a ControlNet."""
     compiled = Compiled(SimpleNamespace(unet=build("sd15"), device=torch.device("cpu")), capture=Recorded)
-    compiled._make_fast, compiled._beside = make_fast, beside
+    compiled.unet.make_fast, compiled.graphs.beside = make_fast, beside
     made = compiled.wrap(ControlCall(module), "ControlNet canny")
-    made.said = compiled._said  # type: ignore[attr-defined]
+    made.said = compiled.graphs.said  # type: ignore[attr-defined]
     return made
 
 

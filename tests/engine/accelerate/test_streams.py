@@ -27,7 +27,7 @@ class PoolStream:
 def pool(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "Stream", PoolStream)
     monkeypatch.setattr(streams, "_owned", set())
-    monkeypatch.setattr(streams, "_shared", [])
+    monkeypatch.setattr(streams, "_shared", {})
 
 
 def test_no_stream_is_given_twice_and_what_is_let_go_comes_back() -> None:
@@ -59,3 +59,19 @@ def test_captures_go_on_when_every_stream_has_an_owner_on_one_that_they_share() 
     with streams.capture_stream(CARD) as second:
         assert second is first and streams._in_turns.locked()
     assert first.cuda_stream not in {stream.cuda_stream for stream in kept}
+
+
+def test_the_stream_that_captures_share_is_of_their_own_card() -> None:
+    other = torch.device("cuda", 1)
+    with streams.capture_stream(CARD), streams.capture_stream(other):
+        pass
+    kept = []
+    for card in (CARD, other):
+        while True:
+            try:
+                kept.append(streams.own_stream(card))
+            except RuntimeError:
+                break
+    for card in (CARD, other):
+        with streams.capture_stream(card) as stream:
+            assert stream.device_index == card.index

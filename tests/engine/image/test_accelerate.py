@@ -178,19 +178,19 @@ def test_what_gets_better_beside_the_stream_takes_over_at_a_frame_edge(checkpoin
         return StandInGraph(run, tensors)
 
     acceleration = Compiled(rig.model, capture=capture)
-    acceleration._make_fast, acceleration._beside = PlainOps, BesideTheStream(torch.device("cpu"))
+    acceleration.unet.make_fast, acceleration.graphs.beside = PlainOps, BesideTheStream(torch.device("cpu"))
     put_in(rig, acceleration)
     found = [rig.latent_of(frame(0)).clone()]
-    first = dict(acceleration._graphs)
+    first = dict(acceleration.graphs.by_key)
     begin.set()
     assert acceleration.settled(30)
     found += [rig.latent_of(frame(k)).clone() for k in (1, 2)]
-    replaced = [key[0] for key, graph in acceleration._graphs.items() if graph is not first[key]]
+    replaced = [key[0] for key, graph in acceleration.graphs.by_key.items() if graph is not first[key]]
     assert replaced == ["unet"] and "accelerate" in threads
     for mine, theirs in zip(found, wanted, strict=True):
         assert relative(mine, theirs) <= 1e-9
     acceleration.close()
-    assert not acceleration._beside._thread.is_alive()
+    assert not acceleration.graphs.beside._thread.is_alive()
     rig.engine.unload()
 
 
@@ -204,7 +204,7 @@ def test_when_the_better_form_fails_the_first_one_goes_on(checkpoint, caplog) ->
         return StandInGraph(run, tensors)
 
     acceleration = Compiled(rig.model, capture=capture)
-    acceleration._make_fast, acceleration._beside = PlainOps, BesideTheStream(torch.device("cpu"))
+    acceleration.unet.make_fast, acceleration.graphs.beside = PlainOps, BesideTheStream(torch.device("cpu"))
     put_in(rig, acceleration)
     before = rig.latent_of(frame(0)).clone()
     assert acceleration.settled(30)
@@ -234,7 +234,7 @@ def test_a_shape_taken_up_unforeseen_is_captured_beside_the_stream_and_no_frame_
         return StandInGraph(run, tensors)
 
     acceleration = Compiled(rig.model, capture=capture)
-    acceleration._beside = BesideTheStream(torch.device("cpu"))
+    acceleration.graphs.beside = BesideTheStream(torch.device("cpu"))
     acceleration.foresee_denoise = lambda call: True  # as where waiting has taken too long
     acceleration.foresee_pictures = lambda *size: True
     put_in(rig, acceleration)
@@ -248,7 +248,7 @@ def test_a_shape_taken_up_unforeseen_is_captured_beside_the_stream_and_no_frame_
             assert set(captured_in[before:]) <= {"accelerate"}  # the stream itself captured nothing more
             hold.set()
             assert acceleration.settled(30)
-    present = [graph for key, graph in acceleration._graphs.items() if acceleration._is_wanted(key)]
+    present = [graph for key, graph in acceleration.graphs.by_key.items() if acceleration.is_wanted(key)]
     assert len(present) >= 6 and not any(type(graph).__name__ == "Uncaptured" for graph in present)
     acceleration.close()
     rig.engine.unload()

@@ -62,9 +62,9 @@ def test_the_faster_form_waits_for_its_kernels_and_the_stream_for_nothing(checkp
     compiler = Compiler()
     compiler.fault = fault
     acceleration = Compiled(rig.model, capture=capture)
-    acceleration._make_fast = PlainOps
-    acceleration._beside = BesideTheStream(torch.device("cpu"))
-    acceleration._compiler = compiler  # type: ignore[assignment]
+    acceleration.unet.make_fast = PlainOps
+    acceleration.graphs.beside = BesideTheStream(torch.device("cpu"))
+    acceleration.graphs.compiler = compiler  # type: ignore[assignment]
     put_in(rig, acceleration)
     found = [rig.latent_of(frame(0)).clone()]
     assert compiler.begun.wait(30)
@@ -117,9 +117,9 @@ def test_what_fails_beside_the_stream_is_one_line_and_the_stream_goes_on(
 
         compiler.begin = begin  # type: ignore[method-assign]
     acceleration = Compiled(rig.model, capture=capture)
-    acceleration._make_fast = PlainOps
-    acceleration._beside = BesideTheStream(torch.device("cpu"))
-    acceleration._compiler = compiler  # type: ignore[assignment]
+    acceleration.unet.make_fast = PlainOps
+    acceleration.graphs.beside = BesideTheStream(torch.device("cpu"))
+    acceleration.graphs.compiler = compiler  # type: ignore[assignment]
     put_in(rig, acceleration)
     caplog.clear()
     found = [rig.latent_of(frame(0)).clone()]

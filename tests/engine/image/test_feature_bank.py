@@ -51,9 +51,9 @@ def test_graphs_with_the_bank_give_what_the_modules_give(checkpoint, family: str
             put_in(rig, Compiled(rig.model, capture=StandInGraph))
         found[name] = walk(rig, changes, 21, (4, 5, 6, 7, 8, 11, 12, 13, 14, 15, 16, 19, 20))
         if name == "compile":
-            kept = rig.engine.painter.acceleration._graphs
+            kept = rig.engine.painter.acceleration.graphs.by_key
             assert {key[1] for key in kept if key[0] == "unet"} == {0, 3}, "of dead buffers nothing is kept"
-            assert not rig.engine.painter.acceleration._said & {"operation by operation"}
+            assert not rig.engine.painter.acceleration.graphs.said & {"operation by operation"}
         rig.engine.unload()
     for k, (a, b) in enumerate(zip(found["eager"], found["compile"], strict=True)):
         assert relative(b, a) <= 1e-9, k
@@ -94,7 +94,7 @@ def test_trying_beside_the_stream_writes_nothing_where_frames_read(checkpoint) -
         return StandInGraph(run, tensors)
 
     acceleration = Compiled(rig.model, capture=capture)
-    acceleration._make_fast, acceleration._beside = PlainOps, BesideTheStream(torch.device("cpu"))
+    acceleration.unet.make_fast, acceleration.graphs.beside = PlainOps, BesideTheStream(torch.device("cpu"))
     put_in(rig, acceleration)
     rig.engine.reset("hard")
     found = []
@@ -104,7 +104,7 @@ def test_trying_beside_the_stream_writes_nothing_where_frames_read(checkpoint) -
             at_rest.set()
             assert acceleration.settled(60)
     assert tried and not any(moved for one in tried for moved in one)
-    assert all(type(graph).__name__ == "StandInGraph" for graph in acceleration._graphs.values())
+    assert all(type(graph).__name__ == "StandInGraph" for graph in acceleration.graphs.by_key.values())
     for k, (mine, theirs) in enumerate(zip(found, wanted, strict=True)):
         assert relative(mine, theirs) <= 1e-9, k
     rig.engine.unload()

@@ -65,7 +65,7 @@ class HeldCaptures:
 def streaming(checkpoint, values=VALUES) -> tuple[Rig, Compiled, HeldCaptures]:
     rig, held = Rig(checkpoint(), values, dtype="float64"), HeldCaptures()
     acceleration = Compiled(rig.model, capture=held)
-    acceleration._beside = BesideTheStream(torch.device("cpu"))
+    acceleration.graphs.beside = BesideTheStream(torch.device("cpu"))
     put_in(rig, acceleration)
     for number in range(2):
         rig.latent_of(frame(number))
@@ -113,7 +113,7 @@ def test_frames_run_in_the_old_shape_until_the_new_one_is_captured(checkpoint, c
     assert rig.engine.painter.settings == wanted and wanted != before
     assert rig.calls and held.in_stream == captured, "nothing was captured in the stream"
     for call in rig.calls:  # and none ran operation by operation
-        graph = acceleration._graphs[acceleration._key_of(call)]
+        graph = acceleration.graphs.by_key[acceleration.unet.key_of(call)]
         assert isinstance(graph, StandInGraph)
     assert set(held.of_shapes.values()) == {1}, "nothing is captured twice"
     end(rig, held)
@@ -308,7 +308,7 @@ def test_the_bank_is_switched_on_with_graphs_that_were_captured_before(checkpoin
     assert held.in_stream == captured
     assert sum(held.of_shapes.values()) == 6, "seeding, running, and the merging of four shares"
     for call in rig.calls:
-        assert isinstance(acceleration._graphs[acceleration._key_of(call)], StandInGraph)
+        assert isinstance(acceleration.graphs.by_key[acceleration.unet.key_of(call)], StandInGraph)
     merges = [merge for merge, _ in rig.engine.painter._bank.memory.merges()]
     assert len(merges) == 4 and all(merge._graph is not None for merge in merges)
     rig.set(steps=3)  # another memory, made beside the one in use
@@ -337,7 +337,7 @@ def test_an_inpainting_unet_waits_with_its_further_channels(checkpoint) -> None:
     """They come from an extension, and are of the new shape before any frame is."""
     rig, held = Rig(checkpoint("sd15-inpaint"), VALUES, dtype="float64"), HeldCaptures()
     acceleration = Compiled(rig.model, capture=held)
-    acceleration._beside = BesideTheStream(torch.device("cpu"))
+    acceleration.graphs.beside = BesideTheStream(torch.device("cpu"))
     put_in(rig, acceleration)
     for number in range(2):
         rig.latent_of(frame(number))
@@ -350,6 +350,6 @@ def test_an_inpainting_unet_waits_with_its_further_channels(checkpoint) -> None:
     assert acceleration.settled(60)
     rig.latent_of(frame(5))
     assert rig.calls[-1].sample.shape == (3, 9, 8, 16)
-    assert isinstance(acceleration._graphs[acceleration._key_of(rig.calls[-1])], StandInGraph)
-    assert {key[0] for key in acceleration._graphs if key[0] == "unet"} and held.in_stream == captured
+    assert isinstance(acceleration.graphs.by_key[acceleration.unet.key_of(rig.calls[-1])], StandInGraph)
+    assert {key[0] for key in acceleration.graphs.by_key if key[0] == "unet"} and held.in_stream == captured
     end(rig, held)

@@ -38,7 +38,7 @@ class Streams:
 
         def build(name, model, *further, **more):
             made = Compiled(model, capture=self.held)
-            made._beside = BesideTheStream(torch.device("cpu"))
+            made.graphs.beside = BesideTheStream(torch.device("cpu"))
             return made
 
         self.plain = Rig(checkpoint, VALUES, dtype="float64")
@@ -80,7 +80,7 @@ class Streams:
     @property
     def from_graphs(self) -> bool:
         return isinstance(
-            self.acceleration._graphs[self.acceleration._key_of(self.rig.calls[-1])], StandInGraph
+            self.acceleration.graphs.by_key[self.acceleration.unet.key_of(self.rig.calls[-1])], StandInGraph
         )
 
     def end(self) -> None:

@@ -1,0 +1,215 @@
+"""The UNet's calls from graphs: which graph is for which call, and what each frame's call runs by."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from sdbridge.engine.accelerate import precompile
+from sdbridge.engine.accelerate.attention import Attend
+from sdbridge.engine.accelerate.eager import Eager
+from sdbridge.engine.accelerate.flat_calls import at_times, flat, time_inputs, unflat
+from sdbridge.engine.accelerate.graphs import Graphs, shapes_of
+from sdbridge.engine.accelerate.packed_unet import PackedUnet, obstacle
+from sdbridge.engine.accelerate.replay import Key, TensorCall
+from sdbridge.engine.accelerate.unet_ops import PlainOps, UnetOps
+from sdbridge.engine.image.load import LoadedModel
+from sdbridge.engine.image.seams import UnetCall
+
+_KEPT_GRAPHS = 12
+
+
+class UnetGraphs:
+    """Packed where that can be; the time projections have a graph of their own, since they change with the
+    steps, not with the frame.
+    """
+
+    def __init__(self, model: LoadedModel, eager: Eager, graphs: Graphs, attend: Attend) -> None:
+        self._model = model
+        self._eager = eager
+        self._graphs = graphs
+        #: Operations on our own kernels, for one graph; None: there are none.
+        self.make_fast: Callable[[], UnetOps] | None = None
+        self._denoise: Key | None = None
+        self._ahead: frozenset[Key] = frozenset()  # what is to be run later
+        self._times_at: Key = ()  # what the time projections below were made of
+        self._times_of: tuple[Tensor, ...] = ()
+        self._times_now = torch.zeros(0)
+        self._attention = [
+            (name, module) for name, module in model.unet.named_modules() if hasattr(module, "processor")
+        ]
+        why = obstacle(model.unet)
+        self._packed = None if why else PackedUnet(model.unet, PlainOps(attend))
+        if why:
+            graphs.say(f"the UNet runs unpacked: it has {why}")
+
+    @property
+    def packed(self) -> bool:
+        """Whether the network has the usual parts."""
+        return self._packed is not None
+
+    # --- getting ready ---
+
+    def prepare(self, call: UnetCall) -> None:
+        key = self._denoise = self.key_of(call)
+        if key is None:
+            return
+        bank = call.bank
+        if bank is not None:
+            for other in [other for other in self._graphs.by_key if other[0] == "unet"]:
+                if other[1] not in (0, bank.generation) and other not in self._ahead:
+                    self._graphs.drop(other)  # its feature bank is no more
+        self._provide(key, call, self._graphs.streams("unet"))
+
+    def foresee(self, *calls: UnetCall) -> bool:
+        """Whether they run at full speed or never will. With a feature bank only packed ones are foreseen."""
+        known = [(self.key_of(call), call) for call in calls if call.bank is None or self._packs(call)]
+        wanted = [(key, call) for key, call in known if key is not None]
+        self._ahead = frozenset(key for key, _ in wanted)
+        for key, call in wanted:
+            self._provide(key, call, beside=True)
+        needed = [key for key, _ in wanted] + [_time_key(call) for _, call in wanted if self._packs(call)]
+        return all(self._graphs.ready(key) for key in needed)
+
+    def is_wanted(self, key: Key) -> bool:
+        """Whether frames run with it, or are to."""
+        if key[0] == "times":
+            return True
+        if self._denoise is not None and 0 != key[1] == self._denoise[1]:
+            return True  # of the feature bank in use: it may be seeded anew at any frame
+        return key == self._denoise or key in self._ahead
+
+    def key_of(self, call: UnetCall) -> Key | None:
+        """By what the graph for such calls is known; None where there can be none."""
+        if call.bank is not None and call.bank.seeding and not self._packs(call):
+            return None  # one frame only, and not to be captured beside the stream
+        why = self._obstacle(call)
+        if why:
+            self._graphs.say(f"the UNet runs operation by operation: {why}")
+            return None
+        names, tensors = flat(call)
+        generation, seeding = (0, False) if call.bank is None else call.bank.key
+        return ("unet", generation, seeding, names, self._packs(call), *shapes_of(tensors))
+
+    def _provide(self, key: Key, call: UnetCall, beside: bool) -> None:
+        if self._graphs.is_there(key):
+            return
+        names, tensors = flat(call)
+        if self._packs(call):
+            self._provide_packed(key, call, names, tensors, beside)
+        else:  # with a feature bank never beside: the modules write into it, trying too
+            run = _on_tensors(self._eager.run_denoise, call, names)
+            self._graphs.provide(key, run, tensors, beside and call.bank is None)
+        self._graphs.drop_oldest("unet", _KEPT_GRAPHS)
+
+    def _packs(self, call: UnetCall) -> bool:
+        return self._packed is not None and not PackedUnet.fits(call)
+
+    def _provide_packed(
+        self, key: Key, call: UnetCall, names: tuple[str, ...], tensors: tuple[Tensor, ...], beside: bool
+    ) -> None:
+        packed, graphs = self._packed, self._graphs
+        assert packed is not None
+        time_names, time_tensors = time_inputs(call)
+        time_key = _time_key(call)
+        if not graphs.is_there(time_key):
+            graphs.provide(
+                time_key, lambda *given: packed.times(at_times(call, time_names, given)), time_tensors, beside
+            )
+            graphs.drop_oldest("times", _KEPT_GRAPHS)
+        self._times_at = ()
+        with torch.inference_mode():
+            both = (*tensors, packed.times(call))
+
+        rehearse = _rehearsal(call)
+
+        def plainly(*given: Tensor) -> Tensor:
+            return packed.run(unflat(rehearse(), names, given[:-1]), times=given[-1])
+
+        faster, spec = None, None
+        if self.make_fast is not None:
+            fast = self.make_fast()  # each graph has buffers of its own
+
+            def faster(*given: Tensor) -> Tensor:
+                return packed.run(unflat(rehearse(), names, given[:-1]), fast, given[-1])
+
+            spec = precompile.unet_spec(self._model.unet, call)
+        graphs.provide(key, plainly, both, beside, faster, spec)
+
+    def _obstacle(self, call: UnetCall) -> str:
+        """Why this call cannot be a graph, or ''."""
+        if call.cross_attention:
+            return "attention processors take arguments"
+        for name, module in self._attention:
+            processor = module.processor
+            if getattr(processor, "graph_safe", False):
+                continue
+            if not type(processor).__module__.startswith("diffusers."):
+                return f"{name} has a {type(processor).__name__}"
+        return ""
+
+    # --- frames ---
+
+    def run(self, call: UnetCall) -> Tensor:
+        graph = self._graphs.by_key.get(self._denoise) if self._denoise is not None else None
+        if graph is None:
+            return self._eager.run_denoise(call)
+        if self._packs(call):
+            made: Tensor = graph.run((*flat(call)[1], self._times(call)))
+        else:
+            made = graph.run(flat(call)[1])
+        return made
+
+    def _times(self, call: UnetCall) -> Tensor:
+        """The time projections of this call; made again only when they may differ from the last ones."""
+        assert self._packed is not None
+        names, tensors = time_inputs(call)
+        at: Key = (call.timesteps_host, names, *(id(tensor) for tensor in tensors[2:]))
+        if not call.timesteps_host or at != self._times_at:
+            graph = self._graphs.by_key.get(_time_key(call))
+            self._times_now = self._packed.times(call) if graph is None else graph.run(tensors)
+            self._times_at = at
+            self._times_of = tensors  # kept alive, so that an id means the same tensor
+        return self._times_now
+
+    def weights_changed(self) -> None:
+        """The time projections are made again for the next frame."""
+        self._times_at = ()
+
+    def close(self) -> None:
+        self._denoise = None
+        self._times_of = ()
+
+
+def _rehearsal(call: UnetCall) -> Callable[[], UnetCall]:
+    """The call to make now. Beside the stream nothing may be written where frames are read, unless a
+    capture only notes it down: what runs there until then has a feature bank of its own.
+    """
+    if call.bank is None:
+        return lambda: call
+    frames_thread, own = threading.get_ident(), [call]
+    on_cuda = call.sample.is_cuda
+
+    def now() -> UnetCall:
+        in_stream = threading.get_ident() == frames_thread
+        if in_stream or (on_cuda and torch.cuda.is_current_stream_capturing()):
+            own[:] = [call]
+            return call
+        if own[0] is call:
+            own[:] = [replace(call, bank=call.bank and call.bank.rehearsal())]
+        return own[0]
+
+    return now
+
+
+def _on_tensors(run: Callable[[UnetCall], Tensor], call: UnetCall, names: tuple[str, ...]) -> TensorCall:
+    return lambda *given: run(unflat(call, names, given))
+
+
+def _time_key(call: UnetCall) -> Key:
+    names, tensors = time_inputs(call)
+    return ("times", names, *shapes_of(tensors))
