@@ -1,8 +1,8 @@
 """How the engine's libraries are imported in a third of their time: without what they would only look at.
 
 CPU seconds on one core (torch 2.13, diffusers 0.42, transformers 5.23): 5.9 as they come, 4.4 with Python's
-garbage collector asleep, 3.3 without the optional packages, 1.9 on the CPU also without transformers (our own
-text encoder needs none of it) and torch's compiler, which nothing of ours calls.
+garbage collector asleep, 3.3 without the optional packages, 1.9 also without transformers (CLIP's encoders
+and tokenizer are our own) and torch's compiler, which nothing of ours calls.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ log = logging.getLogger(__name__)
 #: go through our own reader and samplers through our own schedule. Both libraries run without them.
 NEVER_USED = ("peft", "scipy", "sklearn", "torchvision")
 
-#: Wanted for style images and some control images only. With a GPU they are imported at the start all the
-#: same: later it would be beside the stream, and keep frames waiting that come every few milliseconds.
+#: Wanted for depth, and for files that we do not read ourselves: imported when it comes to that.
 SELDOM_USED = ("transformers",)
 
 #: Everything that loading a model and painting with it takes, in the order in which it is needed.
@@ -39,7 +38,6 @@ _NEEDED: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("sdbridge.engine.image.clip_text", ()),
     ("sdbridge.engine.image.clip_tokens", ()),
 )
-_FOR_A_GPU: tuple[tuple[str, tuple[str, ...]], ...] = (("transformers", ("CLIPVisionModelWithProjection",)),)
 
 
 def import_sparingly(config: EngineConfig) -> None:
@@ -51,19 +49,14 @@ def import_sparingly(config: EngineConfig) -> None:
     call_weights(config)
     with ExitStack() as stack:
         stack.enter_context(collector_asleep())
-        stack.enter_context(_hidden(NEVER_USED))
+        stack.enter_context(_hidden((*NEVER_USED, *SELDOM_USED)))
         if not _import("sdbridge.engine.image.device"):
             return
-        needed = _NEEDED
         device = _device_of(config)
         stack.enter_context(_compiler_postponed())
-        if device == "cpu":
-            stack.enter_context(_hidden(SELDOM_USED))
-        else:
-            needed += _FOR_A_GPU
         if device.startswith("cuda"):
             wake_gpu(device)
-        if not all(_import(module, *names) for module, names in needed):
+        if not all(_import(module, *names) for module, names in _NEEDED):
             return
     log.info("libraries imported in %.2f s", time.perf_counter() - began)
 

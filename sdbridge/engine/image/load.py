@@ -103,9 +103,8 @@ def load_model(
 def _import_what_loads_beside() -> None:
     """Now, in 20 ms, and not while frames flow, which would all wait for the interpreter."""
     import diffusers
-    import transformers
 
-    diffusers.ControlNetModel, diffusers.T2IAdapter, transformers.CLIPVisionModelWithProjection  # noqa: B018
+    diffusers.ControlNetModel, diffusers.T2IAdapter  # noqa: B018
 
 
 def _load_folder(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as nn
 
+from sdbridge.engine.image.clip_vision import ClipVision, image_config
 from sdbridge.engine.image.parts import read_part
 from sdbridge.engine.image.seams import ModelParts
 from sdbridge.engine.image.skeleton import differing, give_weights, shapes_of, skeleton
@@ -67,7 +68,7 @@ class StyleNetwork:
 def look(encoder: Any, pixels: Tensor, plus: bool) -> Tensor:
     """What an adapter takes of an image: the pooled embedding, or all patches before the last layer."""
     if plus:
-        return encoder(pixels, output_hidden_states=True).hidden_states[-2]
+        return encoder(pixels).hidden_states[-2]
     return encoder(pixels).image_embeds
 
 
@@ -223,18 +224,14 @@ def _load_encoder(place: Path, folder: Path | None, wanted: int, plus: bool, mod
 def _encoder_width(folder: Path, key: str) -> int | None:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return int(config[key])
-    except (OSError, ValueError, KeyError, TypeError):
+        return int(image_config(config)[key])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
 def _read_encoder(folder: Path, model: ModelParts) -> Any:
-    from transformers import CLIPVisionModelWithProjection
-
     try:
-        return read_part(
-            CLIPVisionModelWithProjection, folder, model.dtype, False, upload=upload_to(model.device)
-        )
+        return read_part(ClipVision, folder, model.dtype, False, upload=upload_to(model.device))
     except SdbridgeError as error:
         raise SdbridgeError("SDB-STYLE-ENCODER", f"{folder} cannot be loaded: {error.what}") from None
 
