@@ -66,12 +66,15 @@ def run(
         bool, typer.Option("--lan", help="Let other machines reach page and OSC. Asks for a token.")
     ] = False,
     browser: Annotated[bool, typer.Option("--browser", help="Open the page in the web browser.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Say nothing on the console but what ends it: all is in the log.")
+    ] = False,
 ) -> None:
     """Run the bridge until Ctrl+C. The output never stops, whatever the input or the engine does."""
     from sdbridge.commands.run import run_bridge
 
     overrides = {"port": port, "engine.model": model, "engine.device": device, "lan": lan or None}
-    raise typer.Exit(run_bridge(config, overrides, frames, summary, browser))
+    raise typer.Exit(run_bridge(config, overrides, frames, summary, browser, quiet))
 
 
 @app.command()

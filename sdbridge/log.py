@@ -89,12 +89,15 @@ class Logging:
         root.setLevel(min(self._level, logging.INFO))
         self._stack.callback(root.setLevel, before)
         self._add(self._recent)
-        if self._console:
+        trouble = None if self._folder is None else self._add_file(self._folder)
+        if self._console or trouble is not None:  # somewhere it must be told
             handler = _console(self._level)
             handler.addFilter(_not_from_libraries)
             self._add(handler)
-        if self._folder is not None:
-            self._add_file(self._folder)
+        if trouble is not None:
+            logging.getLogger(__name__).warning(
+                "SDB-LOG-WRITE: no log file in %s (%s); going on without one.", self._folder, trouble
+            )
         return self
 
     def _add(self, handler: logging.Handler) -> None:
@@ -103,7 +106,8 @@ class Logging:
         self._stack.callback(handler.close)
         self._stack.callback(root.removeHandler, handler)
 
-    def _add_file(self, folder: Path) -> None:
+    def _add_file(self, folder: Path) -> OSError | None:
+        """Log into ``folder`` too; what keeps us from it, if anything does."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.file = folder / "sdbridge.log"
@@ -115,9 +119,8 @@ class Logging:
             self._stack.callback(faulthandler.disable)
         except OSError as error:
             self.file = None
-            logging.getLogger(__name__).warning(
-                "SDB-LOG-WRITE: no log file in %s (%s); going on without one.", folder, error
-            )
+            return error
+        return None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

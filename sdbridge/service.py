@@ -78,19 +78,22 @@ WantedBy=default.target
 
 
 def launch_agent_plan(command: Sequence[str], home: Path | None = None) -> Plan:
-    """A LaunchAgent, not a daemon: Syphon and the GPU need the user's graphical session."""
+    """A LaunchAgent, not a daemon: Syphon and the GPU need the user's graphical session.
+
+    launchd rotates no file: ``--quiet`` leaves service.log to what our own log, which is rotated, cannot say,
+    such as a Python that is gone.
+    """
     file = (home or Path.home()) / "Library" / "LaunchAgents" / f"{LABEL}.plist"
     log = str(paths.log_dir() / "service.log")
     text = plistlib.dumps(
         {
             "Label": LABEL,
-            "ProgramArguments": list(command),
+            "ProgramArguments": [*command, "--quiet"],
             "RunAtLoad": True,
             "KeepAlive": {"SuccessfulExit": False},
             "ProcessType": "Interactive",
             "LimitLoadToSessionType": "Aqua",
             "ExitTimeOut": 15,
-            "StandardOutPath": log,
             "StandardErrorPath": log,
         }
     ).decode()

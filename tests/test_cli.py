@@ -117,6 +117,16 @@ def test_the_mistakes_of_a_config_are_told_once_each_on_its_line(tmp_path, monke
     assert "SDB-CONFIG-INVALID" in summary.read_text()
 
 
+def test_a_quiet_run_says_all_in_the_log_and_nothing_on_the_console(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("SDBRIDGE_HOME", str(tmp_path))
+    monkeypatch.setattr(Bridge, "start", lambda bridge: None)
+    monkeypatch.setattr(Bridge, "run", lambda bridge, frames: bridge.note_error("SDB-X") or bridge.status())
+    assert run_bridge(None, {"log.folder": str(tmp_path)}, 1, None, False, quiet=True) == 0
+    assert capfd.readouterr() == ("", "")
+    told = (tmp_path / "sdbridge.log").read_text()
+    assert "Page    http://127.0.0.1:" in told and "SDB-X" in told
+
+
 def test_flags_that_make_no_sense_are_refused_with_the_file_or_without(tmp_path):
     file = tmp_path / "show.yaml"
     file.write_text("name: show\n")

@@ -28,12 +28,15 @@ def test_everything_is_put_back(tmp_path):
     assert (root.level, list(root.handlers)) == before
 
 
-def test_a_folder_that_cannot_be_made_is_told_and_survived(tmp_path):
+def test_a_folder_that_cannot_be_made_is_told_and_survived(tmp_path, capsys):
     blocked = tmp_path / "file"
     blocked.write_text("")
     with Logging("info", blocked / "log", console=False) as logs:
         assert logs.file is None
         assert "SDB-LOG-WRITE" in logs.lines(1)[0]
+        logging.getLogger("sdbridge.x").info("frame 7")
+    said = capsys.readouterr().err  # the console was not wanted, but nobody else listens
+    assert said.count("SDB-LOG-WRITE") == said.count("frame 7") == 1
 
 
 def test_a_write_that_fails_later_is_told_once(tmp_path, capsys):

@@ -50,7 +50,7 @@ def test_systemd_itself_accepts_the_unit(tmp_path):
 def test_a_launch_agent_runs_in_the_graphical_session(tmp_path):
     plan = service.launch_agent_plan(COMMAND, tmp_path)
     about = plistlib.loads(plan.text.encode())
-    assert about["ProgramArguments"] == COMMAND
+    assert about["ProgramArguments"] == [*COMMAND, "--quiet"]  # service.log would grow for ever
     assert about["RunAtLoad"] is True and about["LimitLoadToSessionType"] == "Aqua"
     assert plan.file == tmp_path / "Library/LaunchAgents/org.sdbridge.bridge.plist"
 

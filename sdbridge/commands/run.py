@@ -9,7 +9,7 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -43,17 +43,28 @@ def run_bridge(
     frames: int | None,
     summary: Path | None,
     browser: bool,
+    quiet: bool = False,
 ) -> int:
-    """Run until stopped or ``frames`` are out. Returns the exit code."""
+    """Run until stopped or ``frames`` are out. Returns the exit code.
+
+    ``quiet`` leaves the console to what ends the run: for a service whose console is a file nobody rotates.
+    """
     config, mistakes = config_or_safe_mode(path, overrides)
     folder = Path(config.log.folder).expanduser() if config.log.folder else paths.log_dir()
-    with Logging(config.log.level, folder) as logging_, Bridge(config, log_lines=logging_.lines) as bridge:
+    with (
+        Logging(config.log.level, folder, console=not quiet) as logging_,
+        Bridge(config, log_lines=logging_.lines) as bridge,
+    ):
         if mistakes is not None:
             bridge.note_error(str(mistakes), safe_mode=True)
         with _signals_stop(bridge):
             bridge.start()
             gc.enable()  # asleep since __main__
-            _say_where_everything_is(config, bridge, logging_.file)
+            for line in _where_everything_is(config, bridge, logging_.file):
+                if quiet:
+                    log.info("%s", line)
+                else:
+                    ERR.print(line, soft_wrap=True)
             if browser:
                 import webbrowser
 
@@ -113,7 +124,7 @@ def _say_at_once(line: str) -> None:
         os.write(2, f"{line}\n".encode())
 
 
-def _say_where_everything_is(config: Config, bridge: Bridge, log_file: Path | None) -> None:
+def _where_everything_is(config: Config, bridge: Bridge, log_file: Path | None) -> Sequence[str]:
     """The first lines a person sees: each names the thing to type elsewhere."""
     status = bridge.status()
     model = bridge.store.get("model") or config.engine.model or status.model or config.engine.kind
@@ -132,9 +143,7 @@ def _say_where_everything_is(config: Config, bridge: Bridge, log_file: Path | No
     ]
     if log_file is not None:
         lines.append(f"Log     {log_file}")
-    lines.append("Ctrl+C stops (twice: at once)")
-    for line in lines:
-        ERR.print(line, soft_wrap=True)
+    return [*lines, "Ctrl+C stops (twice: at once)"]
 
 
 def _torch_version() -> str:
