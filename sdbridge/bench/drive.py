@@ -142,6 +142,8 @@ class Drive:
         return Chunk(tuple(entries))  # type: ignore[arg-type]
 
     def _turn(self) -> None:
+        if self.ahead:
+            self._collect(getattr(self.engine, "most_pending", IN_FLIGHT) - 1)
         began = time.perf_counter()
         also = self.coming.pop(self.number, {})
         self.engine.apply({**self.recipe.moves(self.number), **also}, self.number + 1)

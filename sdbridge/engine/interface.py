@@ -133,6 +133,8 @@ class OverlappingEngine(Engine, Protocol):
     A ``submit`` that raises has queued nothing; a ``collect`` that raises has taken its tick out.
     ``pending`` counts ticks submitted and not collected. ``tick``, ``reset``, ``flush`` and
     ``unload`` are called with none pending.
+    An engine may have an attribute ``most_pending``, asked before each ``submit``: how many ticks may be
+    pending just now, where less than ``MOST_PENDING`` would keep frames from waiting for something else.
 
     Two more promises an engine may make, as attributes that are True, whichever way it ticks:
     ``keeps_no_frames`` (input pixels are read within ``tick`` or ``submit`` only, so the loop lends

@@ -220,7 +220,7 @@ class EngineLoop:
         ticks.keep_beat(began)
 
     def _tick(self, engine: Engine, ticks: Ticks, chunk: Chunk | None, taken_ns: int) -> None:
-        if ticks.full:
+        while ticks.full:
             self._collect(ticks, wait=True)
         try:
             ticks.submit(chunk, self._revision, taken_ns)

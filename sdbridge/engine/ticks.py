@@ -68,7 +68,9 @@ class Ticks:
 
     @property
     def full(self) -> bool:
-        return len(self._tickets) >= (MOST_PENDING if self.overlap else 1)
+        """Whether a tick is to be collected before the next is submitted."""
+        most = getattr(self._engine, "most_pending", MOST_PENDING) if self.overlap else 1
+        return len(self._tickets) >= most
 
     @property
     def last_ns(self) -> int:

@@ -163,16 +163,18 @@ class SimulatedOverlap(SimulatedEngine):
     def __init__(self, config: EngineConfig) -> None:
         super().__init__(config)
         self._queue: deque[tuple[Chunk, int]] = deque()
-        self.most_pending = 0
+        self.highest_pending = 0
+        self.submits: list[tuple[int, int]] = []  # when, and how many were pending from then on
 
     @property
     def pending(self) -> int:
         return len(self._queue)
 
     def submit(self, chunk):
-        assert self.pending < 2
+        assert self.pending < getattr(self, "most_pending", 2)
+        self.submits.append((self.clock.now_ns(), self.pending + 1))
         self._queue.append(self.queue(chunk))
-        self.most_pending = max(self.most_pending, self.pending)
+        self.highest_pending = max(self.highest_pending, self.pending)
 
     def collect(self, wait):
         if not self._queue or not (wait or self._queue[0][1] <= self.clock.now_ns()):

@@ -13,7 +13,7 @@ from .overlap_rig import MS, Run
 def test_a_slow_source_waits_for_one_engine_time_and_not_longer():
     run = Run(every_ms=33.0, last_ms=3000).go()
     assert run.ids == list(range(1, run.offered + 1))
-    assert run.engine.most_pending == 1
+    assert run.engine.highest_pending == 1
     assert max(run.latencies_ms) == pytest.approx(2.0 + 5.0, abs=0.01)
 
 
@@ -29,7 +29,7 @@ def test_a_source_just_slower_than_the_device_loses_nothing_where_plain_ticks_lo
 
 def test_a_fast_source_keeps_the_device_at_work_with_fresh_frames():
     run = Run(every_ms=1.0, last_ms=3000).go()
-    assert run.engine.most_pending == 2
+    assert run.engine.highest_pending == 2
     assert sum(run.engine.idle_ns[5:]) < 0.01 * 3000 * MS
     assert len(run.out) == pytest.approx(3000 / 5.0, rel=0.02)
     plain = Run(every_ms=1.0, last_ms=3000, overlap=False).go()
@@ -76,6 +76,29 @@ def test_a_parameter_received_before_a_frame_is_taken_shows_in_that_frame_with_i
     revisions = [frame.revision for frame, _ in run.out]
     assert revisions == sorted(revisions)
     assert [revision for _, revision in run.told("applied")][-1] == max(said_ns)
+
+
+@pytest.mark.parametrize(("every_ms", "chunk"), [(1.0, 1), (6.5, 1), (33.0, 1), (10.0, 4)])
+def test_while_the_engine_asks_for_it_each_tick_is_out_before_the_next_and_nothing_is_lost(every_ms, chunk):
+    device_ms = 30.0 if chunk == 4 else 4.0
+    run = Run(every_ms=every_ms, last_ms=3000, device_ms=device_ms, chunk=chunk)
+    run.clock.at(1000, lambda: setattr(run.engine, "most_pending", 1))
+    run.clock.at(2000, lambda: setattr(run.engine, "most_pending", 2))
+    run.go()
+    at_ms = [((when - run.clock.begin_ns) / 1e6, pending) for when, pending in run.engine.submits]
+    before, meanwhile, after = (
+        [pending for ms, pending in at_ms if begin + 5 <= ms < begin + 1000] for begin in (0, 1000, 2000)
+    )
+    assert set(meanwhile) == {1} and len(meanwhile) > 20
+    if every_ms == 1.0:
+        assert 2 in before and before.count(2) == pytest.approx(after.count(2), rel=0.1)
+    assert run.ids == sorted(set(run.ids))
+    if every_ms != 1.0:  # that source is faster than the device
+        assert run.drops <= 2
+        assert (
+            run.engine.taken
+            == list(range(1, len(run.engine.taken) + 1 + run.drops))[-len(run.engine.taken) :]
+        )
 
 
 @pytest.mark.parametrize("every_ms", [1.0, 6.0, 33.0])
@@ -131,9 +154,9 @@ def test_without_a_source_txt2img_keeps_its_beat_and_overlaps_when_the_beat_is_s
         return run
 
     slow = paint(20.0)
-    assert len(slow.out) == pytest.approx(20.0 * 2.9, abs=2) and slow.engine.most_pending == 1
+    assert len(slow.out) == pytest.approx(20.0 * 2.9, abs=2) and slow.engine.highest_pending == 1
     fast = paint(10_000.0)
-    assert len(fast.out) == pytest.approx(2900 / 5, rel=0.02) and fast.engine.most_pending == 2
+    assert len(fast.out) == pytest.approx(2900 / 5, rel=0.02) and fast.engine.highest_pending == 2
 
 
 def test_only_an_engine_that_can_submit_overlaps():

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from sdbridge.engine.accelerate.courtesy import GivingWay
+from sdbridge.engine.accelerate.courtesy import beside_the_frames
 from sdbridge.engine.accelerate.streams import own_stream
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class BesideTheStream:
     """
 
     def __init__(self, device: torch.device, gives_way: bool = False) -> None:
-        """``gives_way``: the jobs pause while a frame is being queued (``courtesy.py``)."""
+        """``gives_way``: the jobs keep out of the frames' way (``courtesy.py``)."""
         self._device = device
         self._gives_way = gives_way
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -85,7 +85,7 @@ class BesideTheStream:
         while (given := self._next()) is not None:
             try:
                 if not self._closing:
-                    way = GivingWay() if self._gives_way else nullcontext()
+                    way = beside_the_frames() if self._gives_way else nullcontext()
                     with torch.cuda.stream(stream), way:  # None: nothing changes
                         given.put_in(given.work())
             except (RuntimeError, OSError, ImportError, MemoryError) as error:

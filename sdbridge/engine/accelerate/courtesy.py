@@ -5,8 +5,11 @@ thousand times: frames that share their turns with it took twice as long for as 
 work looks before each of its operations, and pauses while a frame is being queued. There is one interpreter
 in a process, so there is one such rule.
 
-Loading a kernel is the exception. The driver does it when the GPU has done what is queued, and lets nobody
-else in meanwhile: two frames when it begins behind a second one, one when it begins with the next.
+The driver has a lock of its own. It loads code, and makes a captured graph ready, holding that lock, and code
+only when the GPU has done all that is queued: with a second frame queued, the first could be fetched only
+when both were done. So while anything is loaded or captured (``at_work``) one frame is in flight, not two;
+a kernel is loaded between two frames, when nothing is queued; and a graph is made ready just after one is
+queued, in the time that the GPU takes for it.
 """
 
 from __future__ import annotations
@@ -22,21 +25,38 @@ from torch.overrides import TorchFunctionMode
 
 log = logging.getLogger(__name__)
 
+#: Whether frames are fetched one by one while something is loaded or captured; off to compare.
+ONE_AT_A_TIME = True
+
 #: No work pauses longer than this for one stretch of the frames' thread: some never wait for a device. On
 #: an H200 a stretch takes 1.3 to 3 ms; with 4 ms of patience, one that was disturbed was so to its end.
 PATIENCE_S = 0.012
 
+#: Work on the device waits no longer than this for the frame after which one is in flight.
+EDGE_PATIENCE_S = 0.02
+
 _LOAD_PATIENCE_S = 0.01
+_LOAD_S = 0.003  # a frame waits no longer for a kernel that is loaded before it
 _LATELY_S = 0.1  # without a frame for so long, nobody is held up
 _free = threading.Event()
 _free.set()
 _begun = threading.Event()
+_queued = threading.Event()  # a frame, just now
+_fetched = threading.Event()
+_nothing_queued = threading.Event()
+_loaded = threading.Event()
+_asks_to_load = False
 _busy_since = 0.0
+_counting = threading.Lock()
+_at_work = 0
 _of_thread = threading.local()  # ``gives_way``
 
 
+# --- the frames' thread ---
+
+
 def frame_begins() -> None:
-    """The frames' thread goes to work."""
+    """It goes to work."""
     global _busy_since
     _busy_since = time.perf_counter()
     _free.clear()
@@ -44,8 +64,9 @@ def frame_begins() -> None:
 
 
 def frame_waits() -> None:
-    """The frames' thread has queued its work, and waits."""
+    """It has queued its work, and waits."""
     _free.set()
+    _queued.set()
 
 
 @contextmanager
@@ -58,6 +79,60 @@ def queueing_a_frame() -> Iterator[None]:
         frame_waits()
 
 
+def frame_is_out(in_flight: int) -> None:
+    """It has fetched a frame, with ``in_flight`` more queued, and goes to work again."""
+    frame_begins()
+    _fetched.set()
+    if not in_flight:
+        _nothing_queued.set()
+
+
+def before_the_next(in_flight: int) -> None:
+    """It is about to queue a frame: with none queued, one kernel may be loaded first."""
+    global _asks_to_load
+    if _asks_to_load and not in_flight:
+        _nothing_queued.set()
+        _loaded.wait(_LOAD_S)
+        _asks_to_load = False  # one for each frame, and none that failed to load is waited for again
+
+
+def one_at_a_time() -> bool:
+    """Whether a frame is to be fetched before the next one is queued."""
+    return ONE_AT_A_TIME and _at_work > 0
+
+
+# --- whoever works beside it ---
+
+
+def streams() -> bool:
+    """Whether frames run that could be held up."""
+    return time.perf_counter() - _busy_since < _LATELY_S
+
+
+@contextmanager
+def at_work() -> Iterator[None]:
+    """Something is loaded or captured on the device; begins when one frame is in flight."""
+    global _at_work
+    with _counting:
+        _at_work += 1
+    try:
+        if ONE_AT_A_TIME and streams():
+            # From here on whoever drives the frames knows; those that it knew nothing of are one less.
+            _fetched.clear()
+            _fetched.wait(EDGE_PATIENCE_S)
+        yield
+    finally:
+        with _counting:
+            _at_work -= 1
+
+
+@contextmanager
+def beside_the_frames() -> Iterator[None]:
+    """At work, and every operation gives way."""
+    with at_work(), GivingWay():
+        yield
+
+
 def give_way() -> None:
     """Pause while a frame is being queued."""
     if not _free.is_set():
@@ -66,22 +141,53 @@ def give_way() -> None:
             _free.wait(left_s)
 
 
-def load_with_a_frame(*about: Any) -> None:
-    """Called before a kernel is loaded: beside the stream that waits for the next frame to begin."""
-    streams = time.perf_counter() - _busy_since < _LATELY_S
-    if streams and getattr(_of_thread, "gives_way", False):
+def gives_way() -> bool:
+    """Whether this thread works beside frames that run now."""
+    return getattr(_of_thread, "gives_way", False) and streams()
+
+
+def once_a_frame_is_queued() -> None:
+    """Beside the stream, before the driver's lock is held for long: the GPU has a whole frame to do."""
+    if ONE_AT_A_TIME and gives_way():
+        _queued.clear()
+        _queued.wait(PATIENCE_S)
+
+
+def load_begins(*about: Any) -> None:
+    """Called before a kernel is loaded: beside the stream that waits until nothing is queued."""
+    global _asks_to_load
+    if not gives_way():
+        return
+    if not one_at_a_time():  # two frames are held up when it begins behind a second, one when with the next
         _begun.clear()
         _begun.wait(_LOAD_PATIENCE_S)
+        return
+    _loaded.clear()
+    _nothing_queued.clear()
+    _asks_to_load = True
+    _nothing_queued.wait(_LOAD_PATIENCE_S)
+
+
+def load_ends(*about: Any) -> None:
+    """Called after it."""
+    global _asks_to_load
+    if getattr(_of_thread, "gives_way", False):
+        _asks_to_load = False
+        _loaded.set()
 
 
 def watch_kernel_loads() -> None:
-    """Have Triton call that."""
+    """Have Triton call these two."""
     try:
         import triton
 
-        triton.knobs.runtime.kernel_load_start_hook.add(load_with_a_frame)
+        starts = triton.knobs.runtime.kernel_load_start_hook
+        ends = triton.knobs.runtime.kernel_load_end_hook
     except (ImportError, AttributeError) as error:
         log.info("kernels are loaded at any time: %s", error)
+        return
+    starts.add(load_begins)
+    ends.add(load_ends)
 
 
 class GivingWay(TorchFunctionMode):

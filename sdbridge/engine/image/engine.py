@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 
 from sdbridge.clock import Clock, SystemClock
-from sdbridge.engine.accelerate.courtesy import frame_begins
+from sdbridge.engine.accelerate.courtesy import before_the_next, frame_is_out, one_at_a_time
 from sdbridge.engine.accelerate.precompile import start_early
 from sdbridge.engine.image.device import choose_placement, give_back_memory, gpu_load, take_device
 from sdbridge.engine.image.extensions import build_extensions
@@ -33,6 +33,7 @@ from sdbridge.engine.image.settings import (
     unused_parameters,
 )
 from sdbridge.engine.interface import (
+    MOST_PENDING,
     EngineConfig,
     EngineSpec,
     EngineStats,
@@ -218,6 +219,11 @@ class ImageEngine:
         return len(self._pending)
 
     @property
+    def most_pending(self) -> int:
+        """The same; one while something is loaded or captured beside the frames (``courtesy.py``)."""
+        return 1 if one_at_a_time() else MOST_PENDING
+
+    @property
     def submit(self) -> Callable[[Chunk | None], None] | None:
         """Queue a tick without waiting for the device; None where the device is the host itself."""
         overlaps = self._model is not None and self._model.device.type == "cuda"
@@ -229,7 +235,7 @@ class ImageEngine:
             return None
         painting, began = self._pending.popleft()
         made = None if painting is None else painting.finish()
-        frame_begins()  # what comes now is done with this one, and the next
+        frame_is_out(len(self._pending))
         now = time.perf_counter()
         # What a frame took: from the end of the one before it where they overlap.
         self._tick_ms.append((now - max(began, self._collected_at)) * 1e3)
@@ -239,6 +245,7 @@ class ImageEngine:
 
     def _queue(self, chunk: Chunk | None) -> None:
         began = time.perf_counter()
+        before_the_next(len(self._pending))
         self._streaming = True
         settings = self._settle()
         self._pending.append((self.painter.begin(chunk, settings, self._shown), began))

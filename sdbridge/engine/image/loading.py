@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 
+from sdbridge.engine.accelerate.courtesy import at_work
 from sdbridge.engine.accelerate.streams import own_stream
 from sdbridge.engine.image.upload import Upload, uploading
 
@@ -55,8 +56,8 @@ class LoadingThread:
         job: Callable[[], T],
     ) -> T:
         self._upload.frames = frames
-        stream.wait_event(queued)
-        with torch.cuda.stream(stream):
+        with at_work(), torch.cuda.stream(stream):
+            stream.wait_event(queued)
             try:
                 return self._run(job)
             finally:

@@ -11,7 +11,14 @@ import torch
 
 from sdbridge.engine.accelerate import courtesy
 from sdbridge.engine.accelerate.beside import BesideTheStream
-from sdbridge.engine.accelerate.courtesy import GivingWay, frame_begins, frame_waits, queueing_a_frame
+from sdbridge.engine.accelerate.courtesy import (
+    GivingWay,
+    before_the_next,
+    frame_begins,
+    frame_is_out,
+    frame_waits,
+    queueing_a_frame,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -64,40 +71,192 @@ def test_a_frame_that_raises_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) ->
         assert float(torch.ones(4).sum()) == 4.0
 
 
-def test_a_kernel_is_loaded_beside_the_stream_when_the_next_frame_begins(monkeypatch) -> None:
-    monkeypatch.setattr(courtesy, "_LOAD_PATIENCE_S", 600.0)
-    hooks: list = []
-    knobs = SimpleNamespace(runtime=SimpleNamespace(kernel_load_start_hook=SimpleNamespace(add=hooks.append)))
-    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(knobs=knobs))
+@pytest.fixture
+def hooks(monkeypatch) -> dict:
+    """What Triton calls about a load, by when."""
+    found: dict = {}
+
+    def chain(name):
+        return SimpleNamespace(add=lambda hook: found.update({name: hook}))
+
+    runtime = SimpleNamespace(kernel_load_start_hook=chain("start"), kernel_load_end_hook=chain("end"))
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(knobs=SimpleNamespace(runtime=runtime)))
     courtesy.watch_kernel_loads()
-    (load,) = hooks
-    load("module", "function", "name")  # the frames' own thread waits for nothing
-    beside = BesideTheStream(torch.device("cpu"), gives_way=True)
-    monkeypatch.setattr(courtesy, "_LATELY_S", 600.0)
+    return found
+
+
+@pytest.fixture
+def patient(monkeypatch) -> None:
+    """Nobody goes on because time has passed."""
+    for name in ("PATIENCE_S", "EDGE_PATIENCE_S", "_LOAD_PATIENCE_S", "_LOAD_S", "_LATELY_S"):
+        monkeypatch.setattr(courtesy, name, 60.0)
+
+
+class Beside:
+    """A job beside frames, and what became of it."""
+
+    def __init__(self, job) -> None:
+        self.results: list = []
+        self._asked = threading.Event()
+        self.beside = BesideTheStream(torch.device("cpu"), gives_way=True)
+
+        def work():
+            self._asked.set()
+            return job()
+
+        self.beside.submit(work, self.results.append, self.results.append)
+
+    def begin(self) -> None:
+        """Frames come out until the job has begun: one is in flight from then on."""
+        for _ in range(600):
+            frame_is_out(1)
+            frame_waits()
+            if self._asked.wait(0.05):
+                return
+        raise AssertionError("it never began")
+
+    def ends_when(self, step) -> bool:
+        for _ in range(600):
+            step()
+            if self.beside.wait(0.05):
+                self.beside.close()
+                return True
+        return False
+
+
+def test_a_kernel_is_loaded_beside_the_stream_when_nothing_is_queued_and_the_next_frame_waits_for_it(
+    hooks, patient
+) -> None:
+    hooks["start"]("module", "function", "name")  # the frames' own thread waits for nothing
+    hooks["end"]("module", "function", "name")
     frame_begins()
     frame_waits()
-    asked, loaded = threading.Event(), []
+    at, loading = [], threading.Event()
 
     def job():
-        asked.set()
-        load("module", "function", "name")
-        loaded.append(True)
+        hooks["start"]("module", "function", "name")
+        loading.set()
+        at.append("loaded")
+        hooks["end"]("module", "function", "name")
 
-    beside.submit(job, loaded.append, loaded.append)
-    assert asked.wait(30) and not beside.wait(0.2) and not loaded
-    for _ in range(600):  # frames go on beginning
-        frame_begins()
+    run = Beside(job)
+    run.begin()
+    for _ in range(3):  # with one still queued it is no moment
+        frame_is_out(1)
+        before_the_next(1)
+        assert not loading.wait(0.05)
+    before_the_next(0)
+    at.append("queues")
+    assert run.ends_when(frame_waits)
+    assert at == ["loaded", "queues"]
+
+
+def test_a_load_that_fails_keeps_one_frame_and_no_other(hooks, patient, monkeypatch) -> None:
+    def job():
+        hooks["start"]("module", "function", "name")
+        raise RuntimeError("device kernel image is invalid")
+
+    frame_begins()
+    frame_waits()
+    run = Beside(job)
+    run.begin()
+    assert run.ends_when(lambda: (frame_is_out(0), frame_waits()))
+    assert isinstance(run.results[0], RuntimeError)
+    monkeypatch.setattr(courtesy, "_LOAD_S", 0.01)
+    before_the_next(0)
+    monkeypatch.setattr(courtesy, "_LOAD_S", 60.0)
+    before_the_next(0)  # or this would take a minute
+    assert not courtesy.one_at_a_time()
+
+
+def test_with_two_frames_in_flight_a_kernel_is_loaded_when_the_next_begins(
+    hooks, patient, monkeypatch
+) -> None:
+    monkeypatch.setattr(courtesy, "ONE_AT_A_TIME", False)
+    frame_begins()
+    frame_waits()
+    loaded = threading.Event()
+
+    def job():
+        hooks["start"]("module", "function", "name")
+        loaded.set()
+
+    run = Beside(job)
+    assert not loaded.wait(0.2), "and nobody waits for a frame edge before it"
+    assert run.ends_when(frame_begins) and loaded.is_set()
+
+
+def test_without_frames_nobody_beside_waits_for_any(hooks, patient, monkeypatch) -> None:
+    monkeypatch.setattr(courtesy, "_LATELY_S", 0.0)
+    with courtesy.beside_the_frames():
+        assert courtesy.one_at_a_time()
+        hooks["start"]("module", "function", "name")
+        hooks["end"]("module", "function", "name")
+        courtesy.once_a_frame_is_queued()
+    assert not courtesy.one_at_a_time()
+
+
+def test_one_frame_is_in_flight_from_before_the_work_begins_until_all_of_it_is_done(patient) -> None:
+    frame_begins()
+    frame_waits()
+    go_on, began = threading.Event(), threading.Event()
+
+    def load():
+        with courtesy.at_work():
+            began.set()
+            assert go_on.wait(60)
+            raise OSError("the file is gone")
+
+    def loads():
+        with pytest.raises(OSError, match="gone"):
+            load()
+
+    loading = threading.Thread(target=loads)
+    loading.start()
+    for _ in range(600):
+        if courtesy.one_at_a_time():
+            break
+        began.wait(0.05)
+    assert courtesy.one_at_a_time() and not began.is_set(), "a frame that it knew nothing of may be queued"
+    for _ in range(600):
+        frame_is_out(1)
+        if began.wait(0.05):
+            break
+    go_on_too = threading.Event()
+    beside = BesideTheStream(torch.device("cpu"), gives_way=True)
+    beside.submit(lambda: go_on_too.wait(60), lambda result: None, lambda error: None)
+    for _ in range(600):
+        if courtesy._at_work == 2:
+            break
+        go_on_too.wait(0.05)
+    go_on.set()
+    loading.join(60)
+    assert courtesy.one_at_a_time(), "the other one is still at work"
+    go_on_too.set()
+    for _ in range(600):
+        frame_is_out(0)
         if beside.wait(0.05):
             break
-    assert loaded[0] is True
     beside.close()
+    assert not courtesy.one_at_a_time()
 
 
-def test_without_frames_a_kernel_is_loaded_at_once(monkeypatch) -> None:
-    monkeypatch.setattr(courtesy, "_LOAD_PATIENCE_S", 600.0)
-    monkeypatch.setattr(courtesy, "_LATELY_S", 0.0)
-    with GivingWay():
-        courtesy.load_with_a_frame()
+def test_what_holds_the_drivers_lock_begins_when_a_frame_has_just_been_queued(patient) -> None:
+    frame_begins()
+    frame_waits()
+    done = threading.Event()
+
+    def job():
+        courtesy.once_a_frame_is_queued()
+        done.set()
+
+    run = Beside(job)
+    run.begin()
+    frame_begins()
+    frame_is_out(0)
+    assert not done.wait(0.2), "a frame is being queued"
+    assert run.ends_when(frame_waits) and done.is_set()
+    courtesy.once_a_frame_is_queued()  # the frames' own thread waits for nothing
 
 
 def test_a_triton_without_that_hook_loads_at_any_time(monkeypatch, caplog) -> None:
