@@ -1,4 +1,4 @@
-"""pyproject.toml and the imports agree: what we import is declared where it belongs, what is declared is used."""
+"""pyproject.toml and the imports agree: what we import is declared, and what is declared is used."""
 
 import ast
 import re
@@ -33,6 +33,7 @@ BY_OTHERS = {
     "mypy": "a program",
     "types_pyyaml": "mypy",
     "types_psutil": "mypy",
+    "onnx": "torch.onnx",
     "onnxscript": "torch.onnx",
 }
 #: Imported, declared by those who bring it.
