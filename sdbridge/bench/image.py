@@ -22,7 +22,7 @@ from sdbridge.engine.interface import EngineConfig
 from sdbridge.engine.making import engine_config
 from sdbridge.errors import SdbridgeError
 from sdbridge.meters import percentile
-from sdbridge.models.footprint import footprint
+from sdbridge.models.demand import demand
 from sdbridge.models.resolve import resolve_model
 from sdbridge.parameters.parameter import Value
 
@@ -196,7 +196,7 @@ def measure(config: EngineConfig, recipe: Recipe, seconds: float, *, check: bool
             **_paced(drive, statistics.median(times)),
             "peak_mb": _peak_mb(),
             "card_mb": engine.stats().vram_mb,
-            **_predicted(config, recipe),
+            **_predicted(config, recipe, engine.painter.acceleration.name),
             "allocations_a_frame": allocated / recipe.rows,
             **vars(start),
             **measure_parts(drive, min(PART_TICKS, max(3, len(times) // 4))),
@@ -265,20 +265,18 @@ def _paced(drive: Drive, usual_ms: float) -> dict[str, float]:
     return {"latency_ms": statistics.median(times), "latency_p99_ms": percentile(times, 99)}
 
 
-def _predicted(config: EngineConfig, recipe: Recipe) -> dict[str, float]:
-    """What ``sdbridge doctor`` would have said that this takes; nothing for weights that lie in no file."""
+def _predicted(config: EngineConfig, recipe: Recipe, acceleration: str) -> dict[str, float]:
+    """What ``sdbridge doctor`` says that this takes; nothing for weights that lie in no file."""
     from sdbridge.models.random_weights import MARK
 
     if any(Path(config.model).glob(f"*/{MARK}")):
         return {}
-    values = recipe.values
-    rows = int(values.get("steps", 1)) * recipe.rows
+    values, captured = recipe.start_values(), acceleration != "eager"
     try:
-        return {
-            "predicted_mb": footprint(Path(config.model), recipe.width, recipe.height, rows).total / 2**20
-        }
+        counted = demand(config, values, recipe.width, recipe.height, captured=captured)
     except SdbridgeError:
         return {}
+    return {} if counted is None else {"predicted_mb": counted.total / 2**20}
 
 
 def _reset_peak() -> None:

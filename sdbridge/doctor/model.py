@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,11 +14,12 @@ from sdbridge import paths
 from sdbridge.config import Config, load_config
 from sdbridge.demo import demo_config_path
 from sdbridge.doctor.finding import Finding
+from sdbridge.engine.making import engine_config
 from sdbridge.engine.registry import ENGINES
 from sdbridge.errors import SdbridgeError
 from sdbridge.frame import INPUT_ROLES
 from sdbridge.models import catalog, embedded_model
-from sdbridge.models.footprint import footprint
+from sdbridge.models.demand import demand
 from sdbridge.models.resolve import EMBEDDED, is_hub_id
 from sdbridge.textures import registry
 from sdbridge.textures.supply import AUTO
@@ -35,9 +36,10 @@ def check_config(path: Path | None) -> Iterator[Finding]:
     for remark in config.remarks:
         yield Finding("config", "note", remark)
     yield from check_chosen(config)
-    yield from check_model(config.engine.model)
+    engine = engine_config(config.engine, config.parameters)  # parameters may name another model
+    yield from check_model(engine.model)
     yield from check_memory(config)
-    yield from check_acceleration(config.engine.acceleration)
+    yield from check_acceleration(engine.acceleration)
     yield from check_attention(config.engine.attention)
 
 
@@ -143,33 +145,22 @@ def check_attention(choice: str) -> Iterator[Finding]:
 
 def check_memory(config: Config) -> Iterator[Finding]:
     """What the model will take, counted from its files; compared with the card where there is one."""
-    here = _model_on_disk(config.engine.model)
-    if here is None:
-        return
-    values = config.parameters
-    frames = int(values.get("frame_batch", 1))
-    rows = int(values.get("steps", 1)) * frames
-    free = free_vram()
-    captures = free is not None and config.engine.acceleration != "eager"
-    if values.get("guidance_mode") == "full":
-        rows *= 2
+    engine = engine_config(config.engine, config.parameters)
+    free = free_vram() if engine.device in ("auto", "cuda") else None
+    captures = free is not None and engine.acceleration != "eager"
     try:
-        counted = footprint(
-            here,
-            config.engine.width,
-            config.engine.height,
-            rows,
-            loras=_named_files(values, "lora", "file"),
-            controlnets=_named_files(values, "controlnet", "model"),
-            captured_frames=frames if captures else 0,
+        counted = demand(
+            engine, config.parameters, config.engine.width, config.engine.height, captured=captures
         )
     except SdbridgeError as error:
         yield Finding("model files", "wrong", error.what, error.next_step)
         return
-    if free is None:
-        yield Finding(
-            "memory", "note", f"the model takes {counted.describe()} in fp16; no NVIDIA card to compare"
-        )
+    if counted is None:
+        yield Finding("memory", "note", "counted from the model's files, once they are on the disk")
+    elif free is None:
+        where = "no NVIDIA card" if engine.device in ("auto", "cuda") else f"on {engine.device}, no card"
+        kind = "32-bit floats" if engine.dtype == "float32" else "fp16"
+        yield Finding("memory", "note", f"the model takes {counted.describe()} in {kind}; {where} to compare")
     elif counted.total <= free:
         yield Finding("memory", "good", f"{counted.describe()} of {free / 2**30:.1f} GB free on the card")
     elif counted.without_graphs <= free:
@@ -184,18 +175,6 @@ def check_memory(config: Config) -> Iterator[Finding]:
         )
 
 
-def _named_files(values: Mapping[str, object], group: str, field: str) -> list[Path]:
-    """What the configuration loads into the slots of ``group``, as far as it is on the disk."""
-    found = []
-    for name, value in sorted(values.items()):
-        if not (name.startswith(f"{group}.") and name.endswith(f".{field}") and value):
-            continue
-        place = _model_on_disk(str(value))
-        if place is not None:
-            found.append(place)
-    return found
-
-
 def free_vram() -> int | None:
     """Free bytes on the first NVIDIA card, or None."""
     program = shutil.which("nvidia-smi")
@@ -207,16 +186,6 @@ def free_vram() -> int | None:
         return int(result.stdout.split()[0]) * 2**20
     except (OSError, subprocess.TimeoutExpired, ValueError, IndexError):
         return None
-
-
-def _model_on_disk(model: str) -> Path | None:
-    if model in ("", "embedded"):
-        return embedded_model.EMBEDDED_DIR if embedded_model.is_present() else None
-    inside = embedded_model.EMBEDDED_DIR / model.removeprefix("embedded/")
-    if model.startswith("embedded/") and inside.exists():
-        return inside
-    given = Path(model).expanduser()
-    return given if given.exists() else catalog.local_path(model)
 
 
 def _existing(folder: Path) -> Path:

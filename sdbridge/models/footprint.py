@@ -1,14 +1,18 @@
-"""How much GPU memory a model will take, counted from its files' headers before anything is loaded."""
+"""How much GPU memory a model will take, counted from its files' headers before anything is loaded.
+
+What a configuration asks for (rows, files, VAE) is read out of it in ``demand.py``; here is the counting.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 
 from sdbridge.errors import SdbridgeError
 
@@ -18,8 +22,14 @@ CONTEXT_BYTES = 920 * 2**20
 #: What CUDA graphs keep for themselves, by pixel of the picture: each frame's ways through the VAE, and each
 #: row's through the UNet. From one H200 with SD-Turbo and SD 1.5 at 512x512 (docs/performance.md), fp16.
 GRAPH_BYTES_A_FRAME, GRAPH_BYTES_A_ROW = 10_000, 1_500
-#: Folders of a diffusers layout that are loaded onto the device.
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "controlnet", "image_encoder")
+#: Folders of a diffusers layout that are loaded onto the device, besides the VAE.
+PARTS = ("unet", "text_encoder", "text_encoder_2")
+#: Numbers alive at the worst moment of one pass of diffusers' modules with flash attention: of the UNet by
+#: channel of its first level and pixel of a row's latent, of a VAE by pixel of a frame's picture. Counted
+#: pass by pass on shapes alone for SD 1.5, SD-Turbo, SDXL, TAESD and the full VAE; a test counts them again.
+UNET_VALUES, TINY_VAE_VALUES, FULL_VAE_VALUES = 26.2, 196, 770
+#: Where a single file keeps its VAE.
+_OWN_VAE = "first_stage_model."
 
 #: The end of a LoRA's key, as ``engine/image/lora_files.py`` knows them; what stands before names the layer.
 _PIECE = re.compile(
@@ -29,6 +39,12 @@ _PIECE = re.compile(
 _LORA_PREFIX = re.compile(
     r"^(?:base_model\.model\.)?(?:lora_unet_|unet\.|diffusion_model\.|lycoris_)?|^lora_te1?_|^text_encoder\."
 )
+#: Blocks as diffusers names them and as single files do.
+_BLOCK = re.compile(
+    r"(?P<middle>mid_block|middle_block)\.|(?P<way>down_blocks|up_blocks|input_blocks|output_blocks)\.(?P<number>\d+)\."
+)
+_HALVES = re.compile(r"input_blocks\.(\d+)\.0\.op\.weight$")
+_DOUBLES = re.compile(r"output_blocks\.(\d+)\.\d\.conv\.weight$")
 _DOWN, _UP = ("lora_a", "lora_down", "down"), ("lora_b", "lora_up", "up")
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -39,6 +55,7 @@ class Footprint:
     """Bytes by cause, at the engine's dtype. ``total`` is what must be free on the card.
 
     ``loras`` is what the faders keep: each file's products, and once the base of every tensor they touch.
+    ``bank`` is what the feature bank remembers.
     """
 
     weights: Mapping[str, int]
@@ -46,6 +63,7 @@ class Footprint:
     context: int
     loras: int = 0
     graphs: int = 0  # of acceleration compile; eager does without
+    bank: int = 0
 
     @property
     def total(self) -> int:
@@ -53,13 +71,14 @@ class Footprint:
 
     @property
     def without_graphs(self) -> int:
-        return sum(self.weights.values()) + self.activations + self.context + self.loras
+        return sum(self.weights.values()) + self.activations + self.context + self.loras + self.bank
 
     def describe(self) -> str:
         """``unet 1.61 GB + pictures in flight 0.42 GB + context 0.68 GB = 2.71 GB``."""
         parts = [
             *self.weights.items(),
             ("LoRA products", self.loras),
+            ("feature bank", self.bank),
             ("pictures in flight", self.activations),
             ("captured graphs", self.graphs),
             ("context", self.context),
@@ -84,6 +103,15 @@ def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
         raise SdbridgeError("SDB-MODEL-CORRUPT", f"{file} cannot be read as safetensors: {error}") from None
 
 
+@dataclass(frozen=True)
+class Vae:
+    """The VAE that runs: its folder (None: the one inside a single file), its kind, and bytes a number."""
+
+    folder: Path | None
+    tiny: bool
+    bytes_per_value: int = 2
+
+
 def footprint(
     model: Path,
     width: int,
@@ -91,16 +119,21 @@ def footprint(
     rows: int = 1,
     bytes_per_value: int = 2,
     *,
+    frames: int = 1,
+    vae: Vae | None = None,
     loras: Iterable[Path] = (),
-    controlnets: Iterable[Path] = (),
-    captured_frames: int = 0,
+    networks: Mapping[str, Path] = MappingProxyType({}),
+    bank_frames: int = 0,
+    captured: bool = False,
 ) -> Footprint:
     """What ``model`` (a diffusers folder or a single file) takes at this size and stream batch.
 
-    ``rows`` is steps times frame batch, plus guidance rows. ``bytes_per_value`` is 2 for fp16. Files of LoRAs
-    and files or folders of ControlNets are those that the configuration loads from the start.
-    ``captured_frames`` is the frame batch where the acceleration captures graphs (compile), else 0.
+    ``rows`` is steps times ``frames`` (the frame batch), plus guidance rows. ``bytes_per_value`` is 2 for
+    fp16. ``vae`` None: a tiny one in its folder. ``networks`` are files or folders of what else is loaded
+    (ControlNets, image encoders) by name, ``bank_frames`` what the feature bank holds, 0 for none.
+    ``captured``: the acceleration keeps CUDA graphs (compile).
     """
+    vae = vae or Vae(model / "vae", True, bytes_per_value)
     weights: dict[str, int] = {}
     if model.is_dir():
         found = {part: _shapes_of_folder(model / part) for part in PARTS}
@@ -108,15 +141,83 @@ def footprint(
         unet: Shapes = found["unet"]
     else:
         unet = tensor_shapes(model)
-        weights["checkpoint"] = _values(unet) * bytes_per_value
-    for number, network in enumerate(dict.fromkeys(controlnets), start=1):  # one used twice is loaded once
-        shapes = _shapes_of_folder(network) if network.is_dir() else tensor_shapes(network)
-        weights[f"controlnet {number}"] = _values(shapes) * bytes_per_value
-    pictures = _activation_values(unet, width, height, rows) * bytes_per_value
+        inside = {name: shape for name, shape in unet.items() if name.startswith(_OWN_VAE)}
+        weights["checkpoint"] = (_values(unet) - _values(inside)) * bytes_per_value
+        if vae.folder is None:
+            weights["vae"] = _values(inside) * vae.bytes_per_value
+    if vae.folder is not None and (shapes := _shapes_of_folder(vae.folder)):
+        weights["vae"] = _values(shapes) * vae.bytes_per_value
+    counted: set[Path] = set()
+    for name, network in networks.items():
+        if network not in counted:  # one used twice is loaded once
+            counted.add(network)
+            weights[name] = _values(_shapes_of(network)) * bytes_per_value
+    channels = max((shape[0] for name, shape in unet.items() if _is_first_convolution(name)), default=320)
+    latent = (width // 8) * (height // 8)
+    pictures = width * height * frames * (TINY_VAE_VALUES if vae.tiny else FULL_VAE_VALUES)
+    activations = int(rows * channels * latent * UNET_VALUES) * bytes_per_value
     graphs = 0
-    if captured_frames:
-        graphs = width * height * (captured_frames * GRAPH_BYTES_A_FRAME + rows * GRAPH_BYTES_A_ROW)
-    return Footprint(weights, pictures, CONTEXT_BYTES, _lora_values(loras) * bytes_per_value, graphs)
+    if captured:
+        graphs = width * height * (frames * GRAPH_BYTES_A_FRAME + rows * GRAPH_BYTES_A_ROW)
+    bank = bank_values(unet, width // 8, height // 8, bank_frames) * rows if bank_frames else 0
+    return Footprint(
+        weights,
+        activations + pictures * vae.bytes_per_value,
+        CONTEXT_BYTES,
+        _lora_values(loras) * bytes_per_value,
+        graphs,
+        bank * bytes_per_value,
+    )
+
+
+def bank_values(unet: Shapes, width: int, height: int, frames: int) -> int:
+    """Numbers that the feature bank keeps for one row of latents ``[height, width]``.
+
+    For every self-attention layer keys and values of the running frame and the bank's, and outputs where it
+    fuses: in the middle and the first two blocks of the way up (``engine/image/feature_bank.py``).
+    """
+    sizes = [(height, width)]
+    place = _place_of(unet)
+    kept = 0
+    for name, shape in unet.items():
+        found = place(name) if name.endswith("attn1.to_k.weight") else None
+        if found is None:
+            continue
+        level, fuses = found
+        while len(sizes) <= level:
+            sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
+        tokens = sizes[level][0] * sizes[level][1]
+        kept += (1 + frames) * tokens * shape[0] * (3 if fuses else 2)
+    return kept
+
+
+def _place_of(unet: Shapes) -> Callable[[str], tuple[int, bool] | None]:
+    """From a layer's name, as diffusers or as a single file has it, to how often its picture was halved,
+    and whether the feature bank fuses its output."""
+    down = {int(found[1]) for name in unet if (found := re.match(r"down_blocks\.(\d+)\.", name))}
+    halving = [int(found[1]) for name in unet if (found := _HALVES.search(name))]
+    doubling = [int(found[1]) for name in unet if (found := _DOUBLES.search(name))]
+    last = max(down, default=len(halving))
+
+    def place(name: str) -> tuple[int, bool] | None:
+        found = _BLOCK.search(name)
+        if found is None:
+            return None
+        if found["middle"]:
+            return last, True
+        number = int(found["number"])
+        match found["way"]:
+            case "down_blocks":
+                return number, False
+            case "up_blocks":
+                return last - number, number < 2
+            case "input_blocks":
+                return sum(at <= number for at in halving), False
+            case _:
+                passed = sum(at < number for at in doubling)
+                return last - passed, passed < 2
+
+    return place
 
 
 def product_values(shapes: Shapes) -> dict[str, int]:
@@ -165,10 +266,14 @@ def _lora_values(files: Iterable[Path]) -> int:
     """Products of every file, and the base of each layer that any of them touches."""
     products, bases = 0, dict[str, int]()
     for file in files:
-        found = product_values(_shapes_of_folder(file) if file.is_dir() else tensor_shapes(file))
+        found = product_values(_shapes_of(file))
         products += sum(found.values())
         bases |= found
     return products + sum(bases.values())
+
+
+def _shapes_of(place: Path) -> Shapes:
+    return _shapes_of_folder(place) if place.is_dir() else tensor_shapes(place)
 
 
 def _shapes_of_folder(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -183,21 +288,6 @@ def _shapes_of_folder(folder: Path) -> dict[str, tuple[int, ...]]:
 
 def _values(shapes: Shapes) -> int:
     return sum(prod(shape) for shape in shapes.values())
-
-
-def _activation_values(unet: Shapes, width: int, height: int, rows: int) -> int:
-    """Numbers alive at the worst moment of one pass: a rule from the architecture, not a measurement.
-
-    The first level is the worst: three of its outputs wait as skip connections for the way up, and
-    one GEGLU of its transformer is 8 times its channels. The tiny VAE's 64-channel full-size layers
-    are counted beside it.
-    """
-    channels = max((shape[0] for name, shape in unet.items() if _is_first_convolution(name)), default=320)
-    latent = (width // 8) * (height // 8)
-    levels = 3 * channels * latent * (1 + 1 / 2 + 1 / 4 + 1 / 16)
-    widest = 8 * channels * latent
-    vae = 3 * 64 * width * height
-    return int(rows * (levels + widest) + vae)
 
 
 def _is_first_convolution(name: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import multiprocessing
 import os
@@ -19,12 +18,13 @@ import torch
 
 from sdbridge.engine.image.clip_text import ClipText, ClipTextProjected
 from sdbridge.engine.image.clip_tokens import ClipTokenizer
-from sdbridge.engine.image.detect import Detected, detect_folder, read_config
+from sdbridge.engine.image.detect import Detected, detect_folder
 from sdbridge.engine.image.device import Placement
 from sdbridge.engine.image.parts import PICKLES, read_part
 from sdbridge.engine.image.schedule import NoiseSchedule, Sampler, noise_schedule
 from sdbridge.engine.image.upload import START_PIECE, START_READERS, Upload
 from sdbridge.errors import SdbridgeError
+from sdbridge.models.vae_choice import tiny_vae_folder, vae_class
 
 log = logging.getLogger(__name__)
 
@@ -228,10 +228,10 @@ def _choose_vae(
     read: Callable[[Path], tuple[Any, bool]],
 ) -> tuple[Any, bool, str]:
     """The autoencoder, whether it is a tiny one, and why it was taken."""
-    tiny = _tiny_folder(root, family, options)
+    tiny = tiny_vae_folder(root, family, options)
     if choice not in ("auto", "tiny", "full"):
         return (*read(Path(choice).expanduser()), f"VAE of {choice}")
-    if choice == "tiny" and tiny is None and _vae_class(root / "vae") != "AutoencoderTiny":
+    if choice == "tiny" and tiny is None and vae_class(root / "vae") != "AutoencoderTiny":
         raise SdbridgeError(
             "SDB-MODEL-PARTS",
             f"a tiny VAE is asked for, but there is none beside {root.name} (vae_tiny/ or taesd/)",
@@ -244,38 +244,12 @@ def _choose_vae(
     return model, is_tiny, f"its own {'tiny' if is_tiny else 'full'} VAE"
 
 
-def _tiny_folder(root: Path, family: str, options: Mapping[str, object]) -> Path | None:
-    """A tiny VAE for this model: named in the options, beside its parts, or TAESD among the pulled models.
-
-    TAESD speaks the latents of Stability's own VAEs, so it is taken only where the model has one of these.
-    """
-    from sdbridge.models import catalog
-
-    given = options.get("tiny_vae")
-    places = [Path(str(given)).expanduser()] if given else []
-    places.append(root / "vae_tiny")
-    name = "taesdxl" if family == "sdxl" else "taesd"
-    own = read_config(root / "vae" / "config.json") or {}
-    if own.get("_class_name") == "AutoencoderKL" and int(own.get("latent_channels", 4)) == 4:
-        places += [root / name, root.parent / name]
-        pulled = catalog.local_path(name)
-        places += [pulled] if pulled is not None else []
-    return next((place for place in places if (place / "config.json").is_file()), None)
-
-
-def _vae_class(folder: Path) -> str:
-    try:
-        return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name", ""))
-    except (OSError, ValueError):
-        return ""
-
-
 def _read_vae(
     folder: Path, dtype_of: Callable[[Any, bool], torch.dtype], upload: Upload, channels_last: bool
 ) -> tuple[Any, bool]:
     from diffusers import AutoencoderKL, AutoencoderTiny
 
-    kind = _vae_class(folder)
+    kind = vae_class(folder)
     if kind not in ("AutoencoderKL", "AutoencoderTiny"):
         raise SdbridgeError(
             "SDB-MODEL-PARTS",
