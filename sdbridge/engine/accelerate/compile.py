@@ -23,11 +23,12 @@ from torch import Tensor
 from sdbridge.engine.accelerate import courtesy, kernels, packed_controlnet, precompile
 from sdbridge.engine.accelerate.attention import Attend, pytorch_attention
 from sdbridge.engine.accelerate.beside import BesideTheStream
+from sdbridge.engine.accelerate.cuda_graph import CudaGraph
 from sdbridge.engine.accelerate.eager import Eager
 from sdbridge.engine.accelerate.graphs import Capture, Graphs, shapes_of
 from sdbridge.engine.accelerate.packed_controlnet import PackedControlNet, Residuals
 from sdbridge.engine.accelerate.picture_graphs import PictureGraphs
-from sdbridge.engine.accelerate.replay import Begin, CudaGraph, Key, Replayed, TensorCall
+from sdbridge.engine.accelerate.replay import Begin, Key, Replayed, TensorCall
 from sdbridge.engine.accelerate.unet_graphs import UnetGraphs
 from sdbridge.engine.accelerate.unet_ops import PlainOps, UnetOps
 from sdbridge.engine.image.control_networks import ControlCall

@@ -18,9 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sdbridge.engine.accelerate.cuda_graph import may_cut
 from sdbridge.engine.accelerate.unet_ops import Pending, Picture, UnetOps
 from sdbridge.engine.image.seams import UnetCall
 
+#: Kernels that one of each takes, about: where a capture may be cut.
+_RESNET_KERNELS, _BLOCK_KERNELS = 8, 12
 _DOWN = {"CrossAttnDownBlock2D", "DownBlock2D"}
 _UP = {"CrossAttnUpBlock2D", "UpBlock2D"}
 _MID = {"UNetMidBlock2DCrossAttn"}
@@ -281,6 +284,7 @@ class Pass:
         if resnet.conv_shortcut is not None:
             shortcut = resnet.conv_shortcut
             residual = here.like(ops.linear(here.rows, shortcut.weight[:, :, 0, 0], shortcut.bias))
+        may_cut(_RESNET_KERNELS)
         return Pending(hidden, resnet.conv2.bias, (residual,))
 
     def _transformer(self, here: Picture, normed: Picture, model: Any, text: Tensor, batch: int) -> Pending:
@@ -313,6 +317,7 @@ class Pass:
             gated = ops.geglu(even, wide.weight, wide.bias)
             following = blocks[index + 1].norm1 if index + 1 < len(blocks) else None
             even = ops.residual_norm(hidden, gated, narrow.weight, None, following)
+            may_cut(_BLOCK_KERNELS)
         raw = ops.linear(hidden, matrix(model.proj_out.weight))
         return Pending(here.like(raw), model.proj_out.bias, (here,))
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sdbridge.engine.accelerate.beside import BesideTheStream
+from sdbridge.engine.accelerate.cuda_graph import CudaGraph
 from sdbridge.engine.accelerate.precompile import Compilation, submit_compiled
-from sdbridge.engine.accelerate.streams import capture_stream
 from sdbridge.errors import first_line
 
 log = logging.getLogger(__name__)
@@ -231,48 +231,3 @@ def foresee(run: TensorCall, *tensors: Tensor) -> bool:
 
 def _key(tensors: tuple[Tensor, ...]) -> Key:
     return tuple((tensor.shape, tensor.dtype) for tensor in tensors)
-
-
-class CudaGraph:
-    """One captured call with tensors of its own for input and output. A replay overwrites the output.
-
-    Made in the calling thread, on a stream and in a memory pool of its own, so that it may be made
-    beside a stream that runs. Raises RuntimeError where the call cannot be captured.
-    """
-
-    def __init__(self, run: TensorCall, tensors: tuple[Tensor, ...], warm_runs: int = 1) -> None:
-        device = tensors[0].device
-        self._replayed = False
-        with torch.inference_mode():
-            self._inputs = tuple(tensor.detach().clone() for tensor in tensors)
-            for _ in range(warm_runs):  # libraries choose their algorithms outside the capture
-                run(*self._inputs)
-            torch.cuda.current_stream(device).synchronize()
-        with torch.inference_mode(), capture_stream(device) as self._stream, torch.cuda.stream(self._stream):
-            self._graph = torch.cuda.CUDAGraph()
-            # Not torch.cuda.graph(): that collects garbage and empties caches, which would show in the
-            # frames. Other threads may allocate meanwhile; that is no fault of this capture.
-            self._graph.capture_begin(capture_error_mode="thread_local")
-            try:
-                self._output = run(*self._inputs)
-            finally:
-                self._graph.capture_end()
-            self._stream.synchronize()
-
-    def takes(self, *tensors: Tensor) -> bool:
-        """Whether a call with these tensors has the captured shapes."""
-        return len(tensors) == len(self._inputs) and all(
-            mine.shape == given.shape for mine, given in zip(self._inputs, tensors, strict=True)
-        )
-
-    def run(self, tensors: tuple[Tensor, ...]) -> Any:
-        if not self._replayed:
-            # When they are dropped, their memory is nobody else's before this stream is done.
-            self._replayed = True
-            for mine in self._inputs:
-                mine.record_stream(torch.cuda.current_stream(mine.device))
-        for mine, given in zip(self._inputs, tensors, strict=True):
-            if mine is not given:
-                mine.copy_(given, non_blocking=True)
-        self._graph.replay()
-        return self._output

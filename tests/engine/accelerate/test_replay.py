@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from sdbridge.engine.accelerate.beside import BesideTheStream
+from sdbridge.engine.accelerate.cuda_graph import CudaGraph
 from sdbridge.engine.accelerate.precompile import Compilation
-from sdbridge.engine.accelerate.replay import KEPT_SHAPES, WARM_CALLS, CudaGraph, Replayed, foresee
+from sdbridge.engine.accelerate.replay import KEPT_SHAPES, WARM_CALLS, Replayed, foresee
 
 
 class FakeGraph:

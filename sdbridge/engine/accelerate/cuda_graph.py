@@ -1,0 +1,135 @@
+"""A call captured on the device and replayed: one CUDA graph, or several one after the other.
+
+The driver makes a captured graph ready in one go and lets nobody else in meanwhile, up to 14 ms for a UNet.
+So what is captured while frames run is cut in pieces, each made ready in the time that the GPU takes for a
+frame. They share one memory pool: what a piece has made stays where it is as long as Python holds it, and is
+given to later pieces as within one graph.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdbridge.engine.accelerate import courtesy
+from sdbridge.engine.accelerate.streams import capture_stream
+
+#: About so many kernels are one piece, of what is captured while frames run; 0: all are, to compare. Each
+#: piece more costs every frame some 10 us of the host's time and a few of the GPU's.
+PIECE = 80
+
+_of_thread = threading.local()  # ``capture``: the one under way that may be cut
+
+
+def may_cut(kernels: int) -> None:
+    """Here a capture may be cut: about so many kernels come since the last such place. Else nothing.
+
+    Only where no other stream has been forked off and is yet to be joined.
+    """
+    capture: _Capture | None = getattr(_of_thread, "capture", None)
+    if capture is not None:
+        capture.passed(kernels)
+
+
+class CudaGraph:
+    """One captured call with tensors of its own for input and output. A replay overwrites the output.
+
+    Made in the calling thread, on a stream and in a memory pool of its own, so that it may be made
+    beside a stream that runs. Raises RuntimeError where the call cannot be captured.
+    """
+
+    def __init__(
+        self, run: Any, tensors: tuple[Tensor, ...], warm_runs: int = 1, piece: int | None = None
+    ) -> None:
+        """``piece``: about so many kernels are one graph, 0: all; None: ``PIECE`` beside frames, else all."""
+        device = tensors[0].device
+        self._replayed = False
+        with torch.inference_mode():
+            self._inputs = tuple(tensor.detach().clone() for tensor in tensors)
+            for _ in range(warm_runs):  # libraries choose their algorithms outside the capture
+                run(*self._inputs)
+            torch.cuda.current_stream(device).synchronize()
+        if piece is None:
+            piece = PIECE if courtesy.gives_way() else 0
+        with torch.inference_mode(), capture_stream(device) as self._stream, torch.cuda.stream(self._stream):
+            capture = _Capture(piece)
+            self._output = capture.of(run, self._inputs)
+            self._pieces = capture.pieces
+            self._stream.synchronize()
+
+    def takes(self, *tensors: Tensor) -> bool:
+        """Whether a call with these tensors has the captured shapes."""
+        return len(tensors) == len(self._inputs) and all(
+            mine.shape == given.shape for mine, given in zip(self._inputs, tensors, strict=True)
+        )
+
+    def run(self, tensors: tuple[Tensor, ...]) -> Any:
+        if not self._replayed:
+            # When they are dropped, their memory is nobody else's before this stream is done.
+            self._replayed = True
+            for mine in self._inputs:
+                mine.record_stream(torch.cuda.current_stream(mine.device))
+        for mine, given in zip(self._inputs, tensors, strict=True):
+            if mine is not given:
+                mine.copy_(given, non_blocking=True)
+        for piece in self._pieces:
+            piece.replay()
+        return self._output
+
+
+class _Capture:
+    """On the current stream; ``pieces`` are the finished graphs, in order."""
+
+    def __init__(self, piece: int) -> None:
+        self.pieces: list[torch.cuda.CUDAGraph] = []
+        self._piece = piece
+        self._since = 0  # kernels, about, since the last cut
+        self._open: torch.cuda.CUDAGraph | None = None
+
+    def of(self, run: Any, tensors: tuple[Tensor, ...]) -> Any:
+        """What ``run`` gives, captured. Raises what it raises; nothing is kept then."""
+        _of_thread.capture = self if self._piece else None
+        try:
+            self._begin()
+            made = run(*tensors)
+            self._end()
+        except BaseException:
+            self._give_up()
+            raise
+        finally:
+            _of_thread.capture = None
+        return made
+
+    def passed(self, kernels: int) -> None:
+        self._since += kernels
+        if self._since >= self._piece:
+            self._since = 0
+            self._end()
+            self._begin()
+
+    def _begin(self) -> None:
+        graph = torch.cuda.CUDAGraph()
+        pool = self.pieces[0].pool() if self.pieces else None
+        # Not torch.cuda.graph(): that collects garbage and empties caches, which would show in the
+        # frames. Other threads may allocate meanwhile; that is no fault of this capture.
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        self._open = graph
+
+    def _end(self) -> None:
+        """What was captured is made ready."""
+        courtesy.once_a_frame_is_queued()
+        graph, self._open = self._open, None
+        assert graph is not None
+        graph.capture_end()
+        self.pieces.append(graph)
+
+    def _give_up(self) -> None:
+        graph, self._open = self._open, None
+        if graph is not None:
+            with suppress(RuntimeError):  # the first fault is the one to tell
+                graph.capture_end()
+        self.pieces.clear()

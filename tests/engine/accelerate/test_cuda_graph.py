@@ -1,0 +1,293 @@
+"""A call captured in pieces is the call: same numbers, in order, with nothing left behind when one fails."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from sdbridge.engine.accelerate import courtesy, cuda_graph, streams
+from sdbridge.engine.accelerate.beside import BesideTheStream
+from sdbridge.engine.accelerate.cuda_graph import CudaGraph, may_cut
+from sdbridge.engine.accelerate.packed_unet import PackedUnet
+from sdbridge.engine.accelerate.unet_ops import PlainOps
+from sdbridge.engine.image.seams import UnetCall
+from tests.engine.accelerate.test_packed_unet import build, make_call
+
+
+class Recording(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[tuple[Any, tuple, dict, list[Tensor]]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        self.steps.append((func, args, kwargs or {}, _tensors(made)))
+        return made
+
+
+class RecordedGraph:
+    """A CUDA graph's contract on the CPU: what ran between begin and end runs again, on the same tensors."""
+
+    made: ClassVar[list[RecordedGraph]] = []
+    under_way: ClassVar[list[RecordedGraph]] = []
+    fail_at = 0  # the number of the capture that fails to end
+
+    def __init__(self) -> None:
+        self.given_pool: Any = None
+        self.replays = 0
+        self._recording = Recording()
+
+    def capture_begin(self, pool=None, capture_error_mode="global") -> None:
+        assert capture_error_mode == "thread_local" and not self.under_way
+        self.given_pool = pool
+        self.under_way.append(self)
+        self._recording.__enter__()
+
+    def capture_end(self) -> None:
+        assert self.under_way.pop() is self
+        self._recording.__exit__(None, None, None)
+        self.made.append(self)
+        if len(self.made) == self.fail_at:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    def pool(self) -> Any:
+        assert self in self.made, "of a finished capture"
+        return self.given_pool or ("pool of", id(self))
+
+    def replay(self) -> None:
+        self.replays += 1
+        for func, args, kwargs, outputs in self._recording.steps:
+            for mine, new in zip(outputs, _tensors(func(*args, **kwargs)), strict=True):
+                if mine.data_ptr() != new.data_ptr():
+                    mine.copy_(new)
+
+
+def _tensors(made: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    tree_map(lambda each: found.append(each) if isinstance(each, Tensor) else None, made)
+    return found
+
+
+class Stream:
+    def synchronize(self) -> None: ...
+
+
+@pytest.fixture
+def on_cpu(monkeypatch) -> type[RecordedGraph]:
+    """CUDA as ``cuda_graph`` uses it."""
+
+    @contextmanager
+    def capture_stream(device):
+        yield Stream()
+
+    monkeypatch.setattr(RecordedGraph, "made", [])
+    monkeypatch.setattr(RecordedGraph, "under_way", [])
+    monkeypatch.setattr(RecordedGraph, "fail_at", 0)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", RecordedGraph)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(cuda_graph, "capture_stream", capture_stream)
+    monkeypatch.setattr(Tensor, "record_stream", lambda tensor, stream: None)
+    return RecordedGraph
+
+
+def steps(x: Tensor) -> Tensor:
+    """Each reads what the two before it made."""
+    before, here = x, x + 1
+    for _ in range(6):
+        before, here = here, here * 2 + before
+        may_cut(10)
+    return here - x
+
+
+@pytest.mark.parametrize(("piece", "count"), [(0, 1), (1, 7), (20, 4), (25, 3), (1000, 1)])
+def test_pieces_share_a_pool_and_run_one_after_the_other(on_cpu, piece: int, count: int) -> None:
+    graph = CudaGraph(steps, (torch.zeros(3),), piece=piece)
+    assert len(on_cpu.made) == count and not on_cpu.under_way
+    first = on_cpu.made[0]
+    assert first.given_pool is None and {g.given_pool for g in on_cpu.made[1:]} <= {("pool of", id(first))}
+    for number in range(5):
+        x = torch.full((3,), float(number))
+        with torch.inference_mode():
+            assert torch.equal(graph.run((x,)), steps(x))
+    assert {g.replays for g in on_cpu.made} == {5}
+
+
+def test_a_unet_is_cut_where_its_parts_end(on_cpu) -> None:
+    unet, call = build("sdxl"), make_call("sdxl", build("sdxl"))
+    packed = PackedUnet(unet, PlainOps())
+
+    def run_on(sample: Tensor) -> Tensor:
+        return packed.run(replace(call, sample=sample))
+
+    graph = CudaGraph(run_on, (call.sample,), piece=40)
+    count = len(on_cpu.made)
+    assert count >= 4
+    sizes = [len(each._recording.steps) for each in on_cpu.made]
+    assert max(sizes) < sum(sizes) / 2
+    for seed in range(3):
+        torch.manual_seed(seed)
+        sample = torch.randn_like(call.sample)
+        with torch.inference_mode():
+            assert torch.equal(graph.run((sample,)), run_on(sample))
+
+
+@pytest.mark.parametrize("fails", ["running", "ending a piece", "ending the last", "beginning"])
+def test_a_fault_in_a_later_piece_leaves_nothing_open_and_nothing_kept(on_cpu, monkeypatch, fails) -> None:
+    def run(x: Tensor) -> Tensor:
+        for number in range(4):
+            x = x * 2
+            if number == 3 and fails == "running" and on_cpu.under_way:
+                raise RuntimeError("operation not permitted when stream is capturing")
+            may_cut(10)
+        return x
+
+    if fails == "beginning":
+        begin = on_cpu.capture_begin
+
+        def capture_begin(self, **given) -> None:
+            if len(on_cpu.made) == 2:
+                raise RuntimeError("no memory")
+            begin(self, **given)
+
+        monkeypatch.setattr(on_cpu, "capture_begin", capture_begin)
+    on_cpu.fail_at = {"ending a piece": 3, "ending the last": 5}.get(fails, 0)
+    said = {"running": "not permitted", "beginning": "no memory"}.get(fails, "previous error")
+    with pytest.raises(RuntimeError, match=said):
+        CudaGraph(run, (torch.ones(2),), piece=10)
+    assert not on_cpu.under_way
+    may_cut(10)  # this thread's next calls are cut no more
+
+
+def test_only_what_is_captured_while_frames_run_is_cut(on_cpu, monkeypatch) -> None:
+    """And each piece is made ready when a frame has just been queued."""
+    monkeypatch.setattr(cuda_graph, "PIECE", 10)
+    for name in ("PATIENCE_S", "EDGE_PATIENCE_S", "_LATELY_S"):
+        monkeypatch.setattr(courtesy, name, 60.0)
+    courtesy.frame_waits()
+    CudaGraph(steps, (torch.zeros(3),))
+    assert len(on_cpu.made) == 1, "in the frames' own thread"
+    on_cpu.made.clear()
+    beside, results = BesideTheStream(torch.device("cpu"), gives_way=True), []
+    courtesy.frame_begins()
+    courtesy.frame_waits()
+    beside.submit(lambda: CudaGraph(steps, (torch.zeros(3),)), results.append, results.append)
+    seen = []
+    for _ in range(2000):
+        before = len(on_cpu.made)
+        courtesy.frame_begins()
+        courtesy.frame_is_out(0)
+        assert not beside.wait(0.002)
+        courtesy.frame_waits()
+        done = beside.wait(0.02)
+        seen.append(len(on_cpu.made) - before)
+        if done:
+            break
+    assert isinstance(results[0], CudaGraph) and len(on_cpu.made) == 7
+    assert max(seen) == 1, "never two in one frame"
+    monkeypatch.setattr(courtesy, "_LATELY_S", 0.0)
+    on_cpu.made.clear()
+    beside.submit(lambda: CudaGraph(steps, (torch.zeros(3),)), results.append, results.append)
+    assert beside.wait(60) and len(on_cpu.made) == 1, "nobody to be held up"
+    beside.close()
+
+
+def test_a_place_to_cut_means_nothing_elsewhere() -> None:
+    may_cut(10_000)
+
+
+# --- with a GPU ---
+
+
+def _on_gpu() -> torch.device:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("piece", [1, 40])
+def test_pieces_give_the_bits_of_the_whole_on_a_gpu(piece: int) -> None:
+    device = _on_gpu()
+    unet = build("sd15").to(device).half()
+    packed = PackedUnet(unet, PlainOps())
+    text = torch.randn(2, 7, 24, device=device).half()
+
+    def run(sample: Tensor, timesteps: Tensor) -> Tensor:
+        return packed.run(UnetCall(sample, timesteps, text))
+
+    sample = torch.randn(2, 4, 16, 16, device=device).half()
+    timesteps = torch.tensor([359, 741], device=device)
+    whole = CudaGraph(run, (sample, timesteps), piece=0)
+    cut = CudaGraph(run, (sample, timesteps), piece=piece)
+    assert len(whole._pieces) == 1 and len(cut._pieces) > (20 if piece == 1 else 2)
+    with torch.inference_mode():
+        for number in range(100):
+            torch.manual_seed(number)
+            sample = torch.randn(2, 4, 16, 16, device=device).half()
+            wanted = whole.run((sample, timesteps)).clone()
+            assert torch.equal(cut.run((sample, timesteps)), wanted), number
+        other = torch.randn(1 << 24, device=device)  # nobody else is given the pieces' memory
+        assert torch.equal(cut.run((sample, timesteps)), wanted)
+        del other
+
+
+@pytest.mark.gpu
+def test_a_fault_in_a_later_piece_gives_memory_and_stream_back_on_a_gpu() -> None:
+    device = _on_gpu()
+    made: list[int] = []
+
+    def run(x: Tensor) -> Tensor:
+        for _ in range(4):
+            x = x @ x
+            may_cut(10)
+            if torch.cuda.is_current_stream_capturing():
+                made.append(1)
+                if len(made) == 3:
+                    x.cpu()  # what no capture allows
+        return x
+
+    x = torch.eye(256, device=device)
+    CudaGraph(lambda x: x @ x, (x,))  # workspaces, and the stream that all share in need
+    owned, before = len(streams._owned), torch.cuda.memory_allocated(device)
+    with pytest.raises(RuntimeError):
+        CudaGraph(run, (x,), piece=10)
+    assert len(streams._owned) == owned
+    assert torch.cuda.memory_allocated(device) <= before + (64 << 20)  # a workspace of the stream stays
+    graph = CudaGraph(run, (x,), piece=10)
+    with torch.inference_mode():
+        assert torch.allclose(graph.run((x * 1.0,)), x)
+
+
+@pytest.mark.gpu
+def test_pieces_are_captured_while_another_thread_runs_frames_on_a_gpu() -> None:
+    device = _on_gpu()
+    weight = torch.randn(512, 512, device=device)
+
+    def run(x: Tensor) -> Tensor:
+        for _ in range(20):
+            x = torch.tanh(x @ weight)
+            may_cut(10)
+        return x
+
+    x = torch.randn(64, 512, device=device)
+    frames = CudaGraph(run, (x,), piece=0)
+    beside, made = BesideTheStream(device, gives_way=True), []
+    with torch.inference_mode():
+        frames.run((x,))
+        beside.submit(lambda: CudaGraph(run, (x,)), made.append, made.append)
+        while not beside.wait(0.0):
+            with courtesy.queueing_a_frame():
+                wanted = frames.run((x,)).clone()
+            torch.cuda.current_stream(device).synchronize()
+            courtesy.frame_is_out(0)
+        assert isinstance(made[0], CudaGraph) and len(made[0]._pieces) > 1
+        assert torch.equal(made[0].run((x,)), wanted)
+    beside.close()
