@@ -187,6 +187,7 @@ class EngineLoop:
         """No frame came and none is under way."""
         now = self._clock.now_ns()
         if now - self._last_main_ns > max(IDLE_S, 3 * self._interval_s) * 1e9:
+            self._take_up(engine)  # what was loaded since the last tick, which else nobody would ask for
             if getattr(engine, "wants_frame", False) and self._repaint(engine, ticks, now):
                 return
             if self._inside:
@@ -314,16 +315,20 @@ class EngineLoop:
         """Say which revision is in force, when it is another: the engine may hold values back a while."""
         if not always and self._applied == self._revision:
             return
+        self._take_up(engine)
+        applied = shown_revision(engine, self._revision)
+        if always or applied != self._applied:
+            self._applied = applied
+            self._inbox.send("applied", applied)
+
+    def _take_up(self, engine: Engine) -> None:
+        """A frame edge without a frame, for engines that know it."""
         take_up = getattr(engine, "frame_edge", None)
         if take_up is not None:
             try:
                 take_up()
             except Exception as error:  # noqa: BLE001 # edge: engine loop, one bad frame is not the end
                 self._count_failure(error)
-        applied = shown_revision(engine, self._revision)
-        if always or applied != self._applied:
-            self._applied = applied
-            self._inbox.send("applied", applied)
 
     def _size(self) -> tuple[int, int]:
         assert self._engine is not None

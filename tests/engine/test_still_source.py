@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import numpy as np
+from PIL import Image
 
 from sdbridge.engine.client import EngineClient, wait_for_state
 from sdbridge.engine.image.engine import ImageEngine
@@ -46,6 +47,13 @@ def test_the_last_frame_is_painted_again_when_a_parameter_moves(tmp_path) -> Non
         other = newest_after()
         assert other is not None and not np.array_equal(other, moved)
         assert newest_after(0.5) is None, "then it rests"
+        client.change({"mask.source": "file", "mask.file": str(tmp_path / "mask.png")}, 3)
+        newest_after()
+        mask = Image.fromarray(np.zeros((64, 64), np.uint8))
+        mask.save(tmp_path / "mask.part", format="png")
+        (tmp_path / "mask.part").replace(tmp_path / "mask.png")
+        masked = newest_after(3.0)  # what arrives beside the stream is taken up without a frame to bring it
+        assert masked is not None and not np.array_equal(masked, other)
     finally:
         client.stop()
         ready.close()

@@ -15,7 +15,8 @@ from sdbridge.engine.image.beside import Beside
 from sdbridge.engine.image.control_files import load_network
 from sdbridge.engine.image.control_networks import Hint, Network
 from sdbridge.engine.image.seams import ExtensionContext, RoleImages, Rows, StreamExtension, UnetCall
-from sdbridge.engine.image.stills import fill, load_still
+from sdbridge.engine.image.still_file import StillFile
+from sdbridge.engine.image.stills import fill
 from sdbridge.engine.image.weight_file import resolve
 from sdbridge.engine.interface import ResetKind
 from sdbridge.engine.preprocess.base import Preprocessor, Settings
@@ -45,7 +46,7 @@ class _Slot:
     number: int
     models: Beside[Network]
     preprocessors: Beside[Preprocessor]
-    stills: Beside[Tensor]
+    stills: StillFile
     enabled: bool = True
     model: str = ""
     loaded: str = ""
@@ -107,7 +108,7 @@ class ControlNets(StreamExtension):
                 n,
                 Beside(context, f"ControlNet {n}"),
                 Beside(context, f"ControlNet {n}'s preprocessor"),
-                Beside(context, f"ControlNet {n}'s file"),
+                StillFile(context, f"ControlNet {n}'s file"),
             )
             for n in SLOTS
         }
@@ -162,7 +163,7 @@ class ControlNets(StreamExtension):
     def _set(self, slot: _Slot, name: str, value: Value) -> None:
         if name in ("model", "file"):
             value = str(value).strip()
-        if getattr(slot, name) == value:
+        if getattr(slot, name) == value and not (name == "file" and slot.stills.failed):
             return
         setattr(slot, name, value)
         if name == "model":
@@ -212,13 +213,10 @@ class ControlNets(StreamExtension):
         slot.preprocessors.start(load)
 
     def _choose_still(self, slot: _Slot) -> None:
-        slot.stills.cancel()
+        slot.stills.ask(slot.file)
         slot.still_maps = None
         if not slot.file:
             slot.still = None
-            return
-        path, device = Path(slot.file).expanduser(), self._device
-        slot.stills.start(lambda: load_still(path, device))
 
     @property
     def _device(self) -> torch.device:
@@ -245,7 +243,7 @@ class ControlNets(StreamExtension):
                 key = f"{slot.preprocessor}:{self._network_of.get(kind, '')}"
                 slot.make_map = self._shared.preprocessors.setdefault(key, made.thing)
                 changed = True
-            still = slot.stills.poll()
+            still = slot.stills.poll(watch=slot.source == "file")
             if still is not None and still.thing is not None:
                 slot.still, slot.still_maps = still.thing, None
                 changed = True

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as nn
 
-from sdbridge.engine.image.beside import Beside
 from sdbridge.engine.image.seams import ExtensionContext, RoleImages, Rows, StreamExtension, UnetCall
-from sdbridge.engine.image.stills import load_still
+from sdbridge.engine.image.still_file import StillFile
 from sdbridge.engine.interface import ResetKind
 from sdbridge.engine.preprocess.base import grey
 from sdbridge.errors import SdbridgeError
@@ -61,9 +59,10 @@ class InpaintMask(StreamExtension):
 
     def __init__(self, context: ExtensionContext) -> None:
         self._context = context
-        self._stills: Beside[Tensor] = Beside(context, "Mask file")
+        self._stills = StillFile(context, "Mask file", _as_mask)
         self._source = "off"
-        self._file = self._loaded = ""  # what was asked for last, and what ``_still`` came from
+        self._file = ""  # what was asked for last
+        self._refused = False  # ... and is not what ``_still`` came from
         self._invert = False
         self._soft = 8.0
         self._still: Tensor | None = None  # [1, 1, H, W]
@@ -88,15 +87,13 @@ class InpaintMask(StreamExtension):
         self._source = str(changes.get("mask.source", self._source))
         self._invert = bool(changes.get("mask.invert", self._invert))
         self._soft = float(changes.get("mask.soft", self._soft))
-        file = str(changes.get("mask.file", self._file)).strip()
-        if file != self._file:
-            self._file = file
-            self._stills.cancel()
-            if file:
-                path, device = Path(file).expanduser(), self._context.model.device
-                self._stills.start(lambda: _as_mask(load_still(path, device)))
-            else:
-                self._still, self._loaded = None, ""
+        if "mask.file" in changes:
+            file = str(changes["mask.file"]).strip()
+            if file != self._file or self._refused:
+                self._file, self._refused = file, False
+                self._stills.ask(file)
+                if not file:
+                    self._still = None
         return ()
 
     def resized(self, width: int, height: int, frames: int) -> None:
@@ -108,21 +105,21 @@ class InpaintMask(StreamExtension):
     def frame_edge(self) -> bool:
         if self._size == (0, 0):
             return False
-        arrived = self._stills.poll()
+        arrived = self._stills.poll(watch=self._source == "file")
         if arrived is None:
             return False
-        asked, self._file = self._file, self._loaded  # a file that fails can be asked for again once mended
+        self._refused = True  # until it fits: it can be asked for again, and is read again once mended
         if arrived.thing is None:
             return False
         height, width = arrived.thing.shape[-2:]
         if (width, height) != self._size:
             error = SdbridgeError(
                 "SDB-MASK-SIZE",
-                f"{asked} is {width}x{height}, the stream runs at {self._size[0]}x{self._size[1]}",
+                f"{self._file} is {width}x{height}, the stream runs at {self._size[0]}x{self._size[1]}",
             )
             self._context.report(error)
             return False
-        self._still, self._file, self._loaded = arrived.thing, asked, asked
+        self._still, self._refused = arrived.thing, False
         return True
 
     # --- one frame ---

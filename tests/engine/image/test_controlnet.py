@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from sdbridge.engine.image import still_file
 from sdbridge.engine.image.controlnet import ControlNets
 from sdbridge.engine.image.seams import UnetCall
 from sdbridge.models.small import WIDTH
@@ -363,6 +365,38 @@ def test_a_still_image_is_prepared_once_and_the_control_output_shows_it(tmp_path
     assert torch.allclose(out[0, :, 5, 5], torch.tensor([0.0, 1.0, 1.0]))
     change(bench, nets, control_output=0)
     assert nets.outputs(one) == {}
+
+
+def test_a_still_that_failed_is_read_once_it_is_there_or_asked_for_anew(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(still_file, "LOOK_S", 0.0)
+    bench = make_bench()
+    file = tmp_path / "late.png"
+    nets = control(
+        bench,
+        slot1_model=str(save_real_hint(tmp_path / "1", "sd15", 1)),
+        slot1_source="file",
+        slot1_file=str(file),
+    )
+    assert bench.reports[-1][0] == "SDB-FILE-MISSING" and nets.enter({}, latent(1))[0] == {}
+
+    def edges() -> None:
+        for _ in range(8):
+            nets.frame_edge()
+            bench.finish_loading()
+
+    edges()
+    Image.new("RGB", (96, 64), (255, 0, 0)).save(file)
+    edges()
+    assert torch.allclose(nets.enter({}, latent(1))[0][1].image[:, 5, 5], torch.tensor([1.0, 0.0, 0.0]))
+    Image.new("RGB", (96, 64), (0, 255, 0)).save(file)
+    os.utime(file, ns=(0, 1))
+    edges()
+    assert torch.allclose(nets.enter({}, latent(1))[0][1].image[:, 5, 5], torch.tensor([0.0, 1.0, 0.0]))
+    assert len(bench.reports) == 1
+    change(bench, nets, slot1_file=str(tmp_path / "none.png"))
+    loads = nets.loads
+    change(bench, nets, slot1_file=str(tmp_path / "none.png"))
+    assert nets.loads == loads + 1 and [code for code, _ in bench.reports] == ["SDB-FILE-MISSING"] * 3
 
 
 def test_a_missing_source_steers_nothing_and_is_told_as_unused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from sdbridge.engine.image import still_file
 from sdbridge.engine.image.mask import BLACK, InpaintMask, soften
 from sdbridge.engine.image.pictures import to_pixels, to_tensor
 from tests.engine.image.conditioning import Bench, make_bench, predict, relative, small_folder, small_parts
@@ -206,7 +207,8 @@ def test_nine_channels_without_a_mask_paint_everything() -> None:
     assert bool((luggage[0].nine.cells == 1).all())
 
 
-def test_mask_files_fit_or_are_refused_by_name(tmp_path: Path) -> None:
+def test_mask_files_fit_or_are_refused_by_name(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(still_file, "LOOK_S", 0.0)
     bench = make_bench()
     good = tmp_path / "good.png"
     Image.fromarray((half_mask()[0, 0].numpy() * 255).astype(np.uint8)).save(good)
@@ -231,6 +233,11 @@ def test_mask_files_fit_or_are_refused_by_name(tmp_path: Path) -> None:
     change(bench, mask, file=str(tmp_path / "none.png"))  # the same name again, now that it is there
     assert not bench.reports
     assert torch.equal(enter(mask, {"main": picture(1)})[0].masked.soft, 1 - kept)
+    good.replace(tmp_path / "none.png")  # another picture under the same name
+    for _ in range(8):
+        mask.frame_edge()
+        bench.finish_loading()
+    assert torch.equal(enter(mask, {"main": picture(1)})[0].masked.soft, kept)
     mask.resized(32, 48, 1)  # an accepted mask follows the stream's size
     mask.before_encode(picture(1)[:, :3], {})
     assert mask.enter({"main": picture(1)[..., :48, :32]}, torch.zeros(1, 4, 6, 4))[0].masked.soft.shape == (
