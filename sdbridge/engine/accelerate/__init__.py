@@ -109,7 +109,8 @@ def choose_acceleration(choice: str, device: torch.device) -> tuple[str, str]:
 def build_acceleration(name: str, model: LoadedModel, attend: Attend | None = None) -> Acceleration:
     """Make the acceleration ``name`` (eager, compile or tensorrt) for a loaded model.
 
-    ``attend`` is what ``attention.choose_attention`` chose; None is PyTorch's own. TensorRT has its own.
+    ``attend`` is what ``attention.choose_attention`` chose; None is PyTorch's own. A TensorRT engine
+    has its own.
     """
     if name == "eager":
         from sdbridge.engine.accelerate.eager import Eager
@@ -122,6 +123,6 @@ def build_acceleration(name: str, model: LoadedModel, attend: Attend | None = No
     if name == "tensorrt":
         from sdbridge.engine.accelerate.tensorrt.acceleration import build_tensorrt
 
-        made: Acceleration = build_tensorrt(model)
+        made: Acceleration = build_tensorrt(model, attend)
         return made
     raise SdbridgeError("SDB-ENGINE-ACCELERATION", f"there is no acceleration {name!r}")

@@ -83,7 +83,7 @@ class ChosenAttention:
 
     def __init__(self, attend: Attend, former: Any) -> None:
         self._attend = attend
-        self._former = former  # for what plain attention is not
+        self.former = former  # for what plain attention is not
 
     def __call__(
         self,
@@ -97,7 +97,7 @@ class ChosenAttention:
     ) -> Tensor:
         """``hidden_states`` ``[rows, N, width]`` -> the same shape."""
         if attention_mask is not None or hidden_states.ndim != 3 or _unusual(attn):
-            found: Tensor = self._former(
+            found: Tensor = self.former(
                 attn, hidden_states, encoder_hidden_states, attention_mask, temb, *arguments, **keywords
             )
             return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,17 +12,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from sdbridge.bench.drive import Drive, Recipe, is_loading
 from sdbridge.bench.networks import random_lora
 from sdbridge.engine.accelerate import choose_acceleration
+from sdbridge.engine.accelerate.attention import ChosenAttention, put_on
 from sdbridge.engine.accelerate.tensorrt import acceleration as tensorrt_acceleration
-from sdbridge.engine.accelerate.tensorrt import library, obtain
+from sdbridge.engine.accelerate.tensorrt import build, library, obtain, workshop
 from sdbridge.engine.accelerate.tensorrt.acceleration import TensorRT
 from sdbridge.engine.accelerate.tensorrt.cache import ShapeRange
 from sdbridge.engine.accelerate.tensorrt.export import WeightName
+from sdbridge.engine.accelerate.tensorrt.graphs import Graph, GraphInput
 from sdbridge.engine.accelerate.tensorrt.order import Order, ranges_for, read_order
 from sdbridge.engine.image.engine import ImageEngine
+from sdbridge.engine.image.seams import UnetCall
 from sdbridge.engine.interface import EngineConfig, Progress
 from sdbridge.errors import SdbridgeError
 from sdbridge.models.small import build_small_checkpoint
@@ -197,6 +202,94 @@ def test_a_stream_goes_on_where_nothing_can_be_built(standing_in, checkpoint, mo
         sum("nothing may be built here" in r.getMessage() for r in caplog.records if r.levelname == "WARNING")
         == 3
     )
+
+
+def test_an_engine_that_tensorrt_refuses_is_built_anew_once(
+    standing_in, checkpoint, monkeypatch, caplog
+) -> None:
+    """It came whole out of the cache, and its library will not have it."""
+    blobs: list[bytes] = []
+
+    def make(*given):
+        blobs.append(b"new" if refused else b"old")
+        return blobs[-1], ()
+
+    class Engine:
+        def __init__(self, library, blob, device, stream) -> None:
+            if blob in refused:
+                raise SdbridgeError("SDB-TENSORRT-LOAD", "TensorRT refused an engine")
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(TensorRT, "_try", lambda self, part, tensors, output: None)  # nothing to run
+    refused: set[bytes] = set()
+    monkeypatch.setattr(obtain, "_make", make)
+    monkeypatch.setattr(tensorrt_acceleration, "BuiltEngine", Engine)
+    said = []
+    for _ in range(3):
+        engine, _ = streaming(checkpoint, "tensorrt", Recipe({"steps": 1}, SIDE, SIDE))
+        said.append(
+            {line.partition(": ")[2] for line in engine.painter.acceleration.build(lambda event: None)}
+        )
+        engine.unload()
+        refused.add(b"old")
+    assert said == [{"built"}, {"built"}, {"was built before"}]
+    assert blobs == [b"old"] * 3 + [b"new"] * 3
+    assert sum("is refused" in record.getMessage() for record in caplog.records) == 3
+
+
+def test_orders_of_processes_that_are_no_more_are_cleared_away(tmp_path) -> None:
+    for name in ("work-0-x", "work-999999999-x", f"work-{os.getpid()}-x", "work-strange-x"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights.safetensors").write_bytes(b"x")
+    obtain._work_folder(tmp_path)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert f"work-{os.getpid()}-x" in left and not left & {"work-999999999-x", "work-strange-x"}
+
+
+def test_attention_of_our_choice_keeps_no_engine_from_running(checkpoint) -> None:
+    unet = UNet2DConditionModel.from_pretrained(checkpoint / "unet")
+    call = UnetCall(torch.zeros(1, 4, 8, 8), torch.zeros(1), torch.zeros(1, 77, 32))
+    assert tensorrt_acceleration._obstacle(call, unet) == ""
+    put_on(unet, lambda query, key, value: query)
+    assert any(isinstance(m.processor, ChosenAttention) for m in unet.modules() if hasattr(m, "processor"))
+    assert tensorrt_acceleration._obstacle(call, unet) == ""
+
+
+def test_what_runs_without_an_engine_is_built_too() -> None:
+    below = SimpleNamespace(close=lambda: None, build=lambda progress: ("74 kernels compiled",))
+    acceleration = TensorRT(SimpleNamespace(device=torch.device("cpu")), fake_tensorrt, below)  # type: ignore
+    assert acceleration.build(lambda event: None) == ("74 kernels compiled",)
+    acceleration.close()
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (9, 8), (65, 33), (12, 20), (90, 160)])
+def test_residuals_of_any_size_are_traced_at_sizes_that_go_together(checkpoint, height, width) -> None:
+    """Odd sizes are halved upwards; the example's must stay a half, a quarter and an eighth."""
+    shapes, size = [], (height, width)
+    for level in range(4):
+        shapes.append((8 << level, *size))
+        size = (-(-size[0] // 2), -(-size[1] // 2))
+    halvings = [workshop._halvings((height, width), shape[1:]) for shape in shapes]
+    assert halvings == [0, 1, 2, 3]
+    example = [16 >> times for times in halvings]
+    inputs = tuple(
+        GraphInput(name, torch.zeros(2, 4, side, side), {0: "rows", 2: "height", 3: "width"})
+        for name, side in zip(("sample", "residual_1", "residual_2", "residual_3"), example, strict=True)
+    )
+    graph = Graph("unet", torch.nn.Identity(), inputs, ("noise",))
+    ranges = {
+        "rows": ShapeRange(1, 1, 8),
+        "height": ShapeRange(min(height, 32), height, max(height, 129)),
+        "width": ShapeRange(min(width, 32), width, max(width, 129)),
+    }
+    profile = build._profile(fake_tensorrt.Builder(fake_tensorrt.Logger()), graph, ranges)
+    for item, shape in zip(inputs, shapes, strict=True):
+        assert profile._shapes[item.name][1][2:] == shape[1:], "the likeliest size is the one that runs"
+    assert [profile._shapes[item.name][2][2] for item in inputs][1:] == [
+        -(-max(height, 129) // n) for n in (2, 4, 8)
+    ]
 
 
 def test_a_cache_that_cannot_be_written_costs_a_line(tmp_path, monkeypatch, caplog) -> None:

@@ -19,10 +19,11 @@ from typing import Any
 from torch import Tensor
 
 from sdbridge import paths
+from sdbridge.engine.accelerate.attention import Attend, ChosenAttention
 from sdbridge.engine.accelerate.beside import BesideTheStream
 from sdbridge.engine.accelerate.replay import TensorCall
 from sdbridge.engine.accelerate.tensorrt.export import WeightName
-from sdbridge.engine.accelerate.tensorrt.obtain import obtain_engine
+from sdbridge.engine.accelerate.tensorrt.obtain import Obtained, obtain_engine
 from sdbridge.engine.accelerate.tensorrt.order import Order, ranges_for
 from sdbridge.engine.accelerate.tensorrt.runtime import BuiltEngine, current_cuda_stream
 from sdbridge.engine.image.load import LoadedModel
@@ -162,18 +163,16 @@ class TensorRT:
         def make() -> _Made:
             at = self._writes
             weights = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
-            device = self._model.device
-            found = obtain_engine(
-                order,
-                weights,
-                self._folder,
-                str(self._library.__version__),
-                device,
-                self._progress,
-                self._closing.is_set,
-            )
-            stream = current_cuda_stream if device.type == "cuda" else _no_stream
-            return BuiltEngine(self._library, found.blob, device, stream), found.names, at, found.cached
+            found = self._obtain(order, weights)
+            try:
+                engine = self._engine_of(found.blob)
+            except _FAULTS as error:
+                if not found.cached:
+                    raise
+                log.warning("the built %s is refused (%s); it is built anew", name, _line(error))
+                found = self._obtain(order, weights, anew=True)
+                engine = self._engine_of(found.blob)
+            return engine, found.names, at, found.cached
 
         def put_in(made: _Made | SdbridgeError) -> None:
             if isinstance(made, SdbridgeError):
@@ -194,6 +193,18 @@ class TensorRT:
 
         self._beside.submit(obtain, put_in, failed)
         return part
+
+    def _obtain(self, order: Order, weights: Mapping[str, Tensor], *, anew: bool = False) -> Obtained:
+        version, device = str(self._library.__version__), self._model.device
+        closing = self._closing.is_set
+        return obtain_engine(
+            order, weights, self._folder, version, device, self._progress, closing, anew=anew
+        )
+
+    def _engine_of(self, blob: bytes) -> BuiltEngine:
+        device = self._model.device
+        stream = current_cuda_stream if device.type == "cuda" else _no_stream
+        return BuiltEngine(self._library, blob, device, stream)
 
     # --- frames ---
 
@@ -302,6 +313,9 @@ class TensorRT:
         for name, part in self._parts.items():
             state = "could not be built, compile or eager runs it" if part.failed else "built"
             lines.append(f"TensorRT {name}: {'was built before' if part.from_cache else state}")
+        below = getattr(self._without, "build", None)
+        if below is not None:  # what no engine runs, ControlNets among it, has kernels to compile
+            lines += below(progress)
         return tuple(lines)
 
     def close(self) -> None:
@@ -328,6 +342,8 @@ def _obstacle(call: UnetCall, unet: Any) -> str:
         return "it has conditions that the exported graph has not"
     for name, module in unet.named_modules():
         processor = getattr(module, "processor", None)
+        if isinstance(processor, ChosenAttention):  # plain attention by other means; an engine has its own
+            processor = processor.former
         if processor is not None and not type(processor).__module__.startswith("diffusers."):
             return f"{name} has a {type(processor).__name__}"
     return ""
@@ -360,11 +376,14 @@ def _line(error: Exception) -> str:
     return text[:300] or type(error).__name__
 
 
-def build_tensorrt(model: LoadedModel) -> Any:
-    """The acceleration for ``model``, or what runs in its stead where TensorRT cannot be used."""
+def build_tensorrt(model: LoadedModel, attend: Attend | None = None) -> Any:
+    """The acceleration for ``model``, or what runs in its stead where TensorRT cannot be used.
+
+    ``attend`` is the attention of what runs without an engine.
+    """
     from sdbridge.engine.accelerate import build_acceleration
     from sdbridge.engine.accelerate.tensorrt.library import find_tensorrt
 
-    without = build_acceleration("compile" if model.device.type == "cuda" else "eager", model)
+    without = build_acceleration("compile" if model.device.type == "cuda" else "eager", model, attend)
     library, _why = find_tensorrt(model.device.type)
     return without if library is None else TensorRT(model, library, without)

@@ -64,21 +64,26 @@ def _profile(builder: Any, graph: Graph, ranges: Mapping[str, ShapeRange]) -> An
         for bound in ("least", "likely", "most"):
             shape = list(item.example.shape)
             for dimension, name in item.dynamic.items():
-                shape[dimension] = _scaled(getattr(ranges[name], bound), graph, item.name, dimension)
+                value = getattr(ranges[name], bound)
+                shape[dimension] = _scaled(value, graph, item.name, dimension, up=bound != "least")
             shapes.append(tuple(shape))
         profile.set_shape(item.name, *shapes)
     return profile
 
 
-def _scaled(value: int, graph: Graph, name: str, dimension: int) -> int:
-    """Ranges of height and width are in latent pixels; a residual or a picture is smaller or larger."""
+def _scaled(value: int, graph: Graph, name: str, dimension: int, *, up: bool) -> int:
+    """Ranges of height and width are in latent pixels; a residual or a picture is smaller or larger.
+
+    ``up``: halves of odd sizes count as the UNet makes them, rounded up.
+    """
     if dimension < 2:
         return value
     base = next((i.example.shape[dimension] for i in graph.inputs if i.name in ("sample", "latent")), None)
     item = next(i for i in graph.inputs if i.name == name)
     if base is None:  # the encoder: only a picture goes in, eight times the latent
         return value * 8
-    return max(1, value * item.example.shape[dimension] // base)
+    product = value * item.example.shape[dimension]
+    return max(1, -(-product // base) if up else product // base)
 
 
 def progress_monitor(trt: Any, part: str, on_progress: OnProgress, cancelled: Cancelled) -> Any:

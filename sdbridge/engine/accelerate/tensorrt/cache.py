@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -67,25 +68,36 @@ def save_engine(folder: Path, key: EngineKey, blob: bytes, about: Mapping[str, o
     seal = {"key": key.digest, "sha256": hashlib.sha256(blob).hexdigest(), "bytes": len(blob)}
     seal |= {"about": dict(about or {}), "about_sha256": _hash_of(about or {})}
     _write_whole(file, blob)
-    _write_whole(file.with_suffix(".json"), json.dumps(seal).encode())
+    try:
+        _write_whole(file.with_suffix(".json"), json.dumps(seal).encode())
+    except OSError:
+        drop_engine(folder, key)  # gigabytes that nobody would ever trust
+        raise
     return file
+
+
+def drop_engine(folder: Path, key: EngineKey) -> None:
+    """Take a built engine away, as far as that can be done: it was damaged, or TensorRT refused it."""
+    for file in (engine_file(folder, key), engine_file(folder, key).with_suffix(".json")):
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
 
 
 def load_engine(folder: Path, key: EngineKey) -> bytes | None:
     """The bytes of a built engine, or None if there is none or it is damaged (then it is removed)."""
     file = engine_file(folder, key)
     try:
-        seal = json.loads(file.with_suffix(".json").read_bytes())
+        seal = _read_seal(file)
         blob = file.read_bytes()
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         log.warning("the built engine %s cannot be read (%s); it is built anew", file.name, error)
+        drop_engine(folder, key)
         return None
     if seal.get("key") != key.digest or seal.get("sha256") != hashlib.sha256(blob).hexdigest():
         log.warning("the built engine %s is damaged; it is built anew", file.name)
-        file.unlink(missing_ok=True)
-        file.with_suffix(".json").unlink(missing_ok=True)
+        drop_engine(folder, key)
         return None
     return blob
 
@@ -93,12 +105,20 @@ def load_engine(folder: Path, key: EngineKey) -> bytes | None:
 def load_about(folder: Path, key: EngineKey) -> dict[str, Any]:
     """What was kept with a built engine; empty if there is none or it is damaged."""
     try:
-        seal = json.loads(engine_file(folder, key).with_suffix(".json").read_bytes())
-    except (OSError, ValueError):
+        seal = _read_seal(engine_file(folder, key))
+    except (OSError, ValueError, RecursionError):
         return {}
-    about = seal.get("about") if isinstance(seal, dict) else None
+    about = seal.get("about")
     whole = isinstance(about, dict) and seal.get("about_sha256") == _hash_of(about)
     return about if whole and isinstance(about, dict) else {}
+
+
+def _read_seal(file: Path) -> dict[str, Any]:
+    """What stands beside an engine. Raises OSError, ValueError or RecursionError for anything else."""
+    read = json.loads(file.with_suffix(".json").read_bytes())
+    if not isinstance(read, dict):
+        raise ValueError(f"{file.stem}.json holds no seal")
+    return read
 
 
 def _hash_of(about: Mapping[str, object]) -> str:

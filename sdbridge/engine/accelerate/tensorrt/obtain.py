@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -15,11 +16,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
 import torch
 from torch import Tensor
 
 from sdbridge.engine.accelerate.tensorrt.cache import (
     EngineKey,
+    drop_engine,
     hash_weights,
     load_about,
     load_engine,
@@ -52,12 +55,17 @@ def obtain_engine(
     device: torch.device,
     on_progress: OnProgress,
     cancelled: Callable[[], bool] = lambda: False,
+    *,
+    anew: bool = False,
 ) -> Obtained:
     """``weights`` is the part's state on the CPU. A full or read-only cache costs a line, not the engine.
 
-    Raises SDB-TENSORRT-BUILD with the workshop's own words.
+    ``anew``: what lies in the cache was refused, so it goes. Raises SDB-TENSORRT-BUILD with the workshop's
+    own words.
     """
     key = engine_key(order, weights, version, device)
+    if anew:
+        drop_engine(folder, key)
     found = _from_cache(folder, key)
     if found is not None:
         return found
@@ -146,9 +154,18 @@ def _work_folder(folder: Path) -> Path:
     """Beside the cache; where that cannot be written, in the system's place for passing things."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix="work-", dir=folder))
+        _clear_left_behind(folder)
+        return Path(tempfile.mkdtemp(prefix=f"work-{os.getpid()}-", dir=folder))
     except OSError:
         return Path(tempfile.mkdtemp(prefix="sdbridge-tensorrt-"))
+
+
+def _clear_left_behind(folder: Path) -> None:
+    """Orders of processes that were killed hold a model's weights each: gigabytes."""
+    for left in folder.glob("work-*-*"):
+        owner = left.name.split("-")[1]
+        if not owner.isdigit() or not psutil.pid_exists(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _run_workshop(

@@ -82,12 +82,24 @@ def order_graph(order: Order, folder: Path) -> Any:
     side = 16
     if order.part == "unet":
         height, width = order.ranges["height"].likely, order.ranges["width"].likely
-        residuals = tuple((c, h * side // height, w * side // width) for c, h, w in order.residuals)
+        residuals = tuple(
+            (c, *(side >> _halvings((height, width), (h, w)),) * 2) for c, h, w in order.residuals
+        )
         return graphs.unet_graph(module, None, side, side, residuals=residuals)
     scale, shift = order.latent
     tiny = order.module == "AutoencoderTiny"
     encode, decode = graphs.autoencoder_graphs(module, tiny, scale, shift, 8 * side, 8 * side)
     return encode if order.part == "encode" else decode
+
+
+def _halvings(whole: tuple[int, int], part: tuple[int, int]) -> int:
+    """How often a picture was halved, odd sizes rounded up, until it was as large as ``part``."""
+    size = whole
+    for times in range(8):
+        if size == part:
+            return times
+        size = (-(-size[0] // 2), -(-size[1] // 2))
+    raise SdbridgeError("SDB-TENSORRT-BUILD", f"a residual of {part} does not come from {whole}")
 
 
 def _tell(progress: Progress) -> None:
