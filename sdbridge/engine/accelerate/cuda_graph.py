@@ -93,15 +93,16 @@ class _Capture:
     def of(self, run: Any, tensors: tuple[Tensor, ...]) -> Any:
         """What ``run`` gives, captured. Raises what it raises; nothing is kept then."""
         _of_thread.capture = self if self._piece else None
+        whole = False
         try:
             self._begin()
             made = run(*tensors)
             self._end()
-        except BaseException:
-            self._give_up()
-            raise
+            whole = True
         finally:
             _of_thread.capture = None
+            if not whole:
+                self._give_up()
         return made
 
     def passed(self, kernels: int) -> None:
