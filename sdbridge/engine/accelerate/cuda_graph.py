@@ -8,8 +8,12 @@ given to later pieces as within one graph.
 
 from __future__ import annotations
 
+import ctypes
+import logging
+import sys
 import threading
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,9 +22,14 @@ from torch import Tensor
 from sdbridge.engine.accelerate import courtesy
 from sdbridge.engine.accelerate.streams import capture_stream
 
+log = logging.getLogger(__name__)
+
 #: About so many kernels are one piece, of what is captured while frames run; 0: all are, to compare. Each
 #: piece more costs every frame some 10 us of the host's time and a few of the GPU's.
 PIECE = 80
+
+#: Whether a graph is brought to the device when it is captured, not by its first replay; off to compare.
+SENT_AHEAD = True
 
 _of_thread = threading.local()  # ``capture``: the one under way that may be cut
 
@@ -56,7 +65,7 @@ class CudaGraph:
         if piece is None:
             piece = PIECE if courtesy.gives_way() else 0
         with torch.inference_mode(), capture_stream(device) as self._stream, torch.cuda.stream(self._stream):
-            capture = _Capture(piece)
+            capture = _Capture(piece, self._stream)
             self._output = capture.of(run, self._inputs)
             self._pieces = capture.pieces
             self._stream.synchronize()
@@ -82,11 +91,12 @@ class CudaGraph:
 
 
 class _Capture:
-    """On the current stream; ``pieces`` are the finished graphs, in order."""
+    """On ``stream``, which is the current one; ``pieces`` are the finished graphs, in order."""
 
-    def __init__(self, piece: int) -> None:
+    def __init__(self, piece: int, stream: torch.cuda.Stream) -> None:
         self.pieces: list[torch.cuda.CUDAGraph] = []
         self._piece = piece
+        self._stream = stream
         self._since = 0  # kernels, about, since the last cut
         self._open: torch.cuda.CUDAGraph | None = None
 
@@ -126,6 +136,8 @@ class _Capture:
         graph, self._open = self._open, None
         assert graph is not None
         graph.capture_end()
+        if SENT_AHEAD:
+            _send_ahead(graph, self._stream)
         self.pieces.append(graph)
 
     def _give_up(self) -> None:
@@ -134,3 +146,28 @@ class _Capture:
             with suppress(RuntimeError):  # the first fault is the one to tell
                 graph.capture_end()
         self.pieces.clear()
+
+
+def _send_ahead(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> bool:
+    """Bring what the device needs for a replay there now; where that cannot be, the first replay does it."""
+    handle, driver = getattr(graph, "raw_cuda_graph_exec", None), _driver()
+    if handle is None or driver is None:  # torch before 2.10, or no CUDA
+        return False
+    try:
+        code = driver.cuGraphUpload(ctypes.c_void_p(handle()), ctypes.c_void_p(stream.cuda_stream))
+    except (RuntimeError, AttributeError) as error:
+        log.debug("a graph is not brought ahead: %s", error)
+        return False
+    if code:
+        log.debug("a graph is not brought ahead: cuGraphUpload gave %d", code)
+    return code == 0
+
+
+@cache
+def _driver() -> Any:
+    """CUDA's driver, which the runtime's graphs and streams belong to as well; None where there is none."""
+    try:
+        return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError as error:
+        log.debug("no driver: %s", error)
+        return None

@@ -76,6 +76,8 @@ def _tensors(made: Any) -> list[Tensor]:
 
 
 class Stream:
+    cuda_stream = 77
+
     def synchronize(self) -> None: ...
 
 
@@ -199,6 +201,32 @@ def test_only_what_is_captured_while_frames_run_is_cut(on_cpu, monkeypatch) -> N
     beside.close()
 
 
+@pytest.mark.parametrize("code", [0, 1])
+def test_each_piece_is_brought_to_the_device_when_it_is_ready(on_cpu, monkeypatch, code: int) -> None:
+    brought = []
+
+    class Driver:
+        def cuGraphUpload(self, graph, stream) -> int:  # noqa: N802 # the driver's name
+            brought.append((graph.value, stream.value, len(on_cpu.made)))
+            return code
+
+    monkeypatch.setattr(cuda_graph, "_driver", Driver)
+    CudaGraph(steps, (torch.zeros(3),), piece=20)
+    assert not brought, "a torch that does not tell where its graph is"
+    on_cpu.made.clear()
+    monkeypatch.setattr(RecordedGraph, "raw_cuda_graph_exec", lambda graph: id(graph), raising=False)
+    graph = CudaGraph(steps, (torch.zeros(3),), piece=20)
+    assert brought == [(id(piece), 77, number) for number, piece in enumerate(graph._pieces, 1)]
+    with torch.inference_mode():
+        assert torch.equal(graph.run((torch.ones(3),)), steps(torch.ones(3)))
+
+
+def test_without_a_driver_the_first_replay_does_it(on_cpu, monkeypatch) -> None:
+    monkeypatch.setattr(RecordedGraph, "raw_cuda_graph_exec", lambda graph: id(graph), raising=False)
+    monkeypatch.setattr(cuda_graph, "_driver", lambda: None)
+    assert len(CudaGraph(steps, (torch.zeros(3),), piece=20)._pieces) == 4
+
+
 def test_a_place_to_cut_means_nothing_elsewhere() -> None:
     may_cut(10_000)
 
@@ -237,6 +265,19 @@ def test_pieces_give_the_bits_of_the_whole_on_a_gpu(piece: int) -> None:
         other = torch.randn(1 << 24, device=device)  # nobody else is given the pieces' memory
         assert torch.equal(cut.run((sample, timesteps)), wanted)
         del other
+
+
+@pytest.mark.gpu
+def test_a_graph_can_be_brought_ahead_on_a_gpu(monkeypatch) -> None:
+    """Where torch tells where its graph is, which is from 2.10 on."""
+    device, found = _on_gpu(), []
+    send = cuda_graph._send_ahead
+    monkeypatch.setattr(cuda_graph, "_send_ahead", lambda *given: found.append(send(*given)))
+    x = torch.randn(64, device=device)
+    graph = CudaGraph(steps, (x,), piece=20)
+    assert found == [hasattr(torch.cuda.CUDAGraph, "raw_cuda_graph_exec")] * 4
+    with torch.inference_mode():
+        assert torch.allclose(graph.run((x,)), steps(x))
 
 
 @pytest.mark.gpu
