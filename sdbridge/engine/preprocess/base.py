@@ -47,15 +47,17 @@ def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
     return blur(image, gaussian_taps(sigma, image.device, image.dtype))
 
 
-def gaussian_taps(sigma: float, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The weights of a Gaussian of ``sigma`` > 0, one direction of it; an odd number of them.
+def gaussian_taps(sigma: float, device: torch.device, dtype: torch.dtype, radius: int = 0) -> Tensor:
+    """The weights of a Gaussian of ``sigma``, one direction of it; an odd number of them.
 
-    Made on the host: kernels that run for the first time would stop a frame until they are loaded.
+    With a ``radius`` there are 2 radius + 1 of them at any ``sigma``, also at 0, which changes nothing: zeros
+    stand at the ends. Made on the host: kernels that run for the first time would stop a frame.
     """
-    radius = max(1, math.ceil(3 * sigma))
-    steps = torch.arange(-radius, radius + 1, dtype=dtype)
-    kernel = torch.exp(-0.5 * (steps / sigma) ** 2)
-    host = kernel / kernel.sum()
+    own = max(1, math.ceil(3 * sigma)) if sigma > 0 else 0
+    steps = torch.arange(-own, own + 1, dtype=dtype)
+    kernel = torch.exp(-0.5 * (steps / sigma) ** 2) if sigma > 0 else torch.ones(1, dtype=dtype)
+    spare = max(0, radius - own)
+    host = nn.pad(kernel / kernel.sum(), (spare, spare))
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 

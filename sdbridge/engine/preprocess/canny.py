@@ -22,6 +22,9 @@ FULL_CONTRAST = 4 * 255.0
 #: How far, in pixels, a weak edge is followed from a strong one. A fixed number, because asking
 #: whether anything still changes would stop the host; longer weak tails are cut.
 GROWTH = 64
+#: Sigma of the blur at ``detail`` 0, and how far that reaches.
+WIDEST = 2.0
+_REACH = math.ceil(3 * WIDEST)
 _TAN_22 = math.tan(math.pi / 8)
 _TAN_67 = math.tan(3 * math.pi / 8)
 
@@ -30,7 +33,7 @@ class EdgeCall:
     """Canny as a call on tensors alone: what a CUDA graph can hold. 1 where an edge is, ``[F, 1, H, W]``.
 
     Tensors: the picture ``[F, 3, H, W]``, the low and the high threshold, then the blur's weights if there
-    is a blur. A threshold that moves is another number in the same tensor, so nothing is captured again.
+    is a blur. What moves is another number in the same tensor, so nothing is captured again.
     """
 
     def __call__(self, image: Tensor, thresholds: Tensor, *taps: Tensor) -> Tensor:
@@ -58,11 +61,14 @@ class Canny:
 
     def __init__(self) -> None:
         self._run: Callable[..., Tensor] = EdgeCall()
+        self._one_shape = False  # so that a moving ``detail`` needs no other graph
         self._given: tuple[object, tuple[Tensor, ...]] = (None, ())
 
     def accelerate(self, wrap: Callable[[Callable[..., Any], str], Callable[..., Any]]) -> None:
         """Have its many small operations run as ``wrap`` runs calls on tensors."""
-        self._run = wrap(self._run, "canny")
+        plain = self._run
+        self._run = wrap(plain, "canny")
+        self._one_shape = self._run is not plain
 
     def foresee(self, image: Tensor, settings: Settings) -> bool:
         """Whether pictures like ``image`` are ready to be drawn; else that is begun (``replay.foresee``)."""
@@ -71,7 +77,7 @@ class Canny:
     def _further(self, settings: Settings, device: torch.device) -> tuple[Tensor, ...]:
         key = (settings, device)
         if self._given[0] != key:
-            self._given = (key, _on_device(settings, device))
+            self._given = (key, _on_device(settings, device, self._one_shape))
         return self._given[1]
 
     def __call__(self, image: Tensor, settings: Settings) -> Tensor:
@@ -79,16 +85,19 @@ class Canny:
         return as_rgb(edges.to(image.dtype, copy=True))  # accelerated, the next picture overwrites its own
 
 
-def _on_device(settings: Settings, device: torch.device) -> tuple[Tensor, ...]:
-    """The thresholds and, where there is a blur, its weights, sent without waiting."""
+def _on_device(settings: Settings, device: torch.device, one_shape: bool) -> tuple[Tensor, ...]:
+    """The thresholds and, where there is a blur, its weights, sent without waiting.
+
+    In ``one_shape`` there always is one, of the widest's reach: that costs a GPU some microseconds.
+    """
     ordered = sorted((settings.low, settings.high))
     host = torch.tensor([share * FULL_CONTRAST for share in ordered], dtype=torch.float32)
     pinned = host.pin_memory() if device.type == "cuda" else host
     thresholds = pinned.to(device, non_blocking=True)
-    sigma = 2.0 * (1.0 - settings.detail)
-    if sigma <= 0:
+    sigma = WIDEST * (1.0 - settings.detail)
+    if sigma <= 0 and not one_shape:
         return (thresholds,)
-    return thresholds, gaussian_taps(sigma, device, torch.float32)
+    return thresholds, gaussian_taps(sigma, device, torch.float32, _REACH if one_shape else 0)
 
 
 def thin(height: Tensor, across: Tensor, down: Tensor) -> Tensor:

@@ -182,6 +182,22 @@ def test_one_is_exchanged_for_another_when_that_is_ready(streams: Streams, netwo
     assert last <= 1e-9 and streams.from_graphs
 
 
+def test_canny_s_detail_moves_live_and_captures_nothing(streams: Streams, networks) -> None:
+    for rig in (streams.rig, streams.plain):
+        streams.set(rig, controlnet__1__model=networks["one"], **CANNY)
+        rig.tick(frame(7))
+    streams.let()
+    for rig in (streams.rig, streams.plain):
+        rig.engine.reset("hard")
+    captures = sum(streams.held.of_shapes.values())
+    for detail in (0.5, 0.0, 0.9, 1.0, 0.3):
+        for rig in (streams.rig, streams.plain):
+            rig.set(controlnet__1__detail=detail)
+        assert streams.step() <= 1e-9 and streams.steers and streams.from_graphs
+        assert streams.rig.engine.shows_up_to is None
+    assert sum(streams.held.of_shapes.values()) == captures
+
+
 WISHES = [
     *({"steps": steps} for steps in (1, 2, 3)),
     *({"width": width} for width in (64, 72, 128)),
