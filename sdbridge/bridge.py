@@ -6,7 +6,6 @@ import gc
 import logging
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,7 +27,7 @@ from sdbridge.model_supply import ModelSupply
 from sdbridge.output import OutputLoop
 from sdbridge.parameters.show import Show
 from sdbridge.parameters.store import Change, ParameterStore
-from sdbridge.status import Status
+from sdbridge.status import Status, ToldError
 from sdbridge.surfaces import free_port, open_surfaces
 from sdbridge.textures import main_thread
 from sdbridge.textures.desk import TextureDesk
@@ -67,7 +66,9 @@ class Bridge:
         self.port = config.port
         self._log_lines = log_lines
         self._with_control = control
-        self._errors: deque[str] = deque(maxlen=ERRORS_KEPT)
+        self._errors: tuple[tuple[str, int, int], ...] = ()  # line, number, when in ns
+        self._errors_told = 0
+        self._errors_lock = threading.Lock()  # any thread may have something to tell
         self._safe_mode = False
         self._stopping = threading.Event()
         self._stop_asked = False
@@ -246,6 +247,7 @@ class Bridge:
         now = self.clock.now_ns()
         client = self.engine.client
         stats = client.stats if client is not None else EngineStats()
+        errors = self._errors
         return Status(
             state=str(self.engine.state),
             output=str(self.output.state),
@@ -254,11 +256,13 @@ class Bridge:
             dropped=self.engine.dropped,
             held=self.output.held,
             fps=self.output.rate.rate(now),
+            fps_new=self.output.rate_new.rate(now),
             fps_in=self.textures.fps_in,
             latency_ms=self.output.latency.read(),
             applied_revision=self.engine.applied_revision,
             revision=self.store.revision,
-            errors=tuple(self._errors),
+            errors=tuple(line for line, _, _ in errors),
+            errors_told=tuple(ToldError(line, number, (now - at) / 1e9) for line, number, at in errors),
             uptime_s=(now - self._began_ns) / 1e9,
             engine_kind=client.spec.kind if client is not None else self.config.engine.kind,
             engine_line=self.engine.line,
@@ -278,6 +282,7 @@ class Bridge:
             inputs=self.textures.inputs(),
             outputs=self.textures.outputs(),
             progress=self._models.progress() + self.engine.progress(),
+            fading=self.show.fading,
             preset=self.show.preset,
             cue=self.show.cue,
             version=__version__,
@@ -316,9 +321,11 @@ class Bridge:
         With ``safe_mode`` it is why that is on, and is logged as it is written: a mistake a line.
         """
         line = " ".join(text.split())
-        if line in self._errors:
-            self._errors.remove(line)
-        self._errors.append(line)
+        with self._errors_lock:
+            kept = [error for error in self._errors if error[0] != line]
+            self._errors_told += 1
+            kept.append((line, self._errors_told, self.clock.now_ns()))
+            self._errors = tuple(kept[-ERRORS_KEPT:])
         self._safe_mode = self._safe_mode or safe_mode
         if safe_mode:
             log.error("%s", text)

@@ -270,7 +270,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str | int, ...], 
     try:
         tree, node = _parse(text)
     except yaml.YAMLError as error:
-        raise SdbridgeError("SDB-CONFIG-INVALID", f"{path} is no valid YAML: {error}") from None
+        raise SdbridgeError("SDB-CONFIG-INVALID", f"{path} is no valid YAML{_where(error)}") from None
     if tree is None:
         return {}, {}
     if not isinstance(tree, dict):
@@ -280,6 +280,15 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str | int, ...], 
     lines: dict[tuple[str | int, ...], int] = {}
     _collect_lines(node, (), lines)
     return tree, lines
+
+
+def _where(error: yaml.YAMLError) -> str:
+    """The place and the complaint in one line, without the parser's own words for the file."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    place = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+    said = [getattr(error, "context", None), getattr(error, "problem", None)]
+    words = ", ".join(part for part in said if part) or " ".join(str(error).split())
+    return f"{place}: {words}"
 
 
 def _parse(text: str) -> tuple[Any, yaml.Node | None]:

@@ -106,6 +106,16 @@ _kind(
     "Outputs without the GPU path still work; report the text.",
     "The bridge's own sender shows the frames under the same name.",
 )
+_kind(
+    "SDB-TEXTURE-SILENT",
+    "It is looked for all the time; `sdbridge sources` lists what can be received now.",
+    "The output follows the hold policy.",
+)
+_kind(
+    "SDB-RECORDING-ENDED",
+    "Free the disk, then press Send at that output on the page (Connect) for a new film.",
+    "The film keeps what it has; every other output goes on.",
+)
 _kind("SDB-TEXTURE-OPTION", "Mend the option in the configuration; configs/ has examples.")
 # --- slots, engine and supervision ---
 _kind("SDB-PORT-NONE", "Name a free port with --port.", "Nothing was started.")

@@ -62,6 +62,7 @@ class OutputLoop:
         self.frames_made = 0
         self.held = 0
         self.rate = RateMeter()
+        self.rate_new = RateMeter()
         self.latency = LatencyMeter()
 
     def start(self) -> None:
@@ -156,6 +157,8 @@ class OutputLoop:
                 slot.put(control)
         self.held += not new
         self.rate.count(now)
+        if new:
+            self.rate_new.count(now)
         self._previews["generated"].show(frame)
         if self._control is not None:
             self._previews["control"].show(self._control)

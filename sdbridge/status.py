@@ -39,8 +39,20 @@ class ProgressStatus:
 
 
 @dataclass(frozen=True)
+class ToldError:
+    """One of ``Status.errors``: the same line told again has a new ``number``, and is young again."""
+
+    text: str
+    number: int
+    age_s: float
+
+
+@dataclass(frozen=True)
 class Status:
-    """Everything that changes by itself. ``state`` is the engine's, ``output`` the bridge's own."""
+    """Everything that changes by itself. ``state`` is the engine's, ``output`` the bridge's own.
+
+    ``fps`` counts what is sent, ``fps_new`` what of it was newly painted: the rest are repeats.
+    """
 
     state: str = "stopped"
     output: str = "holding"
@@ -49,11 +61,13 @@ class Status:
     dropped: int = 0
     held: int = 0
     fps: float = 0.0
+    fps_new: float = 0.0
     fps_in: float = 0.0
     latency_ms: LatencyMs = LatencyMs()
     applied_revision: int = 0
     revision: int = 0
     errors: tuple[str, ...] = ()
+    errors_told: tuple[ToldError, ...] = ()
     uptime_s: float = 0.0
     engine_kind: str = ""
     engine_line: str = ""
@@ -73,6 +87,7 @@ class Status:
     inputs: tuple[SourceStatus, ...] = ()
     outputs: tuple[SourceStatus, ...] = ()
     progress: tuple[ProgressStatus, ...] = ()
+    fading: bool = False
     preset: str = ""
     cue: str = ""
     version: str = ""

@@ -178,6 +178,7 @@ class FakeTextures(Textures):
     """Hands out the fakes given, by role and by index, whatever the config names."""
 
     def __init__(self, receivers: Mapping[str, Receiver], senders: Sequence[Sender]) -> None:
+        super().__init__()
         self.receivers = dict(receivers)
         self.senders = list(senders)
         self._given = 0

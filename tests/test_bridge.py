@@ -281,6 +281,20 @@ def test_several_senders_at_once_and_one_chosen_live():
             bridge.choose_output(9, "fake", "third")
 
 
+def test_an_output_sent_again_stays_unless_it_had_ended():
+    receiver, first, second = FakeReceiver("main"), FakeSender("sdbridge"), FakeSender("sdbridge")
+    textures = FakeTextures({"main": receiver}, [first])
+    with Bridge(config(in_process=True), textures=textures, control=False) as bridge:
+        bridge.start()
+        first.wait_for(new)
+        textures.senders = [second]
+        bridge.choose_output(0, "fake", "sdbridge")  # as the page has it, though the config names none
+        assert first.is_open and not second.is_open
+        first.fault = SdbridgeError("SDB-RECORDING-ENDED", "the film ended")
+        bridge.choose_output(0, "fake", "sdbridge")
+        second.wait_for(new)
+
+
 def test_two_inputs_give_two_outputs():
     with Show("fake") as show:
         a = show.until(new).pixels
@@ -345,7 +359,19 @@ def test_status_says_what_is_going_on():
         assert status.engine_line.startswith("fake on cpu in uint8")
         assert status.device == "cpu" and status.inputs[0].connected and status.outputs[0].role == "generated"
         assert status.latency_ms.p50 > 0 and status.fps > 0
+        wait_until(lambda: 0 < show.bridge.status().fps_new <= show.bridge.status().fps + 1)
         assert json.loads(json.dumps(status.as_json()))["state"] == "streaming"
+
+
+def test_the_same_error_again_is_one_line_with_a_new_number_and_young_again():
+    clock = FakeClock()
+    with Bridge(Config(), clock, control=False) as bridge:
+        for line in ("SDB-A: one.", "SDB-B: two.", "SDB-A: one."):
+            bridge.note_error(line)
+            clock.advance(10)
+        status = bridge.status()
+    assert status.errors == ("SDB-B: two.", "SDB-A: one.")
+    assert [(told.number, told.age_s) for told in status.errors_told] == [(2, 20.0), (3, 10.0)]
 
 
 def test_a_taken_port_is_one_clear_line_and_nothing_is_left_running():

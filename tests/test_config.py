@@ -102,6 +102,12 @@ def test_what_is_no_mapping_is_refused(tmp_path, text):
     assert "SDB-CONFIG-INVALID" in refuse(tmp_path, text)
 
 
+def test_broken_yaml_is_told_with_its_place_in_one_line(tmp_path):
+    said = refuse(tmp_path, "port: [1\n a: b\n")
+    first = said.partition(". Mend")[0]
+    assert "is no valid YAML, line 2, column" in first and "\n" not in first and "unicode string" not in first
+
+
 def test_a_file_that_is_not_utf8_is_refused(tmp_path):
     file = tmp_path / "show.yaml"
     file.write_bytes(b"name: \xff\xfe\x00")

@@ -78,7 +78,9 @@ class _Midi:
     async def state(self, request: Request) -> Response:
         midi = self._find()
         if midi is None:
-            reason = "MIDI is not running: install the extra midi and connect a device."
+            reason = (
+                'MIDI is not running: pip install "sdbridge[midi]" in sdbridge\'s .venv, then start again.'
+            )
             return json_answer(
                 {"available": False, "reason": reason, "learning": False, "devices": [], "mappings": []}
             )

@@ -35,6 +35,14 @@ LAST_GOOD, SAFE_MODE, RELOAD_FAILED = OWN_SOURCES = ("last good", "safe mode", "
 Note = Callable[[str], None]
 
 
+#: How a new engine is started, in words for the log.
+WITH = {
+    Rung.AS_IS: "with the values that are set",
+    Rung.LAST_GOOD: "with the values that last streamed well",
+    Rung.SAFE_MODE: "with the package's model and the defaults",
+}
+
+
 class EngineWatcher:
     """Decides with the supervisor, makes with the maker, and puts the result into the succession.
 
@@ -194,7 +202,7 @@ class EngineWatcher:
             self._say("SDB-ENGINE-GIVENUP", f"the engine fell in safe mode too: {error.what}")
             self._succession.retire_current(within_s=0.0)
             return
-        log.warning("starting the engine anew (%s)", rung.name.lower())
+        log.warning("starting the engine anew %s", WITH[rung])
         self._replace_now()
 
     def _replace_now(self) -> None:

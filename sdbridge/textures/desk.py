@@ -160,7 +160,8 @@ class TextureDesk:
         base = old.config if old is not None else OutputConfig()
         options = base.options if backend == base.backend else {}
         config = base.model_copy(update={"backend": backend, "name": name, "options": options})
-        if old is not None and (old.backend, old.config.name) == (backend, name):
+        same = old is not None and old.backend == backend and name in (old.config.name, old.status().name)
+        if same and old is not None and not old.ended:
             return  # two senders of one name would stand in each other's way
         thread = self._send_thread(config)
         self._try(thread)

@@ -84,6 +84,7 @@ class Sender(stub.Sender):
         self._waiting = queue.Queue(_WAITING_FRAMES)
         self._start_ns = None
         self._why_ended = ""
+        self.fault = None
         self.path = None
         self.written = self.dropped = 0
         self._thread = threading.Thread(target=self._write_all, name="recording", daemon=True)
@@ -132,8 +133,9 @@ class Sender(stub.Sender):
             with av.open(str(self.path), "w") as container:
                 self._write_film(container, first)
         except (av.FFmpegError, OSError, ValueError) as error:
-            self._why_ended = str(error)
-            log.warning("recording: %s ended after %d frames: %s", self.path, self.written, error)
+            self._why_ended = getattr(error, "strerror", None) or str(error)
+            what = f"the film {self.path} ended after {self.written} frames: {self._why_ended}"
+            self.fault = SdbridgeError("SDB-RECORDING-ENDED", what)
         else:
             log.info("recording: %s has %d frames", self.path, self.written)
 

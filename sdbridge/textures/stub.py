@@ -15,6 +15,7 @@ from typing import Self
 
 import numpy as np
 
+from sdbridge.errors import SdbridgeError
 from sdbridge.frame import Frame
 
 Option = bool | int | float | str
@@ -92,6 +93,8 @@ class Sender:
 
     #: Whether ``send`` takes frames that are lent: read within the call, thrown away if the loan broke.
     takes_loans = False
+    #: What ended this sender for good (a recording whose disk is full). It stays open and sends nothing.
+    fault: SdbridgeError | None = None
 
     def __init__(self, name: str, options: Mapping[str, Option]) -> None:
         self.name = name

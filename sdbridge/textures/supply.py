@@ -17,12 +17,15 @@ log = logging.getLogger(__name__)
 class Textures:
     """Makes the backend that a config names. ``auto`` is decided here and the reason is logged."""
 
+    def __init__(self) -> None:
+        self._said: dict[str, str] = {}  # what was chosen last, by input or output
+
     def receiver(self, config: TextureConfig) -> tuple[str, Receiver]:
         """(backend, receiver), not open yet. May take a second or two when ``auto`` looks for sources."""
         backend = config.backend
         if backend == AUTO:
             backend, why = auto.choose_receiver(config.name)
-            log.info("input auto takes %s: %s", backend, why)
+            self._say_once(f"input auto {config.name}".strip(), backend, why)
             if backend == "test_pattern" and not config.name:
                 return AUTO, first_source.Receiver("", config.options)
         return backend, registry.receiver_class(backend)(config.name, config.options)
@@ -32,8 +35,15 @@ class Textures:
         backend = config.backend
         if backend == AUTO:
             backend, why = auto.choose_sender()
-            log.info("output auto takes %s: %s", backend, why)
+            self._say_once(f"output auto {config.name}".strip(), backend, why)
         return backend, registry.sender_class(backend)(config.name or default_name, config.options)
+
+    def _say_once(self, who: str, backend: str, why: str) -> None:
+        """What would not open is tried every second; the same choice again is no news."""
+        line = f"{who} takes {backend}: {why}"
+        if self._said.get(who) != line:
+            self._said[who] = line
+            log.info("%s", line)
 
     def backends(self, direction: str) -> Sequence[tuple[str, bool, str]]:
         """``(name, available, reason)`` of each receiver (``"in"``) or sender (``"out"``) backend."""

@@ -23,6 +23,12 @@ log = logging.getLogger(__name__)
 
 #: Seconds between attempts to open a texture that would not open or broke.
 RETRY_S = 1.0
+#: A texture that ran for so long had recovered: its next fault is told, even if it is the same again.
+SOUND_S = 5.0
+#: Seconds without a frame after which a source that had been there is said to be gone.
+GONE_S = 2.0
+#: Seconds after which a source that never came is told of: a name mistyped, a program not started.
+MISSED_S = 10.0
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _NO_MOUNTS: Mapping[str, object] = MappingProxyType({})
 
@@ -71,19 +77,32 @@ class _TextureThread:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            try:
-                self._open()
-                self.open_error = None
-                self.opened.set()
-                while not self._stopping.is_set():
-                    self._step()
-            except SdbridgeError as error:
-                self._fault(error)
-            except Exception as error:  # edge: a texture backend, written by others, must not end the show
-                log.exception("%s failed", self._thread.name)
-                self._fault(SdbridgeError("SDB-TEXTURE-FAULT", f"{self._thread.name}: {_say(error)}"))
-            self._close_surely()
+            self._run_once()
             self._stopping.wait(RETRY_S)
+
+    def _run_once(self) -> None:
+        """From opening to the first fault, or to the end."""
+        opened_ns: int | None = None
+        try:
+            self._open()
+            opened_ns = self._clock.now_ns()
+            self.open_error = None
+            self.opened.set()
+            while not self._stopping.is_set():
+                self._step()
+        except SdbridgeError as error:
+            self._forget_if_it_ran(opened_ns)
+            self._fault(error)
+        except Exception as error:  # edge: a texture backend, written by others, must not end the show
+            log.exception("%s failed", self._thread.name)
+            self._forget_if_it_ran(opened_ns)
+            self._fault(SdbridgeError("SDB-TEXTURE-FAULT", f"{self._thread.name}: {_say(error)}"))
+        self._close_surely()
+
+    def _forget_if_it_ran(self, opened_ns: int | None) -> None:
+        """A camera unplugged for the second time is news again; one that never opens is not."""
+        if opened_ns is not None and self._clock.now_ns() - opened_ns > SOUND_S * 1e9:
+            self._told = ""
 
     def _close_surely(self) -> None:
         try:
@@ -129,6 +148,8 @@ class ReceiveThread(_TextureThread):
         self._receiver: Receiver | None = None
         self._on_frame = on_frame
         self._size = (0, 0)
+        self._seen_ns = clock.now_ns()  # the last frame, or when the waiting for the first began
+        self._missed = False
 
     def _open(self) -> None:
         self.backend, self._receiver = self._make()
@@ -137,9 +158,14 @@ class ReceiveThread(_TextureThread):
     def _step(self) -> None:
         assert self._receiver is not None
         given = self._receiver.lend(0.1)
-        if given is None:
-            return
         now = self._clock.now_ns()
+        if given is None:
+            self._look_for_it(now)
+            return
+        if self._missed:
+            self._missed = False
+            log.info("input %s: %s is there", self.role, self._receiver.describe())
+        self._seen_ns = now
         try:
             pixels = check_pixels(np.asarray(given.pixels))
             loan = given.loan if pixels is given.pixels else None
@@ -149,6 +175,19 @@ class ReceiveThread(_TextureThread):
             self._on_frame(self.role, Frame(pixels, self.frames, now, loan=loan))
         except SdbridgeError as error:
             self._fault(error)  # a bad frame is left out; the receiver stays open
+
+    def _look_for_it(self, now: int) -> None:
+        """Say once that a source is gone, or never came; the receiver looks for it all the time."""
+        receiver = self._receiver
+        if self._missed or receiver is None or receiver.connected:
+            return
+        silent_s = (now - self._seen_ns) / 1e9
+        if silent_s < (GONE_S if self.frames else MISSED_S):
+            return
+        self._missed = True
+        since = f"no frame for {silent_s:.0f} s" if self.frames else f"no frame in the first {silent_s:.0f} s"
+        what = f"input {self.role} has had {since}: {receiver.describe()}"
+        log.warning("%s", SdbridgeError("SDB-TEXTURE-SILENT", what))
 
     def _close(self) -> None:
         if self._receiver is not None:
@@ -207,6 +246,11 @@ class SendThread(_TextureThread):
         self._size = (0, 0)
 
     @property
+    def ended(self) -> bool:
+        """Whether it sends nothing any more, such as a recording whose disk is full."""
+        return self._sender is not None and self._sender.fault is not None
+
+    @property
     def mounts(self) -> Mapping[str, object]:
         return self._sender.mounts if self._sender is not None else _NO_MOUNTS
 
@@ -231,6 +275,9 @@ class SendThread(_TextureThread):
             return  # lent and gone before we came to it: a newer one is there
         self._size = (frame.width, frame.height)
         self._sender.send(frame, outgoing.about)
+        if self._sender.fault is not None:
+            self._fault(self._sender.fault)  # told once; the sender stays as it is, and so do the others
+            return
         self.frames += 1
         self.meter.count(self._clock.now_ns())
         self._on_sent(self, outgoing)

@@ -16,7 +16,7 @@ from browser import PATIENCE_S, Browser, chromium
 from web_view import WebView
 
 from sdbridge.control.web import WebServer
-from sdbridge.status import ProgressStatus, Status
+from sdbridge.status import ProgressStatus, Status, ToldError
 
 pytestmark = [
     pytest.mark.skipif(chromium() is None, reason="Debian's chromium is not installed"),
@@ -250,7 +250,10 @@ def test_another_source_is_chosen(page: Browser, view: WebView) -> None:
 
 def test_errors_and_work_are_shown_with_their_next_step(page: Browser, view: WebView) -> None:
     line = "SDB-ENGINE-OOM: 8.0 of 8.0 GB <img src=x onerror=alert(1)>. Set width 512. Output is held."
-    view.now = Status(errors=(line,), progress=(ProgressStatus("Building TensorRT", 30, 100, "unet", 90),))
+    told = (ToldError(line, 1, 5.0),)
+    view.now = Status(
+        errors=(line,), errors_told=told, progress=(ProgressStatus("Building TensorRT", 30, 100, "unet", 90),)
+    )
     page.until("document.querySelector('.notice.bad code')?.textContent === 'SDB-ENGINE-OOM'")
     assert "Set width 512" in page.eval("document.querySelector('.notice.bad').textContent")
     assert page.eval("document.querySelectorAll('.notice img').length") == 0
@@ -260,6 +263,62 @@ def test_errors_and_work_are_shown_with_their_next_step(page: Browser, view: Web
     )
     page.click(".notice.bad button")
     page.until("!document.querySelector('.notice.bad')")
+
+
+def told(page: Browser) -> list[str]:
+    return page.eval("[...document.querySelectorAll('.notice.bad code')].map((one) => one.textContent)")
+
+
+def test_an_error_that_is_dismissed_shows_again_when_it_happens_again(page: Browser, view: WebView) -> None:
+    line = "SDB-ENGINE-DIED: the engine process ended. It is restarted. The last frame is held."
+    view.now = Status(errors=(line,), errors_told=(ToldError(line, 1, 5.0),))
+    page.until("document.querySelector('.notice.bad')")
+    page.click(".notice.bad button")
+    page.until("!document.querySelector('.notice.bad')")
+    view.now = Status(errors=(line,), errors_told=(ToldError(line, 2, 0.1),))
+    page.until("document.querySelector('.notice.bad code')?.textContent === 'SDB-ENGINE-DIED'")
+
+
+def test_an_error_that_is_over_leaves_the_top_and_is_counted_until_somebody_looks(
+    page: Browser, view: WebView
+) -> None:
+    old, new = "SDB-FILE-MISSING: long ago.", "SDB-ENGINE-DIED: just now."
+    view.now = Status(errors_told=(ToldError(old, 1, 3600.0), ToldError(new, 2, 3.0)))
+    page.until("document.querySelector('.notice.bad')")
+    assert told(page) == ["SDB-ENGINE-DIED"]
+    assert page.eval("document.querySelector('.tabs [data-view=watch]').dataset.unread") == "2"
+    page.click("[data-view=watch]")
+    page.until("document.querySelectorAll('.errors code').length === 2")
+    page.until("document.querySelector('.tabs [data-view=watch]').dataset.unread === ''")
+    page.click("[data-view=play]")
+    assert page.eval("document.querySelector('.tabs [data-view=watch]').dataset.unread") == ""
+
+
+def test_a_source_that_stays_away_is_named_until_it_is_there(page: Browser, view: WebView) -> None:
+    view.source_line, view.source_there = "ndi, looking for STUDIO <b>", False
+    page.until("document.querySelector('.notice.held')?.textContent.includes('looking for STUDIO <b>')")
+    view.source_there = True
+    page.until("!document.querySelector('.notice.held')")
+
+
+def test_what_is_painted_anew_is_told_from_what_is_sent(page: Browser, view: WebView) -> None:
+    page.until("document.querySelector('.numbers dd').textContent === '11 / 24'")
+
+
+def test_a_fade_does_not_move_the_sliders_about(page: Browser, view: WebView) -> None:
+    top = f"document.querySelector('{slider('strength')}').getBoundingClientRect().top"
+    before = page.eval(top)
+    view.now = Status(fading=True)
+    view.store.set_many({"prompt.1.text": "ice", "prompt.8.text": "fire", "prompt.8.weight": 0.7}, "cue")
+    time.sleep(2.0)  # longer than the page waits with a slot that nobody fades
+    assert abs(page.eval(top) - before) < 8, "a slot is a hundred pixels high"
+    view.store.set("prompt.8.text", "")
+    view.now = Status()
+    view.store.set("prompt.2.text", "a second prompt")
+    page.until("document.querySelector('[data-name=\"prompt.2.text\"]')")
+    assert not page.eval(
+        "document.querySelector('[data-name=\"prompt.8.text\"]')?.checkVisibility() ?? false"
+    )
 
 
 def test_pictures_stop_when_nobody_looks(page: Browser, view: WebView) -> None:

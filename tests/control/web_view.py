@@ -36,11 +36,12 @@ class WebView:
         self.show = Show(self.store, self._folder, self.clock, self.config.cues)
         self.now = Status()
         self.delay_s = 0.0
+        self.source_line, self.source_there = "test pattern 256x256", True
 
     def status(self) -> Status:
         values, revision = self.store.snapshot()
         main = SourceStatus(
-            "main", "test_pattern", "", "test pattern 256x256", True, self.size, self.size, 30.0
+            "main", "test_pattern", "", self.source_line, self.source_there, self.size, self.size, 30.0
         )
         out = SourceStatus(
             "generated", "ndi", self.config.name, "NDI sender", True, self.size, self.size, 24.0
@@ -52,6 +53,7 @@ class WebView:
             frames_in=self.frames,
             frames_out=self.frames,
             fps=24.0,
+            fps_new=11.0,
             fps_in=30.0,
             latency_ms=LatencyMs(41.2, 58.4),
             revision=revision,

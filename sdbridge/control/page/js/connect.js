@@ -8,9 +8,9 @@ import { buildModels } from "./models.js";
 
 const ROLES = {
   main: "The picture that is repainted.",
-  control: "Second input for ControlNets.",
-  mask: "White is repainted, black is kept.",
-  style: "Style image, live.",
+  control: "Not in use. A second input for ControlNets.",
+  mask: "Not in use. White is repainted, black is kept.",
+  style: "Not in use. A style image, live.",
 };
 
 export function buildConnect() {

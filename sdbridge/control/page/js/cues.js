@@ -45,7 +45,7 @@ function draw() {
   const next = cues[position];
   fill(
     section,
-    el("div.card-head", {}, el("h2", {}, "Cues"), el("button.quiet", { type: "button", onclick: () => go("stop") }, "Stop fades")),
+    el("div.card-head", {}, el("h2", {}, "Cues"), el("button.quiet", { type: "button", title: "Stop every fade where it is; no cue follows by itself", onclick: () => go("stop") }, "Stop")),
     list,
     el(
       "div.cue-buttons", {},

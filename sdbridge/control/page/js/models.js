@@ -1,8 +1,8 @@
 // The model: which one runs, which are here, which can be pulled, and how far a pull is.
 
-import { el, fill, toast } from "./dom.js";
+import { el, fill, say, toast } from "./dom.js";
 import { link } from "./link.js";
-import { follow, set, values } from "./state.js";
+import { follow, followStatus, set, values } from "./state.js";
 
 const LOOK_AGAIN_MS = 1000; // while something is being pulled
 
@@ -14,9 +14,11 @@ export function buildModels(card) {
     event.preventDefault();
     set("model", field.value.trim());
   };
-  follow("model", (name) => {
-    now.textContent = name ? `Running ${name}` : "Running the model that the config names";
-    if (document.activeElement !== field) field.value = name;
+  follow("model", (name) => document.activeElement !== field && (field.value = name));
+  followStatus(({ model, state }) => {
+    const name = model.split(/[\\/]/).filter(Boolean).at(-1); // a path's last part says which
+    say(now, !name ? "" : state === "streaming" ? `Running ${name}` : `${name} is not running: ${state.replace("_", " ")}`);
+    now.classList.toggle("connected", state === "streaming");
   });
   fill(
     card, el("div.card-head", {}, el("h2", {}, "Model")), now,

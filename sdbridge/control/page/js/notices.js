@@ -4,7 +4,10 @@ import { el, fill } from "./dom.js";
 import { link } from "./link.js";
 import { followStatus, set } from "./state.js";
 
-const dismissed = new Set();
+const BANNER_S = 60; // an error that is over leaves the top of the page; Watch keeps it
+const SILENT_MS = 3000; // a source may take so long to be found before anybody need know
+const dismissed = new Set(); // numbers of tellings: the same error told again is shown again
+const silentSince = new Map(); // role of an input -> when the page first saw it without a source
 let shown = "";
 let now = null;
 let lost = false;
@@ -23,13 +26,13 @@ export function buildNotices() {
 }
 
 function draw() {
-  const key = JSON.stringify([lost, link.mayWrite, now?.output, now?.errors, now?.progress, now?.safe_mode, [...dismissed]]);
+  const key = JSON.stringify([lost, link.mayWrite, now?.output, now?.progress, silent(), banners().map((one) => one.number)]);
   if (key === shown) return;
   shown = key;
   const shelf = document.getElementById("notices");
   const asking = shelf.querySelector("input") === document.activeElement && document.activeElement;
   if (asking && !link.mayWrite) return; // never take the field away from someone who types in it
-  fill(shelf, lost ? connection() : null, link.mayWrite ? null : readOnly(), black(), work(), errors());
+  fill(shelf, lost ? connection() : null, link.mayWrite ? null : readOnly(), black(), missing(), work(), errors());
 }
 
 function connection() {
@@ -74,18 +77,42 @@ function work() {
   });
 }
 
+/** Inputs that have a source to wait for and no picture from it. */
+function silent() {
+  const inputs = now?.inputs ?? [];
+  for (const { role, connected } of inputs) {
+    if (connected) silentSince.delete(role);
+    else if (!silentSince.has(role)) silentSince.set(role, performance.now());
+  }
+  return inputs.filter(({ role }) => performance.now() - silentSince.get(role) > SILENT_MS).map(({ role, line }) => [role, line]);
+}
+
+function missing() {
+  return silent().map(([role, line]) => el("div.notice.held", {}, el("span", {}, el("b", {}, `No picture comes into ${role}.`), ` It is looked for all the time: ${line}.`)));
+}
+
+/** The newest errors worth a banner: young, or the output is not as it should be; and not dismissed. */
+function banners() {
+  const sound = now?.state === "streaming" && now?.output === "live";
+  return (now?.errors_told ?? []).filter((one) => !dismissed.has(one.number) && (!sound || one.age_s < BANNER_S)).slice(-2);
+}
+
 function errors() {
-  const lines = (now?.errors ?? []).filter((line) => !dismissed.has(line)).slice(-2);
-  return lines.map((line) => {
+  return banners().map((one) => {
     const close = () => {
-      dismissed.add(line);
+      dismissed.add(one.number);
       draw();
     };
     return el(
-      "div.notice.bad", {}, el("span", {}, ...errorParts(line)),
+      "div.notice.bad", {}, el("span", {}, el("time", {}, clock(one.age_s)), " ", ...errorParts(one.text)),
       el("button", { type: "button", onclick: close }, "Dismiss"),
     );
   });
+}
+
+/** The time of day of what is so many seconds old. */
+export function clock(age_s) {
+  return new Date(Date.now() - 1000 * age_s).toLocaleTimeString([], { hour12: false });
 }
 
 /** "CODE: what. Next step." with the code set apart. */

@@ -3,9 +3,10 @@
 import { el, fill, icon, iconButton, memory } from "./dom.js";
 import { control } from "./control.js";
 import { link } from "./link.js";
-import { follow, rows, set, values } from "./state.js";
+import { follow, followStatus, rows, set, status, values } from "./state.js";
 
 const TYPING_MS = 350;
+const STATUS_MS = 600; // the status comes four times a second
 const MOST_RECENT = 12;
 let vocabulary = []; // words that the model knows
 let examples = []; // whole prompts to begin with
@@ -80,7 +81,10 @@ function box(name, chips) {
   return { node: el("div", {}, note, row), suggest };
 }
 
-/** Prompts 2 to 8, each with its weight; only those with text are shown, and one more on demand. */
+/**
+ * Prompts 2 to 8, each with its weight; only those with text are shown, and one more on demand.
+ * A fade borrows slots for its old texts: those are not shown, or the sliders below would jump with every cue.
+ */
 function blend(shelf) {
   const numbers = [...rows.keys()].map((name) => /^prompt\.(\d+)\.text$/.exec(name)?.[1]).filter(Boolean).map(Number);
   const opened = new Set();
@@ -88,7 +92,19 @@ function blend(shelf) {
   const firstWeight = el("div.blend-line.first", {}, control("prompt.1.weight", { title: "Weight of the prompt above" }));
   const list = el("div");
   const add = el("button.add", { type: "button" }, icon("plus"), "Blend another prompt");
-  const used = (slot) => opened.has(slot) || values.get(`prompt.${slot}.text`) !== "";
+  const settled = new Set(); // slots with a text that was there before the fade
+  const used = (slot) => opened.has(slot) || settled.has(slot);
+  const settle = () => {
+    if (status.fading) return;
+    settled.clear();
+    for (const slot of numbers) if (values.get(`prompt.${slot}.text`) !== "") settled.add(slot);
+    draw();
+  };
+  let timer = 0;
+  const settleSoon = () => {
+    clearTimeout(timer);
+    timer = setTimeout(settle, STATUS_MS); // the status that tells of a fade comes after its first values
+  };
   const draw = () => {
     const now = numbers.filter((slot) => slot > 1 && used(slot));
     for (const slot of now) if (!lines.has(slot)) lines.set(slot, line(slot));
@@ -100,6 +116,7 @@ function blend(shelf) {
   const line = (slot) => {
     const remove = () => {
       opened.delete(slot);
+      settled.delete(slot);
       set(`prompt.${slot}.text`, "");
       set(`prompt.${slot}.weight`, 0);
       draw();
@@ -116,7 +133,13 @@ function blend(shelf) {
     draw();
     lines.get(free).querySelector("input[type=text]").focus();
   });
-  for (const slot of numbers) follow(`prompt.${slot}.text`, draw);
+  for (const slot of numbers) follow(`prompt.${slot}.text`, settleSoon);
+  settleSoon();
+  let fading = false;
+  followStatus((now) => {
+    if (fading && !now.fading) settleSoon();
+    fading = now.fading;
+  });
   fill(shelf, firstWeight, list, add);
 }
 

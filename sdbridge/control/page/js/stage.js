@@ -31,7 +31,7 @@ export function buildStage() {
     const note = document.querySelector(".meanwhile");
     note.hidden = now.state === "streaming";
     say(note, MEANWHILE[now.state] ?? "");
-    caption("output", now.outputs?.[0], `${now.fps.toFixed(1)} fps`);
+    caption("output", now.outputs?.[0], `${now.fps_new.toFixed(1)} new of ${now.fps.toFixed(1)} fps`);
     caption("input", now.inputs?.[0], now.fps_in ? `${now.fps_in.toFixed(1)} fps` : "");
   });
 }

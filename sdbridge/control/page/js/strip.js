@@ -26,14 +26,14 @@ function buildNumbers() {
     list.append(el(`div.number${wide}`, { title }, el("dt", {}, label), value));
     return value;
   };
-  const fps = number("fps", "frames sent each second");
+  const fps = number("new / sent fps", "pictures painted each second, and pictures sent: what is not new is the last one again");
   const latency = number("latency ms", "input received to output sent: half are faster than the first number, 99 % faster than the second");
   const drops = number("dropped", "input frames replaced by newer ones before use");
   const held = number("held", "output frames repeated because the engine was late", ".spare");
   const vram = number("VRAM GB", "GPU memory in use", ".spare");
   vram.parentElement.hidden = true;
   followStatus((now) => {
-    say(fps, now.fps.toFixed(1));
+    say(fps, `${Math.round(now.fps_new)} / ${Math.round(now.fps)}`);
     const { p50, p99 } = now.latency_ms;
     say(latency, p99 ? `${Math.round(p50)} / ${Math.round(p99)}` : "–");
     say(drops, short(now.dropped));

@@ -2,7 +2,7 @@
 
 import { copy, el, fill, toast } from "./dom.js";
 import { link } from "./link.js";
-import { errorParts } from "./notices.js";
+import { clock, errorParts } from "./notices.js";
 import { followStatus } from "./state.js";
 
 const LOOK_AGAIN_MS = 1000;
@@ -31,9 +31,10 @@ export function buildWatch() {
     el("section.card.wide", {}, el("div.card-head", {}, el("h2", {}, "Log")), log),
   );
   followStatus((now) => {
+    markTab(now.errors_told ?? []);
     if (document.body.dataset.view !== "watch") return;
     drawNumbers(numbers, now);
-    drawErrors(errors, now.errors ?? []);
+    drawErrors(errors, now.errors_told ?? []);
   });
   setInterval(() => document.body.dataset.view === "watch" && !document.hidden && load(osc, log), LOOK_AGAIN_MS);
   document.addEventListener("view", ({ detail }) => detail === "watch" && load(osc, log));
@@ -80,7 +81,7 @@ function drawNumbers(list, now) {
     ["Device", now.device || "unknown"],
     ["Frames in / out", `${now.frames_in} / ${now.frames_out}`],
     ["Dropped / held", `${now.dropped} / ${now.held}`],
-    ["Rate in / out", `${now.fps_in.toFixed(1)} / ${now.fps.toFixed(1)} fps`],
+    ["Rate in / painted / sent", `${now.fps_in.toFixed(1)} / ${now.fps_new.toFixed(1)} / ${now.fps.toFixed(1)} fps`],
     ["Latency p50 / p99", `${now.latency_ms.p50.toFixed(1)} / ${now.latency_ms.p99.toFixed(1)} ms`],
     ["Engine tick", `${now.tick_ms.toFixed(1)} ms`],
     ...Object.entries(now.parts_ms ?? {}).map(([part, ms]) => [`· ${part}`, `${ms.toFixed(1)} ms`]),
@@ -97,9 +98,23 @@ function drawNumbers(list, now) {
   fill(list, facts.map(([label, value]) => el("div", {}, el("dt", {}, label), el("dd", {}, value))));
 }
 
-function drawErrors(node, lines) {
-  const key = JSON.stringify(lines);
+function drawErrors(node, told) {
+  const key = JSON.stringify(told.map((one) => one.number));
   if (node.dataset.key === key) return;
   node.dataset.key = key;
-  fill(node, lines.length ? lines.toReversed().map((line) => el("p.error", {}, ...errorParts(line))) : el("p.empty", {}, "No errors."));
+  const line = (one) => el("p.error", {}, el("time", {}, clock(one.age_s)), " ", ...errorParts(one.text));
+  fill(node, told.length ? told.toReversed().map(line) : el("p.empty", {}, "No errors."));
+}
+
+let read = 0; // number of the newest error that was on this view
+
+/** How many errors came that nobody has looked at here, on the tab itself. */
+function markTab(told) {
+  const newest = told.at(-1)?.number ?? 0;
+  if (newest < read) read = 0; // the bridge was started anew
+  if (document.body.dataset.view === "watch") read = newest;
+  const tab = document.querySelector(".tabs [data-view=watch]");
+  const unread = told.filter((one) => one.number > read).length;
+  tab.dataset.unread = unread || "";
+  tab.setAttribute("aria-label", unread ? `Watch, ${unread} error${unread > 1 ? "s" : ""} not looked at` : "Watch");
 }
