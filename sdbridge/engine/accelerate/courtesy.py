@@ -35,7 +35,8 @@ PATIENCE_S = 0.012
 #: Work on the device waits no longer than this for the frame after which one is in flight.
 EDGE_PATIENCE_S = 0.02
 
-_LOAD_PATIENCE_S = 0.01
+_LOAD_PATIENCE_S = 0.03  # a frame of a large model takes 17 ms
+_QUEUED_PATIENCE_S = 0.05
 _LOAD_S = 0.003  # a frame waits no longer for a kernel that is loaded before it
 _LATELY_S = 0.1  # without a frame for so long, nobody is held up
 _free = threading.Event()
@@ -150,7 +151,7 @@ def once_a_frame_is_queued() -> None:
     """Beside the stream, before the driver's lock is held for long: the GPU has a whole frame to do."""
     if ONE_AT_A_TIME and gives_way():
         _queued.clear()
-        _queued.wait(PATIENCE_S)
+        _queued.wait(_QUEUED_PATIENCE_S)
 
 
 def load_begins(*about: Any) -> None:

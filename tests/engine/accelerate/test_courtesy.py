@@ -88,7 +88,14 @@ def hooks(monkeypatch) -> dict:
 @pytest.fixture
 def patient(monkeypatch) -> None:
     """Nobody goes on because time has passed."""
-    for name in ("PATIENCE_S", "EDGE_PATIENCE_S", "_LOAD_PATIENCE_S", "_LOAD_S", "_LATELY_S"):
+    for name in (
+        "PATIENCE_S",
+        "EDGE_PATIENCE_S",
+        "_LOAD_PATIENCE_S",
+        "_QUEUED_PATIENCE_S",
+        "_LOAD_S",
+        "_LATELY_S",
+    ):
         monkeypatch.setattr(courtesy, name, 60.0)
 
 

@@ -171,7 +171,7 @@ def test_a_fault_in_a_later_piece_leaves_nothing_open_and_nothing_kept(on_cpu, m
 def test_only_what_is_captured_while_frames_run_is_cut(on_cpu, monkeypatch) -> None:
     """And each piece is made ready when a frame has just been queued."""
     monkeypatch.setattr(cuda_graph, "PIECE", 10)
-    for name in ("PATIENCE_S", "EDGE_PATIENCE_S", "_LATELY_S"):
+    for name in ("PATIENCE_S", "EDGE_PATIENCE_S", "_QUEUED_PATIENCE_S", "_LATELY_S"):
         monkeypatch.setattr(courtesy, name, 60.0)
     courtesy.frame_waits()
     CudaGraph(steps, (torch.zeros(3),))
