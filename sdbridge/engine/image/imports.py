@@ -49,11 +49,11 @@ def import_sparingly(config: EngineConfig) -> None:
     call_weights(config)
     with ExitStack() as stack:
         stack.enter_context(collector_asleep())
-        stack.enter_context(_hidden((*NEVER_USED, *SELDOM_USED)))
+        stack.enter_context(hidden((*NEVER_USED, *SELDOM_USED)))
         if not _import("sdbridge.engine.image.device"):
             return
         device = _device_of(config)
-        stack.enter_context(_compiler_postponed())
+        stack.enter_context(compiler_postponed())
         if device.startswith("cuda"):
             wake_gpu(device)
         if not all(_import(module, *names) for module, names in _NEEDED):
@@ -93,24 +93,25 @@ def collector_asleep() -> Iterator[None]:
 
 
 @contextmanager
-def _hidden(names: tuple[str, ...]) -> Iterator[None]:
+def hidden(names: tuple[str, ...]) -> Iterator[None]:
     """``names`` cannot be imported meanwhile, as if they were not installed; those imported already can.
 
     None in ``sys.modules`` is Python's own way to say so. Afterwards they are to be had again, though
     libraries that asked meanwhile remember the answer.
     """
-    hidden = [name for name in names if name not in sys.modules]
-    for name in hidden:
+    gone = [name for name in names if name not in sys.modules]
+    for name in gone:
         sys.modules[name] = None  # type: ignore[assignment]  # documented: the import is refused
     try:
         yield
     finally:
-        for name in hidden:
-            del sys.modules[name]
+        for name in gone:
+            if name in sys.modules and sys.modules[name] is None:
+                del sys.modules[name]
 
 
 @contextmanager
-def _compiler_postponed() -> Iterator[None]:
+def compiler_postponed() -> Iterator[None]:
     """torch._dynamo, a fifth of all that is imported, comes when it is used and not when it is mentioned.
 
     diffusers only marks functions with it ("compile around this one"), which means nothing while nobody

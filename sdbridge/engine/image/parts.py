@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sdbridge.engine.image.gentle_imports import importing_gently
 from sdbridge.engine.image.skeleton import give_weights, move, shapes_of, skeleton
 from sdbridge.engine.image.stored import BrokenFileError, Stored, look_into
 from sdbridge.engine.image.upload import Upload, upload_to
@@ -65,7 +67,8 @@ def read_part(
     way = upload or upload_to(torch.device("cpu"))
     model = _read_ourselves(kind, folder, weights, dtype, way, channels_last) if weights else None
     if model is None:
-        model = _read_by_library(kind, folder, weights, dtype if isinstance(dtype, torch.dtype) else None)
+        with importing_gently() if way.gentle else nullcontext():
+            model = _read_by_library(kind, folder, weights, dtype if isinstance(dtype, torch.dtype) else None)
         model = move(model, way, dtype if isinstance(dtype, torch.dtype) else dtype(model.config))
     return model.eval().requires_grad_(False)
 

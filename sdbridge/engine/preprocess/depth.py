@@ -32,13 +32,15 @@ class Depth:
 
         Raises OSError, ValueError, KeyError, SdbridgeError SDB-MODEL-*.
         """
-        from transformers import AutoConfig, AutoModelForDepthEstimation
-
+        from sdbridge.engine.image.gentle_imports import importing_gently
         from sdbridge.engine.image.parts import read_part
         from sdbridge.engine.image.upload import upload_to
 
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
-        kind = AutoModelForDepthEstimation._model_mapping[type(config)]
+        with importing_gently():  # no start waits for transformers, so it comes here, beside the stream
+            from transformers import AutoConfig, AutoModelForDepthEstimation
+
+            config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+            kind = AutoModelForDepthEstimation._model_mapping[type(config)]
         upload = upload_to(device)
         network = read_part(kind, folder, dtype, False, upload=upload)
         backbone = getattr(network.config, "backbone_config", None)

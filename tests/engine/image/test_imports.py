@@ -46,7 +46,7 @@ def test_an_engine_process_imports_all_it_needs_and_nothing_it_never_uses():
 
 def test_a_hidden_package_is_refused_for_the_moment_only(monkeypatch):
     monkeypatch.delitem(sys.modules, "graphlib", raising=False)
-    with imports._hidden(("graphlib", "json")):
+    with imports.hidden(("graphlib", "json")):
         try:
             import graphlib
         except ImportError:
@@ -65,7 +65,7 @@ POSTPONED = """
 import json, sys, types
 import torch
 from sdbridge.engine.image import imports
-with imports._compiler_postponed():
+with imports.compiler_postponed():
     @torch.compiler.disable
     def marked():
         return 1
@@ -94,7 +94,7 @@ ASKED_MEANWHILE = """
 import sys
 import torch
 from sdbridge.engine.image import imports
-with imports._compiler_postponed():
+with imports.compiler_postponed():
     import torch._dynamo.utils
     assert torch._dynamo.config.cache_size_limit  # no mark: the real one, with its own parts
     from torch._dynamo.utils import counters

@@ -212,6 +212,16 @@ def test_a_depth_network_read_by_us_is_the_librarys(depth_folder, monkeypatch) -
     assert torch.equal(a, b)
 
 
+def test_a_depth_network_comes_without_holding_frames_up(depth_folder, monkeypatch) -> None:
+    from sdbridge.engine.image import gentle_imports
+    from sdbridge.engine.preprocess.depth import Depth
+
+    asked: list[None] = []
+    monkeypatch.setattr(gentle_imports, "give_way", lambda: asked.append(None))
+    Depth.from_folder(depth_folder, CPU, torch.float32)
+    assert len(asked) > 100, "its config alone is as many calls"
+
+
 def test_hed_loads_its_published_layout_and_runs(tmp_path) -> None:
     from safetensors.torch import save_file
 
