@@ -16,7 +16,7 @@ def measure_parts(drive: Drive, ticks: int) -> dict[str, float]:
 
     A part that this engine does not do by a call of its own is missing.
     """
-    from sdbridge.engine.image import painter as painter_module
+    from sdbridge.engine.image import outgoing
 
     engine = drive.engine
     acceleration = engine.painter.acceleration
@@ -29,7 +29,7 @@ def measure_parts(drive: Drive, ticks: int) -> dict[str, float]:
             ("denoise", acceleration, "run_denoise"),
             ("decode", acceleration, "run_decode"),
             ("decode", acceleration, "run_decode_rgba"),
-            ("download", painter_module, "Handout"),
+            ("download", outgoing, "Handout"),
         ):
             if hasattr(owner, name):
                 stack.enter_context(_timed(owner, name, part, clock))

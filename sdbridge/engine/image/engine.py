@@ -121,11 +121,11 @@ class ImageEngine:
     @property
     def gpu_output(self) -> Callable[[torch.Tensor], None] | None:
         """Who shows pictures where they are made, if anybody does; only after ``load``."""
-        return self.painter.gpu_output
+        return self.painter.outgoing.show
 
     @gpu_output.setter
     def gpu_output(self, show: Callable[[torch.Tensor], None]) -> None:
-        self.painter.gpu_output = show
+        self.painter.outgoing.show = show
 
     def load(self, values: Mapping[str, Value]) -> None:
         """Read the model (never the network) and embed the first prompts.

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sdbridge.engine.image.scratch import Scratch
+
 Mode = Literal["none", "full", "self", "initialize"]
 
 
@@ -36,31 +38,48 @@ class Guidance:
 
 
 def to_noise_and_clean(
-    out: Tensor, latents: Tensor, alpha: Tensor, sigma: Tensor, prediction: str
+    out: Tensor,
+    latents: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    prediction: str,
+    scratch: Scratch | None = None,
+    name: str = "",
 ) -> tuple[Tensor, Tensor]:
     """The model's output as (noise e, clean estimate x0), whatever it was trained to predict.
 
     epsilon: x0 = (X - b e) / a.   v: x0 = a X - b v, e = a v + b X.   sample: e = (X - a x0) / b.
     All tensors ``[rows, 4, h, w]`` in the stream's own precision (float32 or more: a is .068 at t = 999).
+
+    Both lie in ``scratch`` under ``name``, x0 in two turns (a decoder may still read the one before); but
+    e is ``out`` itself where the model gives it.
     """
+    scratch = scratch or Scratch()
+    clean = scratch.like(f"clean{name}", latents, turns=2)
+    if prediction == "epsilon":
+        return out, torch.addcmul(latents, sigma, out, value=-1, out=clean).div_(alpha)
+    noise, part = scratch.like(f"noise{name}", latents), scratch.like("part", latents)
     if prediction == "v_prediction":
-        return alpha * out + sigma * latents, alpha * latents - sigma * out
-    if prediction == "sample":
-        return (latents - alpha * out) / sigma, out
-    return out, torch.addcmul(latents, sigma, out, value=-1) / alpha
+        torch.mul(alpha, out, out=noise).add_(torch.mul(sigma, latents, out=part))
+        torch.mul(alpha, latents, out=clean).sub_(torch.mul(sigma, out, out=part))
+        return noise, clean
+    torch.mul(alpha, out, out=noise)
+    return torch.sub(latents, noise, out=noise).div_(sigma), clean.copy_(out)
 
 
-def virtual_noise(latents: Tensor, source: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+def virtual_noise(
+    latents: Tensor, source: Tensor, alpha: Tensor, sigma: Tensor, scratch: Scratch | None = None
+) -> Tensor:
     """S_i = (X_i - a_i z) / b_i: the noise that would lead from X_i back to the source latent z.
 
     The closed form of residual CFG (section 2.4; the published recursion of StreamDiffusion, equations
     3 to 7, follows by induction). No state is carried, so nothing can run away or go stale.
     """
-    return (latents - alpha * source) / sigma
+    noise = (scratch or Scratch()).like("virtual noise", latents)
+    torch.mul(alpha, source, out=noise)
+    return torch.sub(latents, noise, out=noise).div_(sigma)
 
 
-def guide(guidance: Guidance, conditioned: Tensor, unconditioned: Tensor) -> Tensor:
-    """e = e_u + gamma (e_c - e_u), with e_u scaled by delta in the residual modes."""
-    if guidance.mode != "full":
-        unconditioned = guidance.delta * unconditioned
-    return unconditioned + guidance.scale * (conditioned - unconditioned)
+def push(scale: float, conditioned: Tensor, unconditioned: Tensor, into: Tensor) -> Tensor:
+    """e = e_u + gamma (e_c - e_u), written ``into`` a buffer that may be ``conditioned``'s own."""
+    return torch.sub(conditioned, unconditioned, out=into).mul_(scale).add_(unconditioned)

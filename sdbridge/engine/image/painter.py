@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,18 +15,19 @@ from sdbridge.clock import Clock
 from sdbridge.engine.accelerate import Acceleration, build_acceleration, choose_acceleration
 from sdbridge.engine.accelerate.attention import choose_attention
 from sdbridge.engine.accelerate.courtesy import queueing_a_frame
-from sdbridge.engine.accelerate.streams import own_stream
 from sdbridge.engine.image.conditions import added_conditions, guidance_embedding
 from sdbridge.engine.image.feature_bank import FeatureBank
 from sdbridge.engine.image.feedback import feed_back
 from sdbridge.engine.image.foresight import CallShape, TextGate
 from sdbridge.engine.image.guidance import Guidance
 from sdbridge.engine.image.load import LoadedModel
-from sdbridge.engine.image.painting import Painting, as_generated, painting_of, same_again
-from sdbridge.engine.image.pictures import Handout, Roles, Staging
+from sdbridge.engine.image.outgoing import Outgoing
+from sdbridge.engine.image.painting import Painting, as_generated, same_again
+from sdbridge.engine.image.pictures import Roles, Staging
 from sdbridge.engine.image.practice import practise
 from sdbridge.engine.image.prompt import Conditioning, PromptCache, PromptMixer
 from sdbridge.engine.image.rehearsal import Rehearsal
+from sdbridge.engine.image.scratch import Scratch
 from sdbridge.engine.image.seams import StreamExtension, UnetCall
 from sdbridge.engine.image.seed import NoiseSource
 from sdbridge.engine.image.settings import StreamSettings
@@ -58,14 +58,13 @@ class Painter:
         self.why_acceleration = "; ".join(filter(None, (why, why_attention)))
         self.acceleration: Acceleration = build_acceleration(name, model, attend)
         self.extensions: tuple[StreamExtension, ...] = ()
-        #: Gets each generated picture as uint8 ``[H, W, 4]`` on the device (``interface.py`` has the rule).
-        self.gpu_output: Callable[[Tensor], None] | None = None
         self.settings: StreamSettings | None = None
         self.skipped = 0
         self._clock = clock
         self._wait = wait_for_prompts
         self._staging = Staging(model.device)
-        self._aside = own_stream(model.device) if model.device.type == "cuda" else None
+        self._scratch = Scratch()
+        self.outgoing = Outgoing(model.device)
         self._stream = StreamBatch(model, staging=self._staging)
         self._noise = NoiseSource()
         self._similarity = SimilarityFilter()
@@ -76,6 +75,7 @@ class Painter:
         self._texts = TextGate(clock)
         self._changed = True
         self._waiting: deque[Entry] = deque()
+        self._nothing = torch.zeros(0)  # the clean latent of no input
         self._last_latent: Tensor | None = None
         self._last: Painting | None = None
         self._last_id = -1
@@ -254,8 +254,10 @@ class Painter:
                 settings.height // self.model.pixels_per_latent,
                 settings.width // self.model.pixels_per_latent,
             )
-            source = torch.zeros(*shape, *size, device=self.model.device, dtype=stream.precision)
-            latent = source
+            source = latent = self._nothing
+            if source.shape != (*shape, *size):
+                source = torch.zeros(*shape, *size, device=self.model.device, dtype=stream.precision)
+                self._nothing = latent = source
         luggage = [extension.enter(roles, source) for extension in self.extensions]
         tags = tuple(
             FrameTag(frame_id, received, tuple(own[index] for own in luggage))
@@ -269,7 +271,9 @@ class Painter:
         editors = [extension for extension in self.extensions if extension.edits_input]
         rgba = None if editors else roles.rgba("main")
         if rgba is not None:
-            return self.acceleration.run_encode_rgba(rgba).to(self._stream.precision, copy=True)
+            latent = self.acceleration.run_encode_rgba(rgba)
+            precision = self._stream.precision
+            return self._scratch.room("source", latent.shape, precision, latent.device).copy_(latent)
         image = roles["main"][:, :3]
         for extension in editors:
             image = extension.before_encode(image, roles)
@@ -291,6 +295,7 @@ class Painter:
         began = time.perf_counter()
         model = self.model
         embedding = guidance_embedding(model, settings.guidance.scale)
+        self.outgoing.await_room()
         leaving = self._stream.run(
             entering,
             # a model that takes the scale as an input has guidance inside and must not get it twice
@@ -328,35 +333,9 @@ class Painter:
     def _decode(self, leaving: Leaving, revision: int) -> Painting:
         began = time.perf_counter()
         self._last_latent = leaving.latent
-        luggage = [tuple(tag.luggage[index] for tag in leaving.tags) for index in range(len(self.extensions))]
-        carried = list(zip(self.extensions, luggage, strict=True))
-        further = {role: tensor for each, own in carried for role, tensor in each.outputs(own).items()}
-        if any(each.edits_output(own) for each, own in carried):
-            generated = self._edited(leaving.latent, carried)
-        else:
-            generated = self._decoded_aside(leaving.latent)
-        handouts: dict[Role, Handout] = {"generated": generated}
-        handouts.update({role: Handout(tensor) for role, tensor in further.items()})
+        painting = self.outgoing.paint(leaving, self.acceleration, self.extensions, revision)
         self._took("decode", began)
-        return self._give(painting_of(handouts, leaving.tags, revision))
-
-    def _edited(self, latent: Tensor, carried: Sequence[tuple[StreamExtension, Sequence[Any]]]) -> Handout:
-        if self._aside is not None:  # the decoder's buffers are shared
-            torch.cuda.current_stream(self.model.device).wait_stream(self._aside)
-        image = self.acceleration.run_decode(latent).float().add(1).mul(0.5)
-        for extension, own in carried:
-            image = extension.after_decode(image, own)
-        return Handout(image, self.gpu_output)
-
-    def _decoded_aside(self, latent: Tensor) -> Handout:
-        """Straight to pixels, on a stream beside: the next frame is encoded meanwhile."""
-        aside = self._aside
-        if aside is None:
-            return Handout(self.acceleration.run_decode_rgba(latent), self.gpu_output)
-        aside.wait_stream(torch.cuda.current_stream(self.model.device))
-        latent.record_stream(aside)
-        with torch.cuda.stream(aside):
-            return Handout(self.acceleration.run_decode_rgba(latent), self.gpu_output)
+        return self._give(painting)
 
     # --- frames that are not processed ---
 

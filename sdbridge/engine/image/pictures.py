@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sdbridge.engine.image.scratch import Scratch
 from sdbridge.frame import Frame, Role
 
 _DTYPES = {"uint8": torch.uint8, "float32": torch.float32, "float64": torch.float64}
 _KEPT_SHAPES = 8
+_KEPT_PICTURES = 8  # buffers that wait for their next picture
 
 
 class Staging:
@@ -25,13 +28,22 @@ class Staging:
 
     def __init__(self, device: torch.device, depth: int = 4) -> None:
         self.device = device
+        self.scratch = Scratch()
         self._depth = depth
         self._rings: dict[tuple[object, ...], deque[tuple[Tensor, torch.cuda.Event]]] = {}
 
-    def to_device(self, array: np.ndarray) -> Tensor:
-        """A tensor on the device with the array's values; the array may change once this returns."""
+    def to_device(self, array: np.ndarray, into: Tensor | None = None) -> Tensor:
+        """A tensor on the device with the array's values; the array may change once this returns.
+
+        A new one, or ``into``: contiguous, of this shape and dtype, read on the current stream only.
+        """
         if self.device.type != "cuda":
-            return torch.from_numpy(array.copy()).to(self.device)
+            if into is None:
+                return torch.from_numpy(array.copy()).to(self.device)
+            if self.device.type != "cpu":
+                return into.copy_(torch.from_numpy(array.copy()))
+            np.copyto(into.numpy(), array)
+            return into
         ring = self._rings.setdefault((array.shape, array.dtype), deque())
         if len(ring) < self._depth:
             pinned = torch.empty(array.shape, dtype=_DTYPES[array.dtype.name], pin_memory=True)
@@ -40,18 +52,23 @@ class Staging:
             pinned, event = ring.popleft()
             event.synchronize()
         np.copyto(pinned.numpy(), array)  # not torch's copy: its threads cost more than they bring
-        sent = pinned.to(self.device, non_blocking=True)
+        if into is None:
+            into = pinned.to(self.device, non_blocking=True)
+        else:
+            into.copy_(pinned, non_blocking=True)
         event.record(torch.cuda.current_stream(self.device))
         ring.append((pinned, event))
         if len(self._rings) > _KEPT_SHAPES:
             self._rings.pop(next(iter(self._rings)))
-        return sent
+        return into
 
 
 class Roles(Mapping[Role, Tensor]):
     """The pictures of F entries by role, float32 ``[F, 4, H, W]`` in 0..1 at the engine's size.
 
-    A role that not every entry has is filled from the nearest entry that has it.
+    A role that not every entry has is filled from the nearest entry that has it. Pixels of the engine's size
+    lie on the device in buffers of the staging, one for each role, until the next frames' do; what is made of
+    them here is a tensor of its own.
     """
 
     def __init__(
@@ -60,7 +77,7 @@ class Roles(Mapping[Role, Tensor]):
         self._staging = staging
         self._size = (height, width)
         self._pixels: dict[Role, list[np.ndarray]] = {}
-        self._sent: dict[Role, list[Tensor]] = {}
+        self._sent: dict[Role, tuple[list[Tensor], Tensor | None]] = {}
         self._made: dict[Role, Tensor] = {}
         for role in {role for entry in entries for role in entry}:
             newest = next(entry[role] for entry in entries if role in entry)
@@ -71,24 +88,33 @@ class Roles(Mapping[Role, Tensor]):
 
     def rgba(self, role: Role) -> Tensor | None:
         """uint8 ``[F, H, W, 4]`` on the device as it came, or None where it is of another size."""
-        if any(pixels.shape[:2] != self._size for pixels in self._pixels[role]):
-            return None
-        sent = self._upload(role)
-        return sent[0][None] if len(sent) == 1 else torch.stack(sent)
+        return self._upload(role)[1]
 
-    def _upload(self, role: Role) -> list[Tensor]:
+    def _upload(self, role: Role) -> tuple[list[Tensor], Tensor | None]:
+        """The role's pictures, and all of them as one tensor where they are of the engine's size."""
         if role not in self._sent:
-            uploaded: dict[int, Tensor] = {}  # the same picture may stand in for several frames
-            for pixels in self._pixels[role]:
-                if id(pixels) not in uploaded:
-                    uploaded[id(pixels)] = self._staging.to_device(pixels)
-            self._sent[role] = [uploaded[id(pixels)] for pixels in self._pixels[role]]
+            pictures, whole = self._pixels[role], None
+            places: list[Tensor | None] = [None] * len(pictures)
+            if all(pixels.shape == (*self._size, 4) for pixels in pictures):
+                shape = (len(pictures), *self._size, 4)
+                staging = self._staging
+                whole = staging.scratch.room(f"pixels of {role}", shape, torch.uint8, staging.device)
+                places = list(whole)
+            sent: dict[int, Tensor] = {}  # the same picture may stand in for several frames
+            for pixels, place in zip(pictures, places, strict=True):
+                known = sent.get(id(pixels))
+                if known is None:
+                    sent[id(pixels)] = self._staging.to_device(pixels, place)
+                elif place is not None:
+                    place.copy_(known)
+            each = list(whole) if whole is not None else [sent[id(pixels)] for pixels in pictures]
+            self._sent[role] = each, whole
         return self._sent[role]
 
     def __getitem__(self, role: Role) -> Tensor:
         if role not in self._made:
             self._pixels[role]  # raises KeyError for a role that is not there
-            pictures = [to_float(sent, *self._size) for sent in self._upload(role)]
+            pictures = [to_float(sent, *self._size) for sent in self._upload(role)[0]]
             self._made[role] = pictures[0] if len(pictures) == 1 else torch.cat(pictures)
         return self._made[role]
 
@@ -114,10 +140,44 @@ def to_tensor(pixels: np.ndarray, device: torch.device, width: int, height: int)
     return to_float(Staging(device).to_device(pixels), height, width)
 
 
+class HostPictures:
+    """Host buffers for pictures that go out, pinned where they come from a GPU.
+
+    A buffer is taken for one picture and comes back by itself when nobody holds that picture's array, or a
+    part of it, any more: whoever shows a frame again and again, or queues it, simply keeps it.
+    """
+
+    def __init__(self) -> None:
+        self._shape: tuple[int, ...] = ()
+        self._free: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
+
+    def take(self, like: Tensor) -> tuple[Tensor, np.ndarray, torch.cuda.Event | None]:
+        """A buffer for ``like``, its array, and an event to say when it is filled (on a GPU).
+
+        Only the array, and views of it, keep the buffer from being taken again.
+        """
+        if like.shape != self._shape:
+            self._shape, self._free = tuple(like.shape), deque(maxlen=_KEPT_PICTURES)
+        try:
+            buffer, event = self._free.popleft()
+        except IndexError:
+            on_gpu = like.device.type == "cuda"
+            buffer = torch.empty(like.shape, dtype=torch.uint8, pin_memory=on_gpu)
+            event = torch.cuda.Event() if on_gpu else None
+        array: np.ndarray = buffer.numpy()
+        weakref.finalize(array, self._free.append, (buffer, event)).atexit = False
+        return buffer, array, event
+
+
 class Handout:
     """A picture on its way to the host: queued behind the work that makes it, waited for by ``pixels``."""
 
-    def __init__(self, image: Tensor, show: Callable[[Tensor], None] | None = None) -> None:
+    def __init__(
+        self,
+        image: Tensor,
+        show: Callable[[Tensor], None] | None = None,
+        host: HostPictures | None = None,
+    ) -> None:
         """``image`` float ``[F, 3 or 4, H, W]`` in 0..1; uint8 ``[F, H, W, 4]`` is taken as it is.
 
         ``show`` gets each picture ``[H, W, 4]`` here already, queued on the current stream as it is.
@@ -126,14 +186,15 @@ class Handout:
         if show is not None:
             for picture in rgba:
                 show(picture)
-        self._event: torch.cuda.Event | None = None
-        if rgba.device.type != "cuda":
-            self._host = rgba.cpu()
+        buffer, self._pixels, self._event = (host or HostPictures()).take(rgba)
+        if self._event is None:
+            buffer.copy_(rgba)
             return
-        self._host = torch.empty(rgba.shape, dtype=torch.uint8, pin_memory=True)
-        self._host.copy_(rgba, non_blocking=True)
-        self._event = torch.cuda.Event()
-        self._event.record(torch.cuda.current_stream(rgba.device))
+        stream = torch.cuda.current_stream(rgba.device)
+        # A picture that nobody waited for may still be on its way into this buffer, on another stream.
+        stream.wait_event(self._event)
+        buffer.copy_(rgba, non_blocking=True)
+        self._event.record(stream)
 
     @property
     def ready(self) -> bool:
@@ -144,7 +205,7 @@ class Handout:
         """uint8 ``[F, H, W, 4]``, pinned where it came from a GPU. The frame's one wait."""
         if self._event is not None:
             self._event.synchronize()
-        return self._host.numpy()
+        return self._pixels
 
 
 def from_rgba(rgba: Tensor) -> Tensor:

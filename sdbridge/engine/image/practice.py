@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from sdbridge.engine.image.bank_memory import fuse, merge
+from sdbridge.engine.image.blend import Blend, Blender
 from sdbridge.engine.image.feedback import feed_back
 from sdbridge.engine.image.guidance import Guidance, Mode
 from sdbridge.engine.image.pictures import from_rgba, to_float, to_rgba
-from sdbridge.engine.image.prompt import Arcs, Blend, Conditioning, mix_embeddings
+from sdbridge.engine.image.prompt import Conditioning
 from sdbridge.engine.image.schedule import SAMPLERS, plan_steps
 from sdbridge.engine.image.seams import StreamExtension, UnetCall
 from sdbridge.engine.image.stream import Entering, FrameTag, StreamBatch
@@ -52,7 +53,7 @@ def _texts(model: Any) -> None:
         for count in (2, 3):
             for normalize in (True, False):
                 shares = [0.5, 0.3, 0.4][:count]
-                mix_embeddings(texts[:count], shares, blend, normalize=normalize, blank=texts[0], arcs=Arcs())
+                Blender().mix(texts[:count], shares, blend, normalize=normalize, blank=texts[0])
 
 
 def _steps(model: Any) -> None:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from torch import Tensor
 
 from sdbridge.engine.accelerate.streams import own_stream
+from sdbridge.engine.image.blend import Blend, Blender, Lengths, lengthened
+from sdbridge.engine.image.scratch import Scratch
 from sdbridge.engine.image.text import TextEmbedding
 
 log = logging.getLogger(__name__)
 
-Blend = Literal["linear", "slerp"]
 _KEPT_TEXTS = 64
 
 
@@ -36,7 +35,10 @@ class PromptSettings:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Embeddings for one frame: ``[1, tokens, width]``, pooled ``[1, width]``; equal lengths."""
+    """Embeddings for one frame: ``[1, tokens, width]``, pooled ``[1, width]``; equal lengths.
+
+    A blend's tensors are written again by the next frames: what is kept for longer is copied.
+    """
 
     positive: TextEmbedding
     negative: TextEmbedding
@@ -155,7 +157,8 @@ class PromptMixer:
         self._shown: TextEmbedding | None = None
         self._from: TextEmbedding | None = None
         self._started_s = 0.0
-        self._arcs = Arcs()
+        self._blend, self._transition = Blender(), Blender(steady=False)
+        self._lengths, self._scratch = Lengths(), Scratch()
         self._result: Conditioning | None = None
         self._stale = True
 
@@ -193,18 +196,17 @@ class PromptMixer:
         arrived, complete = self._collect(wait or first)
         target = self._mix()
         if arrived and not first and self._settings.transition_s > 0 and self._shown is not None:
-            self._from, self._started_s = self._shown, now_s
+            self._from, self._started_s = copied(self._shown), now_s
         shown = target
         if self._from is not None:
             share = (now_s - self._started_s) / max(self._settings.transition_s, 1e-9)
             if share >= 1.0 or self._settings.transition_s <= 0:
                 self._from = None
             else:
-                shown = mix_embeddings([self._from, target], [1.0 - share, share], self._settings.blend)
+                shares = [1.0 - share, share]
+                shown = self._transition.mix([self._from, target], shares, self._settings.blend)
         self._shown = shown
-        assert self._negative is not None
-        positive, negative = _equally_long(shown, self._negative, self._blank())
-        self._result = Conditioning(positive, negative)
+        self._result = self._equally_long(shown)
         self._stale = self._encoder_changed or not complete
         return self._result
 
@@ -253,121 +255,32 @@ class PromptMixer:
             if self._shown is not None and any(text.strip() for text, _ in settings.texts):
                 return self._shown  # all weights are 0: the last good blend stays
             return self._blank()
-        return mix_embeddings(
+        return self._blend.mix(
             [embedding for embedding, _ in shares],
             [weight for _, weight in shares],
             settings.blend,
             normalize=settings.normalize,
             blank=self._blank(),
-            arcs=self._arcs,
         )
+
+    def _equally_long(self, shown: TextEmbedding) -> Conditioning:
+        negative, blank = self._negative, self._blank()
+        assert negative is not None
+        missing = negative.tokens.shape[1] - shown.tokens.shape[1]
+        if missing > 0:  # into a buffer, since a blend is another one in every frame
+            tokens = shown.tokens
+            room = self._scratch.like(
+                "longer", tokens, (1, negative.tokens.shape[1], tokens.shape[2]), turns=2
+            )
+            shown = TextEmbedding(lengthened(tokens, room.shape[1], blank, room), shown.pooled, shown.cut)
+        return Conditioning(shown, self._lengths.at_least(negative, shown.tokens.shape[1], blank))
 
     def _blank(self) -> TextEmbedding:
         assert self._empty is not None
         return self._empty
 
 
-def mix_embeddings(
-    embeddings: list[TextEmbedding],
-    weights: list[float],
-    blend: Blend,
-    *,
-    normalize: bool = True,
-    blank: TextEmbedding | None = None,
-    arcs: Arcs | None = None,
-) -> TextEmbedding:
-    """One embedding from weighted ones, tokens and pooled alike (section 2.8).
-
-    slerp turns each token on its own, the norm going straight; linear is the weighted mean. Without
-    ``normalize`` the result is multiplied by the sum of the weights. One embedding of weight 1 is itself.
-    """
-    factor = 1.0 if normalize else sum(weights)
-    if len(embeddings) == 1 and factor == 1.0:
-        return embeddings[0]
-    if blank is not None:
-        embeddings = [_lengthened(e, max(x.tokens.shape[1] for x in embeddings), blank) for e in embeddings]
-    elif len({e.tokens.shape[1] for e in embeddings}) > 1:
-        longest = max(e.tokens.shape[1] for e in embeddings)
-        embeddings = [_lengthened(e, longest, None) for e in embeddings]
-    tokens = _mix([e.tokens for e in embeddings], weights, blend, arcs)
-    pooled = [e.pooled for e in embeddings if e.pooled is not None]
-    mixed = _mix(pooled, weights, blend, arcs) if len(pooled) == len(embeddings) else None
-    return TextEmbedding(tokens * factor, None if mixed is None else mixed * factor)
-
-
-def _mix(tensors: list[Tensor], weights: list[float], blend: Blend, arcs: Arcs | None) -> Tensor:
-    total = sum(weights)
-    if blend == "slerp" and len(tensors) == 2 and arcs is not None:
-        return arcs.between(*tensors).at(weights[1] / total).to(tensors[0].dtype)
-    wide = [_wide(tensor) for tensor in tensors]
-    if blend == "linear":
-        mixed = sum((t * (w / total) for t, w in zip(wide, weights, strict=True)), torch.zeros_like(wide[0]))
-        return mixed.to(tensors[0].dtype)
-    mixed, so_far = wide[0], weights[0]
-    for tensor, weight in zip(wide[1:], weights[1:], strict=True):
-        so_far += weight
-        mixed = slerp_tokens(mixed, tensor, weight / so_far)
-    return mixed.to(tensors[0].dtype)
-
-
-class Arc:
-    """The way from ``a`` to ``b``, vector by vector of the last axis: all that no share changes."""
-
-    def __init__(self, a: Tensor, b: Tensor) -> None:
-        self.ends = (a, b)
-        wide_a, wide_b = _wide(a), _wide(b)
-        self._norm_a = wide_a.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        self._norm_b = wide_b.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        self._unit_a, self._unit_b = wide_a / self._norm_a, wide_b / self._norm_b
-        self._angle = (self._unit_a * self._unit_b).sum(dim=-1, keepdim=True).clamp(-1.0, 1.0).acos()
-        sine = self._angle.sin()
-        self._straight = sine < 1e-4
-        self._inverse = sine.clamp_min(1e-12).reciprocal()
-
-    def at(self, share: float) -> Tensor:
-        """The vectors turned by ``share`` of the angle; their norm goes straight from end to end."""
-        norm = torch.lerp(self._norm_a, self._norm_b, share)
-        of_a = torch.where(self._straight, 1 - share, ((1 - share) * self._angle).sin() * self._inverse)
-        of_b = torch.where(self._straight, share, (share * self._angle).sin() * self._inverse)
-        return torch.addcmul(of_a * norm * self._unit_a, of_b * norm, self._unit_b)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-class Arcs:
-    """The arcs between embeddings that were blended lately, so that no frame computes them again."""
-
-    def __init__(self) -> None:
-        self._kept: deque[Arc] = deque(maxlen=8)
-
-    def between(self, a: Tensor, b: Tensor) -> Arc:
-        for arc in self._kept:
-            if arc.ends[0] is a and arc.ends[1] is b:
-                return arc
-        arc = Arc(a, b)
-        self._kept.append(arc)
-        return arc
-
-
-def slerp_tokens(a: Tensor, b: Tensor, share: float) -> Tensor:
-    """Turn each vector of the last axis from ``a`` to ``b``; its norm goes straight from one to the other."""
-    return Arc(a, b).at(share)
-
-
-def _equally_long(
-    a: TextEmbedding, b: TextEmbedding, blank: TextEmbedding
-) -> tuple[TextEmbedding, TextEmbedding]:
-    length = max(a.tokens.shape[1], b.tokens.shape[1])
-    return _lengthened(a, length, blank), _lengthened(b, length, blank)
-
-
-def _lengthened(embedding: TextEmbedding, length: int, blank: TextEmbedding | None) -> TextEmbedding:
-    """With empty chunks at the end; without a blank its own last chunk is repeated."""
-    missing = length - embedding.tokens.shape[1]
-    if missing <= 0:
-        return embedding
-    filler = embedding.tokens[:, -77:] if blank is None else blank.tokens
-    tokens = torch.cat([embedding.tokens, *([filler] * (missing // filler.shape[1]))], dim=1)
-    return TextEmbedding(tokens, embedding.pooled, embedding.cut)
+def copied(embedding: TextEmbedding) -> TextEmbedding:
+    """The same in tensors of its own, for longer than a blend's stand."""
+    pooled = None if embedding.pooled is None else embedding.pooled.clone()
+    return TextEmbedding(embedding.tokens.clone(), pooled, embedding.cut)

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sdbridge.engine.image.scratch import Scratch
+
 SeedMode = Literal["fixed", "random", "walk"]
 Shape = tuple[int, int, int, int]  # steps, channels, h, w
 
@@ -27,24 +29,30 @@ class SeedSettings:
     blend: Literal["linear", "slerp"] = "linear"
 
 
-def noise_of(seed: int, shape: Shape) -> Tensor:
-    """Standard normal noise ``[n, 4, h, w]``, float32 on the CPU.
+def noise_of(seed: int, shape: Shape, into: Tensor | None = None) -> Tensor:
+    """Standard normal noise ``[n, 4, h, w]``, float32 on the CPU; written ``into`` a tensor if one is given.
 
     Step after step from one CPU generator: the first step's noise is what diffusers draws for the
     same seed, and it does not depend on how many steps follow.
     """
     generator = torch.Generator("cpu").manual_seed(seed)
-    steps, channels, height, width = shape
-    return torch.cat([torch.randn(1, channels, height, width, generator=generator) for _ in range(steps)])
+    noise = torch.empty(shape) if into is None else into
+    for step in noise.split(1):
+        step.normal_(generator=generator)
+    return noise
 
 
 class NoiseSource:
-    """Gives the noise for a frame. Keeps what it drew lately, so that a fader over seeds draws nothing."""
+    """Gives the noise for a frame. Keeps what it drew lately, so that a fader over seeds draws nothing.
+
+    What it gives stands until the next frame's noise is asked for.
+    """
 
     def __init__(self) -> None:
         self._drawn: OrderedDict[tuple[int, Shape], Tensor] = OrderedDict()
         self._shown: tuple[object, ...] | None = None
         self._noise: Tensor | None = None
+        self._scratch = Scratch()
         self._frame = 0
         self._walked = 0.0
         self._last_now_s: float | None = None
@@ -70,7 +78,7 @@ class NoiseSource:
         if key == self._shown and self._noise is not None:
             return self._noise, False
         if settings.mode == "random":
-            noise = noise_of(seed, shape)
+            noise = noise_of(seed, shape, self._room("random", shape))
         elif settings.mode == "walk":
             noise = self._walk(settings, shape)
         else:
@@ -88,58 +96,79 @@ class NoiseSource:
     def _walk(self, settings: SeedSettings, shape: Shape) -> Tensor:
         step = math.floor(self._walked)
         here, there = self._blend(settings, shape, step), self._blend(settings, shape, step + 1)
-        return blend_noise([here, there], [1 - (self._walked - step), self._walked - step], "slerp")
+        shares = [1 - (self._walked - step), self._walked - step]
+        return blend_noise(
+            [here, there], shares, "slerp", (self._room("walk", shape), self._room("part", shape))
+        )
 
     def _blend(self, settings: SeedSettings, shape: Shape, offset: int) -> Tensor:
         shares = [(seed, weight) for seed, weight in settings.seeds if weight > 0] or [
             (settings.seeds[0][0] if settings.seeds else 0, 1.0)
         ]
         noises = [self._draw((seed + offset) % (_LARGEST_SEED + 1), shape) for seed, _ in shares]
-        return blend_noise(noises, [weight for _, weight in shares], settings.blend)
+        rooms = self._room(f"blend {offset % 2}", shape), self._room("part", shape)  # a walk is between two
+        return blend_noise(noises, [weight for _, weight in shares], settings.blend, rooms)
 
     def _draw(self, seed: int, shape: Shape) -> Tensor:
         key = (seed, shape)
         if key not in self._drawn:
-            self._drawn[key] = noise_of(seed, shape)
-            while len(self._drawn) > _KEPT:
-                self._drawn.popitem(last=False)
+            oldest = None
+            while len(self._drawn) >= _KEPT:
+                (_, was), oldest = self._drawn.popitem(last=False)
+                oldest = oldest if was == shape else None
+            self._drawn[key] = noise_of(seed, shape, oldest)
         self._drawn.move_to_end(key)
         return self._drawn[key]
 
+    def _room(self, name: str, shape: Shape) -> Tensor:
+        return self._scratch.room(name, shape, torch.float32, torch.device("cpu"))
 
-def blend_noise(noises: list[Tensor], weights: list[float], kind: str) -> Tensor:
+
+def blend_noise(
+    noises: list[Tensor],
+    weights: list[float],
+    kind: str,
+    rooms: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """Weighted noises mixed so that the variance stays theirs (section 2.8).
 
     linear: the weighted sum, scaled to the weighted mean norm. slerp: pairwise along the arc.
+    One alone is itself; else the result is in the first of ``rooms``, if there are any, and the second is for
+    what is computed on the way.
     """
     if len(noises) == 1:
         return noises[0]
+    into, part = rooms or (torch.empty_like(noises[0]), torch.empty_like(noises[0]))
     total = sum(weights)
     if kind == "slerp":
         mixed, so_far = noises[0], weights[0]
         for noise, weight in zip(noises[1:], weights[1:], strict=True):
             so_far += weight
-            mixed = _slerp(mixed, noise, weight / so_far)
+            mixed = _slerp(mixed, noise, weight / so_far, into, part)
         return mixed
-    mixed = sum(
-        (noise * (weight / total) for noise, weight in zip(noises, weights, strict=True)),
-        torch.zeros_like(noises[0]),
-    )
-    norm = sum(float(n.norm()) * w / total for n, w in zip(noises, weights, strict=True))
-    return mixed * (norm / max(float(mixed.norm()), 1e-12))
+    into.zero_()
+    for noise, weight in zip(noises, weights, strict=True):
+        into.add_(torch.mul(noise, weight / total, out=part))
+    norm = sum(_norm(n) * w / total for n, w in zip(noises, weights, strict=True))
+    return into.mul_(norm / max(_norm(into), 1e-12))
 
 
-def _slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
+def _slerp(a: Tensor, b: Tensor, share: float, into: Tensor, part: Tensor) -> Tensor:
     if share in (0.0, 1.0):
         return b if share else a
-    norm_a, norm_b = float(a.norm()), float(b.norm())
-    cosine = float((a * b).sum()) / max(norm_a * norm_b, 1e-12)
+    norm_a, norm_b = _norm(a), _norm(b)
+    cosine = float(torch.mul(a, b, out=part).sum()) / max(norm_a * norm_b, 1e-12)
     angle = math.acos(min(1.0, max(-1.0, cosine)))
     norm = (1 - share) * norm_a + share * norm_b
     if angle < 1e-6:
         return a
     first, second = math.sin((1 - share) * angle), math.sin(share * angle)
-    return (a * (first / norm_a) + b * (second / norm_b)) * (norm / math.sin(angle))
+    torch.mul(b, second / norm_b, out=part)
+    return torch.mul(a, first / norm_a, out=into).add_(part).mul_(norm / math.sin(angle))
+
+
+def _norm(noise: Tensor) -> float:
+    return float(noise.norm())
 
 
 def _scramble(seed: int, frame: int) -> int:

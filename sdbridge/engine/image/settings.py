@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from sdbridge.engine.image.blend import Blend
 from sdbridge.engine.image.guidance import Guidance, Mode
-from sdbridge.engine.image.prompt import Blend, PromptSettings
+from sdbridge.engine.image.prompt import PromptSettings
 from sdbridge.engine.image.schedule import (
     NoiseSchedule,
     Sampler,

@@ -8,6 +8,8 @@ latent of each frame. So a change of levels, of their number, of seed or of guid
 * more steps: the oldest estimates are noised again for the new rows; fewer: the oldest frames leave out;
 * guidance: the closed form needs the source latent only.
 
+All of it lies in buffers that are made when a shape changes and written in every frame (``scratch.py``).
+
 An empty row is filled from the newest frame (a_i z + b_i eps_i), at the start and after standing still,
 so no junk is ever decoded; outputs carry the tag of the frame they were made from.
 """
@@ -21,10 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdbridge.engine.image.guidance import Guidance, guide, to_noise_and_clean, virtual_noise
+from sdbridge.engine.image.guidance import Guidance, push, to_noise_and_clean, virtual_noise
 from sdbridge.engine.image.pictures import Staging
 from sdbridge.engine.image.prompt import Conditioning
 from sdbridge.engine.image.schedule import StepPlan
+from sdbridge.engine.image.scratch import Scratch
 from sdbridge.engine.image.seams import Rows, StreamExtension, UnetCall
 
 
@@ -54,10 +57,26 @@ class Entering:
 
 @dataclass(frozen=True)
 class Leaving:
-    """F finished frames: their clean latent ``[F, 4, h, w]`` and who they are."""
+    """F finished frames: their clean latent ``[F, 4, h, w]``, which stands until the next but one ``run``
+    writes its own there, and who they are.
+    """
 
     latent: Tensor
     tags: tuple[FrameTag, ...]
+
+
+@dataclass(frozen=True)
+class _RowsOfText:
+    """What the rows of a call read, until another conditioning comes (the same object: the same text)."""
+
+    conditioning: Conditioning
+    count: int
+    extra: int
+    tokens: Tensor
+    pooled: Tensor | None
+
+    def fits(self, conditioning: Conditioning, count: int, extra: int) -> bool:
+        return self.conditioning is conditioning and (self.count, self.extra) == (count, extra)
 
 
 class StreamBatch:
@@ -76,7 +95,7 @@ class StreamBatch:
         self._frames = 1
         nothing = torch.zeros(0)
         self._rows: Tensor = torch.zeros(7, 0)
-        self._timesteps: Tensor = nothing
+        self._timesteps: Tensor = nothing  # [2 R]
         self._noise: Tensor = nothing  # this and all below [R, 4, h, w]
         self._clean: Tensor = nothing  # what each row was noised from
         self._predicted: Tensor = nothing
@@ -86,6 +105,8 @@ class StreamBatch:
         self._next_predicted: Tensor = nothing
         self._shape = (0, 0, 0)
         self._tags: list[tuple[FrameTag, ...] | None] = []
+        self._scratch = Scratch()
+        self._text: _RowsOfText | None = None
         self.prepared = 0  # times that shapes or lengths changed
 
     @property
@@ -116,12 +137,21 @@ class StreamBatch:
             self._plan = plan
             self._replays = any(plan.replay)
             self._rows = self._coefficients(plan)
-            self._timesteps = torch.tensor(plan.timesteps, device=self._device).repeat_interleave(frames)
+            once = torch.tensor(plan.timesteps, device=self._device).repeat_interleave(frames)
+            self._timesteps = once.repeat(2)  # guidance rows are the first rows again
 
     def set_noise(self, noise: Tensor) -> None:
         """Noise ``[n, 4, h, w]`` for the steps; all F frames of a step share it, as they would one by one."""
-        wide = self._staging.to_device(noise.to(self.precision).numpy())
-        self._noise = wide if self._frames == 1 else wide.repeat_interleave(self._frames, dim=0)
+        frames, (steps, *shape) = self._frames, noise.shape
+        if self._noise.shape != (steps * frames, *shape):
+            self._noise = torch.empty(steps * frames, *shape, device=self._device, dtype=self.precision)
+        drawn = self._scratch.cast("noise drawn", noise, self.precision)
+        if frames == 1:
+            self._staging.to_device(drawn.numpy(), self._noise)
+        else:
+            sent = self._scratch.like("noise sent", self._noise, noise.shape)
+            self._staging.to_device(drawn.numpy(), sent)
+            self._noise.unflatten(0, (steps, frames)).copy_(sent.unsqueeze(1))
 
     def run(
         self,
@@ -140,14 +170,15 @@ class StreamBatch:
         assert self._plan is not None
         self._shift_in(entering)
         alpha, sigma, keep, replay, fresh, c_skip, c_out = self._rows.unbind(0)
-        latents = torch.addcmul(fresh * self._noise, keep, self._clean)
+        latents = torch.mul(fresh, self._noise, out=self._scratch.like("latents", self._noise))
+        latents.addcmul_(keep, self._clean)
         if self._replays:
-            latents = torch.addcmul(latents, replay, self._predicted)
+            latents.addcmul_(replay, self._predicted)
         frames, count = self._frames, latents.shape[0]
         extra = guidance.extra_rows(self.steps, frames)
         rows = Rows(
             latents=latents,
-            timesteps=self._timesteps,
+            timesteps=self._timesteps[:count],
             timesteps_host=tuple(t for t in self._plan.timesteps for _ in range(frames)),
             fraction=tuple(1 - (t + 1) / 1000 for t in self._plan.timesteps for _ in range(frames)),
             luggage=(),
@@ -162,57 +193,63 @@ class StreamBatch:
         seen = [replace(rows, luggage=self._luggage(index)) for index in range(len(extensions))]
         for extension, own in zip(extensions, seen, strict=True):
             call = extension.unet_inputs(own, call)
-        out = denoise(call).to(self.precision)
+        out = self._scratch.cast("out", denoise(call), self.precision)
         noise, clean = self._estimate(out, latents, alpha, sigma, guidance, extra)
         if self._plan.sampler == "lcm":
-            clean = c_out * clean + c_skip * latents
+            skipped = torch.mul(c_skip, latents, out=self._scratch.like("part", latents))
+            clean.mul_(c_out).add_(skipped)
         kept = clean
         for extension, own in zip(extensions, seen, strict=True):
             kept = extension.after_x0(own, kept)
         if kept is not clean:  # the noise that leads from the changed estimate back to this latent
-            noise = (latents - alpha * kept) / sigma
+            noise = virtual_noise(latents, kept, alpha, sigma, self._scratch)
         self._next_clean, self._next_predicted = kept, noise
         tags = self._tags[-1]
         if tags is None:
             return None
         share, rest = self._plan.finish
         last = kept[-frames:]
-        return Leaving(last if rest == 0.0 else share * last + rest * noise[-frames:], tags)
+        if rest != 0.0:
+            noised = torch.mul(noise[-frames:], rest, out=self._scratch.like("noised", last))
+            last = torch.mul(last, share, out=self._scratch.like("leaving", last, turns=2)).add_(noised)
+        return Leaving(last, tags)
 
     def _estimate(
         self, out: Tensor, latents: Tensor, alpha: Tensor, sigma: Tensor, guidance: Guidance, extra: int
     ) -> tuple[Tensor, Tensor]:
         """Guided noise and clean estimate of the conditioned rows."""
-        count, prediction = latents.shape[0], self._model.prediction
-        noise, clean = to_noise_and_clean(out[:count], latents, alpha, sigma, prediction)
+        count, prediction, scratch = latents.shape[0], self._model.prediction, self._scratch
+        noise, clean = to_noise_and_clean(out[:count], latents, alpha, sigma, prediction, scratch)
         if not guidance.active:
             return noise, clean
+        guided, scale = scratch.like("guided", latents), guidance.scale
         if guidance.mode == "full":
-            other_noise, other_clean = to_noise_and_clean(out[count:], latents, alpha, sigma, prediction)
-            return guide(guidance, noise, other_noise), guide(guidance, clean, other_clean)
+            rest = to_noise_and_clean(out[count:], latents, alpha, sigma, prediction, scratch, " without")
+            return push(scale, noise, rest[0], guided), push(scale, clean, rest[1], clean)
         if guidance.mode == "initialize":
             _, virtual = to_noise_and_clean(
-                out[count:], latents[:extra], alpha[:extra], sigma[:extra], prediction
+                out[count:], latents[:extra], alpha[:extra], sigma[:extra], prediction, scratch, " virtual"
             )
-            self._virtual = torch.cat([virtual, self._virtual[extra:]])
-        unconditioned = guidance.delta * virtual_noise(latents, self._virtual, alpha, sigma)
-        other_clean = (latents - sigma * unconditioned) / alpha
-        guided = unconditioned + guidance.scale * (noise - unconditioned)
-        return guided, other_clean + guidance.scale * (clean - other_clean)
+            self._virtual = self._in_turn("virtual", virtual, self._virtual[extra:])
+        unconditioned = virtual_noise(latents, self._virtual, alpha, sigma, scratch).mul_(guidance.delta)
+        other_clean = torch.mul(sigma, unconditioned, out=scratch.like("part", latents))
+        torch.sub(latents, other_clean, out=other_clean).div_(alpha)
+        return push(scale, noise, unconditioned, guided), push(scale, clean, other_clean, clean)
 
     def _shift_in(self, entering: Entering | None) -> None:
         """Move every frame one step on and put the entering ones, or nothing, into row 0."""
         frames = self._frames
-        first = self._clean[:frames] if entering is None else entering.latent.to(self.precision)
-        source = self._source[:frames] if entering is None else entering.source.to(self.precision)
+        wide, precision = self._scratch.cast, self.precision
+        first = self._clean[:frames] if entering is None else wide("first", entering.latent, precision)
+        source = self._source[:frames] if entering is None else wide("source", entering.source, precision)
         if self.steps == 1:
             self._clean = self._virtual = first
             self._predicted, self._source = self._noise[:frames], source
         else:
-            self._clean = torch.cat([first, self._next_clean[:-frames]])
-            self._predicted = torch.cat([self._noise[:frames], self._next_predicted[:-frames]])
-            self._source = torch.cat([source, self._source[:-frames]])
-            self._virtual = torch.cat([first, self._virtual[:-frames]])
+            self._clean = self._in_turn("rows", first, self._next_clean[:-frames])
+            self._predicted = self._in_turn("predicted", self._noise[:frames], self._next_predicted[:-frames])
+            self._source = self._in_turn("sources", source, self._source[:-frames])
+            self._virtual = self._in_turn("virtual", first, self._virtual[:-frames])
         self._tags = [None if entering is None else entering.tags, *self._tags[:-1]]
         if entering is None or not entering.fills:
             return
@@ -233,27 +270,48 @@ class StreamBatch:
         added_cond: Callable[[Tensor | None, int], dict[str, Tensor]] | None,
         timestep_cond: Tensor | None,
     ) -> UnetCall:
-        count = latents.shape[0]
+        count, frames, dtype = latents.shape[0], self._frames, self._model.dtype
         assert self._plan is not None
-        host = tuple(t for t in self._plan.timesteps for _ in range(self._frames))
-        sample = latents if extra == 0 else torch.cat([latents, latents[:extra]])
-        timesteps = self._timesteps if extra == 0 else torch.cat([self._timesteps, self._timesteps[:extra]])
-        tokens = conditioning.positive.tokens.expand(count, -1, -1)
-        pooled = conditioning.positive.pooled
-        rows_pooled = None if pooled is None else pooled.expand(count, -1)
-        if extra:
-            tokens = torch.cat([tokens, conditioning.negative.tokens.expand(extra, -1, -1)])
-            other = conditioning.negative.pooled
-            if rows_pooled is not None and other is not None:
-                rows_pooled = torch.cat([rows_pooled, other.expand(extra, -1)])
+        host = tuple(t for t in self._plan.timesteps for _ in range(frames))
+        sample = latents
+        if extra or dtype != latents.dtype:
+            shape = (count + extra, *latents.shape[1:])
+            sample = self._scratch.room("sample", shape, dtype, latents.device)
+            sample[:count].copy_(latents)
+            sample[count:].copy_(latents[:extra])
+        text = self._text
+        if text is None or not text.fits(conditioning, count, extra):
+            text = self._text = self._text_of_rows(conditioning, count, extra)
         return UnetCall(
-            sample=sample.to(self._model.dtype),
-            timesteps=timesteps,
-            encoder_hidden_states=tokens,
-            added_cond={} if added_cond is None else added_cond(rows_pooled, count + extra),
+            sample=sample,
+            timesteps=self._timesteps[: count + extra],
+            encoder_hidden_states=text.tokens,
+            added_cond={} if added_cond is None else added_cond(text.pooled, count + extra),
             timestep_cond=None if timestep_cond is None else timestep_cond.expand(count + extra, -1),
             timesteps_host=host + host[:extra],
         )
+
+    def _text_of_rows(self, conditioning: Conditioning, count: int, extra: int) -> _RowsOfText:
+        """The positive text for the rows, the negative one for the extra rows."""
+        positive, negative = conditioning.positive, conditioning.negative
+        tokens = positive.tokens.expand(count, -1, -1)
+        pooled = None if positive.pooled is None else positive.pooled.expand(count, -1)
+        if extra:
+            tokens = self._beside("tokens", tokens, negative.tokens.expand(extra, -1, -1))
+            if pooled is not None and negative.pooled is not None:
+                pooled = self._beside("pooled", pooled, negative.pooled.expand(extra, -1))
+        return _RowsOfText(conditioning, count, extra, tokens, pooled)
+
+    def _beside(self, name: str, a: Tensor, b: Tensor) -> Tensor:
+        """Rows of both. Each time another tensor, though of the same buffer: ``Compiled`` keeps the time
+        projections of a tensor that it knows again, and must not know one again that was written over.
+        """
+        rows = self._scratch.like(name, a, (a.shape[0] + b.shape[0], *a.shape[1:]))
+        return torch.cat([a, b], out=rows)[:]
+
+    def _in_turn(self, name: str, first: Tensor, following: Tensor) -> Tensor:
+        """Both, one after the other, where neither of them lies: the buffers of ``name`` take turns."""
+        return torch.cat([first, following], out=self._scratch.like(name, self._noise, turns=2))
 
     def _luggage(self, extension: int) -> tuple[Any, ...]:
         found: list[Any] = []
@@ -275,8 +333,10 @@ class StreamBatch:
         self.prepared += 1
         count = steps * self._frames
         zeros = torch.zeros(count, *self._shape, device=self._device, dtype=self.precision)
+        # Only the noise is ever written where it lies; the others are put into buffers of their own.
         self._clean = self._predicted = self._source = self._virtual = zeros
-        self._next_clean = self._next_predicted = self._noise = zeros
+        self._next_clean = self._next_predicted = zeros
+        self._noise = zeros.clone()
         self._rows = torch.zeros(7, 0)
         self._tags = [None] * steps
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +77,20 @@ class Rig:
         denoise = acceleration.run_denoise
 
         def counting_denoise(call: UnetCall) -> Tensor:
-            self.calls.append(call)
+            self.calls.append(kept(call))
             return denoise(call)
 
         def watching_decode(leaving: Leaving, revision: int) -> Painting:
-            self.latents.append(leaving.latent)
+            self.latents.append(leaving.latent.clone())  # its buffer is written again
             return decode(painter, leaving, revision)
 
         acceleration.run_denoise = counting_denoise  # type: ignore[method-assign]
         painter._decode = watching_decode  # type: ignore[method-assign]
+
+    def stop_watching(self) -> None:
+        """Keep nothing of what goes by from here on."""
+        painter = self.engine.painter
+        del painter.acceleration.run_denoise, painter._decode
 
     @property
     def model(self) -> Any:
@@ -125,6 +131,22 @@ class Rig:
 
     def noise(self, steps: int, seed: int = 2, size: int = 64) -> Tensor:
         return noise_of(seed, (steps, 4, size // 8, size // 8)).to(self.model.dtype)
+
+
+def kept(call: UnetCall) -> UnetCall:
+    """``call`` as it is now: the stream writes the next one into the same buffers."""
+    same: dict[int, Tensor] = {}
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return same.setdefault(id(value), value.clone())
+        if isinstance(value, tuple):
+            return tuple(copied(each) for each in value)
+        if isinstance(value, Mapping):
+            return {name: copied(each) for name, each in value.items()}
+        return value
+
+    return replace(call, **{each.name: copied(getattr(call, each.name)) for each in fields(call)})
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:

@@ -7,14 +7,13 @@ import threading
 import pytest
 import torch
 
+from sdbridge.engine.image.blend import Arc, Blender
 from sdbridge.engine.image.device import choose_placement
 from sdbridge.engine.image.load import load_model
 from sdbridge.engine.image.prompt import (
     PromptCache,
     PromptMixer,
     PromptSettings,
-    mix_embeddings,
-    slerp_tokens,
 )
 from sdbridge.engine.image.prompt_weights import parse_weights
 from sdbridge.engine.image.text import CHUNK, MOST_CHUNKS, TextEmbedding, TextEncoder
@@ -103,20 +102,24 @@ def test_long_texts_become_chunks_and_the_longest_are_cut_with_a_count(encoder: 
     assert encoder.encode("\N{FOX FACE}\N{ZERO WIDTH JOINER} \x07").tokens.isfinite().all()
 
 
+def turned(a: torch.Tensor, b: torch.Tensor, share: float) -> torch.Tensor:
+    return Arc().between(a, b).at(share, torch.empty_like(a))
+
+
 def test_blends_keep_norms_and_one_prompt_is_itself(encoder: TextEncoder) -> None:
     a, b = encoder.encode("fire"), encoder.encode("ice")
-    assert mix_embeddings([a], [0.7], "slerp") is a
-    half = mix_embeddings([a, b], [1.0, 1.0], "slerp").tokens
+    assert Blender().mix([a], [0.7], "slerp") is a
+    half = Blender().mix([a, b], [1.0, 1.0], "slerp").tokens
     wanted = (a.tokens.norm(dim=-1) + b.tokens.norm(dim=-1)) / 2
     assert torch.allclose(half.norm(dim=-1), wanted, rtol=1e-3)
-    straight = mix_embeddings([a, b], [1.0, 3.0], "linear").tokens
+    straight = Blender().mix([a, b], [1.0, 3.0], "linear").tokens
     assert relative(straight, 0.25 * a.tokens + 0.75 * b.tokens) <= 1e-9
-    loud = mix_embeddings([a, b], [1.0, 1.0], "linear", normalize=False).tokens
+    loud = Blender().mix([a, b], [1.0, 1.0], "linear", normalize=False).tokens
     assert relative(loud, a.tokens + b.tokens) <= 1e-9
-    three = mix_embeddings([a, b, a], [1.0, 1.0, 1.0], "slerp").tokens
+    three = Blender().mix([a, b, a], [1.0, 1.0, 1.0], "slerp").tokens
     assert three.isfinite().all()
-    assert torch.allclose(slerp_tokens(a.tokens, a.tokens, 0.3), a.tokens, atol=1e-12)
-    right = slerp_tokens(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), 0.5)
+    assert torch.allclose(turned(a.tokens, a.tokens, 0.3), a.tokens, atol=1e-12)
+    right = turned(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), 0.5)
     assert torch.allclose(right, torch.full((1, 2), 0.5**0.5))
 
 

@@ -49,7 +49,7 @@ def test_blends_keep_the_variance(kind: str) -> None:
 def test_a_walk_moves_smoothly_from_seed_to_seed_and_random_is_repeatable() -> None:
     source = NoiseSource()
     walk = SeedSettings(((5, 1.0),), mode="walk", walk_speed=1.0)
-    steps = [source.noise(walk, SHAPE, t / 10)[0] for t in range(0, 21)]
+    steps = [source.noise(walk, SHAPE, t / 10)[0].clone() for t in range(0, 21)]
     assert torch.equal(steps[0], noise_of(5, SHAPE))
     assert torch.allclose(steps[10], noise_of(6, SHAPE), atol=1e-4)
     assert all(float(noise.std()) == pytest.approx(1, abs=0.03) for noise in steps)
@@ -57,9 +57,9 @@ def test_a_walk_moves_smoothly_from_seed_to_seed_and_random_is_repeatable() -> N
     assert max(jumps) < 0.2
     random = SeedSettings(((5, 1.0),), mode="random")
     source.reset()
-    first = [source.noise(random, SHAPE, 0.0)[0] for _ in range(3)]
+    first = [source.noise(random, SHAPE, 0.0)[0].clone() for _ in range(3)]
     source.reset()
-    again = [source.noise(random, SHAPE, 0.0)[0] for _ in range(3)]
+    again = [source.noise(random, SHAPE, 0.0)[0].clone() for _ in range(3)]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0], first[1])
 

@@ -1,0 +1,46 @@
+"""Where a frame's results on the way are written: buffers that stay, so that no warm frame allocates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Scratch:
+    """Buffers by name, made again only where a shape or a dtype changes.
+
+    What is in a buffer stands until its name is asked for again; with ``turns`` n, until the n-th time, since
+    n buffers of that name are given in turn. Nobody else may hold on to one longer. On a GPU that needs no
+    waiting: one stream works on them, so what was queued first has read them before they are written again.
+    Who reads one on another stream must say so to the stream that writes (``outgoing.py`` does).
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, list[Tensor]] = {}
+
+    def room(
+        self, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device, turns: int = 1
+    ) -> Tensor:
+        """The buffer ``name``, contiguous, with whatever is in it."""
+        kept = self._kept.setdefault(name, [])
+        if kept and (kept[0].shape != shape or kept[0].dtype != dtype or kept[0].device != device):
+            kept.clear()
+        if len(kept) < turns:
+            kept.append(torch.empty(shape, dtype=dtype, device=device))
+        else:
+            kept.append(kept.pop(0))
+        return kept[-1]
+
+    def like(
+        self, name: str, tensor: Tensor, shape: Sequence[int] | None = None, *, turns: int = 1
+    ) -> Tensor:
+        """A buffer for what is made of ``tensor``, in its shape where none is given."""
+        return self.room(name, tensor.shape if shape is None else shape, tensor.dtype, tensor.device, turns)
+
+    def cast(self, name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """``tensor`` in ``dtype``; itself where it is that already."""
+        if tensor.dtype == dtype:
+            return tensor
+        return self.room(name, tensor.shape, dtype, tensor.device).copy_(tensor)
