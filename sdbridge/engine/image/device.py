@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +22,16 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Placement:
-    """Device and dtype, with the sentence for the log. ``tiny_vae_dtype`` None: as the rest."""
+    """Device and dtype, with the sentence for the log. ``tiny_vae_dtype`` None: as the rest.
+
+    ``trouble`` says why it is not the device that was asked for, or that is there; '' where it is.
+    """
 
     device: torch.device
     dtype: torch.dtype
     why: str
     tiny_vae_dtype: torch.dtype | None = None
+    trouble: str = ""
 
     @property
     def channels_last(self) -> bool:
@@ -36,24 +42,25 @@ class Placement:
 def choose_placement(device: str = "auto", dtype: str = "auto") -> Placement:
     """Resolve ``auto``: CUDA before MPS before CPU; half precision on a GPU, float32 on the CPU.
 
-    Raises SDB-ENGINE-DEVICE for a device that is not there, SDB-ENGINE-DTYPE for an unknown dtype.
+    A GPU that cannot be used, asked for or not, is a line and a slower stream. Raises SDB-ENGINE-DEVICE for
+    a device of another kind, SDB-ENGINE-DTYPE for an unknown dtype.
     """
-    has_mps = torch.backends.mps.is_available()
-    if device == "auto":
-        if torch.cuda.is_available():
-            name, why = "cuda", f"a CUDA GPU is there ({torch.cuda.get_device_name()})"
-        elif has_mps:
-            name, why = "mps", "an Apple GPU is there"
-        else:
-            name, why = "cpu", "there is no CUDA or Apple GPU that torch can use"
-    else:
-        name, why = device, f"the configuration asks for {device}"
-    kind = name.split(":")[0]
-    missing = (kind == "cuda" and not torch.cuda.is_available()) or (kind == "mps" and not has_mps)
-    if missing or kind not in ("cuda", "mps", "cpu"):
+    kind = device.split(":")[0]
+    if kind not in ("auto", "cuda", "mps", "cpu"):
         raise SdbridgeError(
             "SDB-ENGINE-DEVICE", f"device {device!r} is not usable with torch {torch.__version__}"
         )
+    there: dict[str, Callable[[], bool]] = {
+        "cuda": _cuda_is_there,
+        "mps": torch.backends.mps.is_available,
+        "cpu": lambda: True,
+    }
+    name, why, trouble = device, f"the configuration asks for {device}", ""
+    if kind == "auto" or not there[kind]():
+        kind = name = next(each for each, is_there in there.items() if is_there())
+        why, trouble = _WHY[kind], _trouble(device, kind)
+        if kind == "cuda":
+            why += f" ({torch.cuda.get_device_name()})"
     if dtype != "auto" and dtype not in _DTYPES:
         raise SdbridgeError("SDB-ENGINE-DTYPE", f"dtype {dtype!r} is none of {', '.join(_DTYPES)}")
     if dtype == "auto":
@@ -63,7 +70,38 @@ def choose_placement(device: str = "auto", dtype: str = "auto") -> Placement:
     # The tiny VAE is most of a small model's work; matrix units run it four times as fast in bfloat16,
     # half a step of an 8-bit picture away. The UNet stays exact.
     quick = kind == "cpu" and dtype == "auto" and _has_matrix_units()
-    return Placement(torch.device(name), chosen, why, torch.bfloat16 if quick else None)
+    return Placement(torch.device(name), chosen, why, torch.bfloat16 if quick else None, trouble)
+
+
+_WHY = {
+    "cuda": "a CUDA GPU is there",
+    "mps": "an Apple GPU is there",
+    "cpu": "there is no CUDA or Apple GPU that torch can use",
+}
+
+
+def _trouble(asked: str, kind: str) -> str:
+    """Why a model runs on ``kind``, where something else was asked for or a GPU is out of use; else ''."""
+    said = _CUDA_SAYS[0] if _CUDA_SAYS and kind != "cuda" else ""
+    if asked != "auto":
+        what = f"device {asked} cannot be used with torch {torch.__version__}{f' ({said})' if said else ''}"
+    elif said:
+        what = f"a CUDA GPU cannot be used: {said}"
+    else:
+        return ""
+    return f"{what}; the model runs on {kind} instead"
+
+
+#: What torch said when it was first asked for CUDA, such as that the driver is too old: it says so once.
+_CUDA_SAYS: list[str] = []
+
+
+def _cuda_is_there() -> bool:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        able = torch.cuda.is_available()
+    _CUDA_SAYS.extend(" ".join(str(each.message).split())[:200] for each in said[:1])
+    return able
 
 
 _ON_CUDA: weakref.WeakSet[Any] = weakref.WeakSet()

@@ -137,6 +137,8 @@ class ImageEngine:
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
         placement = choose_placement(self.config.device, self.config.dtype)
+        if placement.trouble:
+            log.warning("%s", placement.trouble)
         take_device(self, placement.device)
         start_early(placement.device, self.config.acceleration)
         stages = iter((1.0, 2.0, 3.0))

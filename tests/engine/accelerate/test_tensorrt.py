@@ -12,10 +12,15 @@ from sdbridge.errors import SdbridgeError
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the test extra's onnxruntime")
 pytest.importorskip("onnxscript", reason="needs the test extra's onnxscript")
 
-from diffusers import AutoencoderTiny, ControlNetModel, UNet2DConditionModel  # noqa: E402
+from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel  # noqa: E402
 
 from sdbridge.engine.accelerate.tensorrt.export import export_onnx, read_weight_names  # noqa: E402
-from sdbridge.engine.accelerate.tensorrt.graphs import controlnet_graph, unet_graph, vae_graphs  # noqa: E402
+from sdbridge.engine.accelerate.tensorrt.graphs import (  # noqa: E402
+    autoencoder_graphs,
+    controlnet_graph,
+    unet_graph,
+    vae_graphs,
+)
 from sdbridge.engine.accelerate.tensorrt.runtime import BuiltEngine  # noqa: E402
 from sdbridge.models.small import build_small_checkpoint  # noqa: E402
 from tests.engine.accelerate import fake_tensorrt as trt  # noqa: E402
@@ -137,6 +142,48 @@ def test_encoder_and_decoder_graphs_match_pytorch(folder):
             wanted = graph.module(*given.values())
         (got,) = run_onnx(file, graph, given)
         assert (got - wanted).abs().max() <= TOLERANCE * wanted.abs().max()
+
+
+@pytest.fixture(scope="module")
+def sdxl(folder):
+    build_small_checkpoint(folder / "sdxl", "sdxl")
+    torch.manual_seed(4)
+    unet = UNet2DConditionModel.from_pretrained(folder / "sdxl" / "unet").eval()
+    for parameter in unet.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    network = ControlNetModel.from_unet(unet).eval()
+    for parameter in network.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return unet, network
+
+
+@pytest.mark.parametrize("part", ["unet", "controlnet", "encode", "decode"])
+def test_sdxl_and_the_full_vae_match_pytorch_too(folder, sdxl, part: str):
+    if part == "unet":
+        graph = unet_graph(*sdxl, 8, 8)
+    elif part == "controlnet":
+        graph = controlnet_graph(sdxl[1], sdxl[0], 8, 8)
+    else:
+        torch.manual_seed(5)
+        vae = AutoencoderKL(
+            block_out_channels=(16, 16, 32, 32),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            norm_num_groups=8,
+        ).eval()
+        graph = autoencoder_graphs(vae, False, 0.13, 0.0, 64, 64)[part == "decode"]
+    names = {item.name for item in graph.inputs}
+    assert ({"text_embeds", "time_ids"} <= names) == (part in ("unet", "controlnet"))
+    file = folder / f"sdxl-{part}.onnx"
+    export_onnx(graph, file)
+    first = graph.inputs[0].example
+    given = values(graph, 3, 2 * first.shape[2], first.shape[3])
+    with torch.no_grad():
+        wanted = graph.module(*given.values())
+    for mine, theirs in zip(
+        run_onnx(file, graph, given), wanted if part == "controlnet" else [wanted], strict=True
+    ):
+        assert (mine - theirs).abs().max() <= TOLERANCE * theirs.abs().max()
 
 
 def test_every_weight_a_lora_may_change_has_its_name_in_the_graph(exported, unet):

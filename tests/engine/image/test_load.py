@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sdbridge.engine.image.device import choose_placement
+from sdbridge.engine.image.engine import ImageEngine
 from sdbridge.engine.image.load import load_model, probe_prediction
 from sdbridge.engine.image.schedule import noise_schedule
+from sdbridge.engine.interface import EngineConfig
 from sdbridge.errors import SdbridgeError
 
 CPU = choose_placement("cpu", "float32")
@@ -218,13 +221,47 @@ def test_what_a_model_predicts_is_told_from_one_call_when_no_config_says(checkpo
     assert probe_prediction(Answers(0.05), schedule, CPU) == "v_prediction"
 
 
-def test_a_device_that_is_not_there_and_an_unknown_dtype_are_refused() -> None:
-    for arguments, code in ((("cuda:99",), "SDB-ENGINE-DEVICE"), (("cpu", "int8"), "SDB-ENGINE-DTYPE")):
-        if arguments[0].startswith("cuda") and torch.cuda.is_available():
-            continue
+def test_a_kind_of_device_and_a_dtype_that_do_not_exist_are_refused() -> None:
+    for arguments, code in ((("tpu",), "SDB-ENGINE-DEVICE"), (("cpu", "int8"), "SDB-ENGINE-DTYPE")):
         with pytest.raises(SdbridgeError) as caught:
             choose_placement(*arguments)
         assert caught.value.code == code
+
+
+OLD_DRIVER = "CUDA initialization: The NVIDIA driver on your system is too old (found version 11040)."
+
+
+@pytest.mark.parametrize("asked", ["auto", "cuda", "mps", "cpu"])
+@pytest.mark.parametrize("driver", ["none", "old"])
+def test_without_a_gpu_that_can_be_used_the_cpu_runs_and_one_line_says_why(
+    checkpoint, monkeypatch, caplog, asked: str, driver: str
+) -> None:
+    from sdbridge.engine.image import device
+
+    told = []
+
+    def is_available() -> bool:
+        if driver == "old" and not told:  # torch says it once in a process
+            told.append(1)
+            warnings.warn(OLD_DRIVER, stacklevel=1)
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", is_available)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(device, "_CUDA_SAYS", [])
+    choose_placement(asked)  # as while libraries are imported
+    engine = ImageEngine(EngineConfig(model=str(checkpoint()), device=asked))
+    engine.load({"width": 64, "height": 64})
+    assert engine.model.device.type == "cpu" and engine.model.dtype == torch.float32
+    engine.unload()
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    if asked == "cpu" or (asked, driver) == ("auto", "none"):
+        assert not lines
+        return
+    (line,) = lines
+    assert line.endswith("; the model runs on cpu instead")
+    assert ("driver on your system is too old" in line) == (driver == "old")
+    assert asked == "auto" or f"device {asked} cannot be used" in line
 
 
 def test_matrix_units_run_the_tiny_vae_in_bfloat16_and_nothing_else(checkpoint, monkeypatch) -> None:

@@ -37,6 +37,14 @@ class Graph:
     outputs: tuple[str, ...]
 
 
+#: SDXL's embedding of sizes and of the whole text.
+_ADDED = ("text_embeds", "time_ids")
+
+
+def _added(given: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    return {name: given[name] for name in _ADDED if name in given} or None
+
+
 class _Unet(nn.Module):
     """UNet with ControlNet residuals as inputs; without a ControlNet they are simply absent."""
 
@@ -48,12 +56,11 @@ class _Unet(nn.Module):
     def forward(self, *tensors: Tensor) -> Tensor:
         given = dict(zip(self._names, tensors, strict=True))
         residuals = [given[name] for name in self._names if name.startswith("residual_")]
-        added = {name: given[name] for name in ("text_embeds", "time_ids") if name in given}
         return self.unet(
             given["sample"],
             given["timesteps"],
             encoder_hidden_states=given["tokens"],
-            added_cond_kwargs=added or None,
+            added_cond_kwargs=_added(given),
             down_block_additional_residuals=tuple(residuals[:-1]) if residuals else None,
             mid_block_additional_residual=residuals[-1] if residuals else None,
             return_dict=False,
@@ -63,17 +70,22 @@ class _Unet(nn.Module):
 class _Controlnet(nn.Module):
     """ControlNet whose scale is an input, one number per row, so that start, end and fader are live."""
 
-    def __init__(self, controlnet: nn.Module) -> None:
+    def __init__(self, controlnet: nn.Module, names: tuple[str, ...]) -> None:
         super().__init__()
         self.controlnet = controlnet
+        self._names = names
 
-    def forward(
-        self, sample: Tensor, timesteps: Tensor, tokens: Tensor, control: Tensor, scale: Tensor
-    ) -> tuple[Tensor, ...]:
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        given = dict(zip(self._names, tensors, strict=True))
         down, mid = self.controlnet(
-            sample, timesteps, encoder_hidden_states=tokens, controlnet_cond=control, return_dict=False
+            given["sample"],
+            given["timesteps"],
+            encoder_hidden_states=given["tokens"],
+            controlnet_cond=given["control"],
+            added_cond_kwargs=_added(given),
+            return_dict=False,
         )
-        factor = scale.view(-1, 1, 1, 1)
+        factor = given["scale"].view(-1, 1, 1, 1)
         return (*(residual * factor for residual in down), mid * factor)
 
 
@@ -119,12 +131,13 @@ def unet_graph(
         GraphInput("timesteps", examples["timesteps"], {0: "rows"}),
         GraphInput("tokens", examples["tokens"], {0: "rows", 1: "tokens"}),
     ]
-    if "text_embeds" in examples:
-        inputs += [GraphInput(name, examples[name], {0: "rows"}) for name in ("text_embeds", "time_ids")]
+    inputs += [GraphInput(name, examples[name], {0: "rows"}) for name in _ADDED if name in examples]
     added: tuple[Tensor, ...] = tuple(examples["sample"].new_zeros(2, *shape) for shape in residuals)
     if controlnet is not None:
         with torch.no_grad():
-            added = _Controlnet(controlnet)(*_control_examples(examples))
+            given = _control_inputs(examples)
+            names = tuple(item.name for item in given)
+            added = _Controlnet(controlnet, names)(*(item.example for item in given))
     inputs += [
         GraphInput(f"residual_{index}", residual, {0: "rows", 2: "height", 3: "width"})
         for index, residual in enumerate(added)
@@ -135,14 +148,10 @@ def unet_graph(
 
 def controlnet_graph(controlnet: Any, unet: Any, height: int = 64, width: int = 64) -> Graph:
     """A ControlNet's graph: control image 0..1 and a scale per row go in, scaled residuals come out."""
-    examples = _control_examples(_unet_examples(unet, height, width))
-    module = _Controlnet(controlnet).eval()
+    inputs = _control_inputs(_unet_examples(unet, height, width))
+    module = _Controlnet(controlnet, tuple(item.name for item in inputs)).eval()
     with torch.no_grad():
-        count = len(module(*examples))
-    pictures: Dynamic = {0: "rows", 2: "height", 3: "width"}
-    dynamics: tuple[Dynamic, ...] = (pictures, {0: "rows"}, {0: "rows", 1: "tokens"}, pictures, {0: "rows"})
-    names = ("sample", "timesteps", "tokens", "control", "scale")
-    inputs = tuple(GraphInput(*parts) for parts in zip(names, examples, dynamics, strict=True))
+        count = len(module(*(item.example for item in inputs)))
     return Graph("controlnet", module, inputs, tuple(f"residual_{index}" for index in range(count)))
 
 
@@ -187,15 +196,18 @@ def _unet_examples(unet: Any, height: int, width: int) -> dict[str, Tensor]:
     return examples
 
 
-def _control_examples(examples: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+def _control_inputs(examples: Mapping[str, Tensor]) -> tuple[GraphInput, ...]:
+    """What a ControlNet beside the UNet of these examples takes."""
     sample = examples["sample"]
+    pictures: Dynamic = {0: "rows", 2: "height", 3: "width"}
     control = sample.new_zeros(sample.shape[0], 3, sample.shape[2] * 8, sample.shape[3] * 8)
     return (
-        sample[:, :4],
-        examples["timesteps"],
-        examples["tokens"],
-        control,
-        sample.new_ones(sample.shape[0]),
+        GraphInput("sample", sample[:, :4], pictures),
+        GraphInput("timesteps", examples["timesteps"], {0: "rows"}),
+        GraphInput("tokens", examples["tokens"], {0: "rows", 1: "tokens"}),
+        GraphInput("control", control, pictures),
+        GraphInput("scale", sample.new_ones(sample.shape[0]), {0: "rows"}),
+        *(GraphInput(name, examples[name], {0: "rows"}) for name in _ADDED if name in examples),
     )
 
 
