@@ -1,6 +1,7 @@
 """Outside programs, each in a process of its own, send to the daemon and receive from it over NDI."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ PEERS = Path(__file__).resolve().parent.parent / "textures" / "peers"
 NDI_BOTH_WAYS = """
 name: e2e
 input: {{main: {{backend: ndi, name: "{address}"}}}}
-output: [{{backend: ndi, name: e2e stage}}, {{backend: mjpeg}}]
+output: [{{backend: ndi, name: {stage}}}, {{backend: mjpeg}}]
 engine: {engine}
 parameters: {{prompt: "fire", strength: 0.6}}
 """
@@ -60,9 +61,11 @@ def seen_by(viewer: subprocess.Popen[str]) -> dict:
 
 
 def test_an_ndi_program_feeds_the_daemon_and_another_receives_its_output(tmp_path, program):
-    source = program("ndi_source.py", "e2e camera", 256, 192, 30)
+    source = program("ndi_source.py", f"e2e camera {os.getpid()}", 256, 192, 30)
     address = f"127.0.0.1:{wait_for(lambda: ndi_port(source.pid), why='the source to be up')}"
-    with Daemon(tmp_path, NDI_BOTH_WAYS.format(address=address, engine=PASSTHROUGH)) as daemon:
+    with Daemon(
+        tmp_path, NDI_BOTH_WAYS.format(address=address, stage=f"e2e stage {os.getpid()}", engine=PASSTHROUGH)
+    ) as daemon:
         port = wait_for(lambda: ndi_port(daemon.process.pid), why="our NDI sender")
         viewer = program("ndi_viewer.py", f"127.0.0.1:{port}")
         first = wait_for(lambda: (s := seen_by(viewer))["number"] and s, why="a numbered picture")
@@ -74,9 +77,11 @@ def test_an_ndi_program_feeds_the_daemon_and_another_receives_its_output(tmp_pat
 
 
 def test_what_an_ndi_viewer_sees_is_generated_and_follows_osc(tmp_path, program):
-    source = program("ndi_source.py", "e2e camera 2", 256, 256, 15)
+    source = program("ndi_source.py", f"e2e camera 2 {os.getpid()}", 256, 256, 15)
     address = f"127.0.0.1:{wait_for(lambda: ndi_port(source.pid), why='the source to be up')}"
-    with Daemon(tmp_path, NDI_BOTH_WAYS.format(address=address, engine=IMAGE)) as daemon:
+    with Daemon(
+        tmp_path, NDI_BOTH_WAYS.format(address=address, stage=f"e2e stage {os.getpid()}", engine=IMAGE)
+    ) as daemon:
         daemon.streaming()
         port = wait_for(lambda: ndi_port(daemon.process.pid), why="our NDI sender")
         viewer = program("ndi_viewer.py", f"127.0.0.1:{port}")

@@ -26,10 +26,12 @@ def test_the_last_frame_is_painted_again_when_a_parameter_moves(tmp_path) -> Non
     try:
         assert wait_for_state(client, EngineState.STREAMING, 60)
 
-        def newest_after(seconds_of_rest: float = 0.6) -> np.ndarray | None:
-            """What is shown once nothing new has come for a while."""
-            shown, quiet_since, began = None, time.monotonic(), time.monotonic()
-            while time.monotonic() - quiet_since < seconds_of_rest and time.monotonic() - began < 20:
+        def newest_after(rest_s: float = 0.6, patience_s: float = 60.0) -> np.ndarray | None:
+            """What is shown once something came, in ``patience_s`` at most, and then nothing for a while."""
+            shown: np.ndarray | None = None
+            quiet_since = began = time.monotonic()
+            while time.monotonic() - quiet_since < (rest_s if shown is not None else patience_s):
+                assert time.monotonic() - began < 100, "it never rests"
                 ready.wait(0.05)
                 frame = client.take()
                 if frame is not None:
@@ -46,13 +48,13 @@ def test_the_last_frame_is_painted_again_when_a_parameter_moves(tmp_path) -> Non
         client.change({"prompt.1.text": "a very different ocean"}, 2)
         other = newest_after()
         assert other is not None and not np.array_equal(other, moved)
-        assert newest_after(0.5) is None, "then it rests"
+        assert newest_after(patience_s=0.5) is None, "then it rests"
         client.change({"mask.source": "file", "mask.file": str(tmp_path / "mask.png")}, 3)
-        newest_after()
+        newest_after(patience_s=0.6)
         mask = Image.fromarray(np.zeros((64, 64), np.uint8))
         mask.save(tmp_path / "mask.part", format="png")
         (tmp_path / "mask.part").replace(tmp_path / "mask.png")
-        masked = newest_after(3.0)  # what arrives beside the stream is taken up without a frame to bring it
+        masked = newest_after()  # what arrives beside the stream is taken up without a frame to bring it
         assert masked is not None and not np.array_equal(masked, other)
     finally:
         client.stop()

@@ -40,7 +40,7 @@ def port(sender: Sender) -> Iterator[int]:
     thread.join(10)
 
 
-def wait_for(true, seconds: float = 10.0) -> None:
+def wait_for(true, seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "waited too long"

@@ -94,7 +94,7 @@ def machines() -> Iterator:
         mark = f"{os.getpid() % 10000}"
         pair = Machine(1, f"sa{mark}", *first), Machine(2, f"sb{mark}", *second)
         started.extend(pair)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while any(
             os.readlink(f"/proc/{one.process.pid}/ns/net") == os.readlink("/proc/self/ns/net") for one in pair
         ):
