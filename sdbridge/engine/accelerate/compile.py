@@ -23,7 +23,7 @@ from torch import Tensor
 from sdbridge.engine.accelerate import courtesy, kernels, packed_controlnet, precompile
 from sdbridge.engine.accelerate.attention import Attend, pytorch_attention
 from sdbridge.engine.accelerate.beside import BesideTheStream
-from sdbridge.engine.accelerate.cuda_graph import CudaGraph
+from sdbridge.engine.accelerate.cuda_graph import CudaGraph, cut_anywhere
 from sdbridge.engine.accelerate.eager import Eager
 from sdbridge.engine.accelerate.graphs import Capture, Graphs, shapes_of
 from sdbridge.engine.accelerate.packed_controlnet import PackedControlNet, Residuals
@@ -140,7 +140,7 @@ class Compiled:
         why = packed_controlnet.obstacle(run.network)
         if why:
             self.graphs.say(f"{name} runs unpacked: it has {why}")
-            return Replayed(run, name, self._capture, beside)
+            return Replayed(cut_anywhere(run), name, self._capture, beside)
         packed = PackedControlNet(run.network, PlainOps(self._attend))
         make_fast, ops_of = self.unet.make_fast, dict[Key, UnetOps]()
 

@@ -12,12 +12,14 @@ import ctypes
 import logging
 import sys
 import threading
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from sdbridge.engine.accelerate import courtesy
 from sdbridge.engine.accelerate.streams import capture_stream
@@ -42,6 +44,39 @@ def may_cut(kernels: int) -> None:
     capture: _Capture | None = getattr(_of_thread, "capture", None)
     if capture is not None:
         capture.passed(kernels)
+
+
+def cut_anywhere(run: Callable[..., Any]) -> Callable[..., Any]:
+    """``run``, whose capture may be cut after any operation of PyTorch: for networks that name no places."""
+
+    def between(*tensors: Tensor) -> Any:
+        if getattr(_of_thread, "capture", None) is None:
+            return run(*tensors)
+        with _Between():
+            return run(*tensors)
+
+    return between
+
+
+class _Between(TorchFunctionMode):
+    """Each operation that makes something new counts as a kernel: some are several, others only a view."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor):
+            given = args[0] if args else None
+            view = isinstance(given, Tensor) and given.untyped_storage().data_ptr() == (
+                made.untyped_storage().data_ptr()
+            )
+            if not view:
+                may_cut(1)
+        return made
 
 
 class CudaGraph:

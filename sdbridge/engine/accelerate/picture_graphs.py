@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sdbridge.engine.accelerate import precompile
+from sdbridge.engine.accelerate.cuda_graph import cut_anywhere
 from sdbridge.engine.accelerate.eager import Eager
 from sdbridge.engine.accelerate.graphs import Graphs
 from sdbridge.engine.accelerate.replay import Key, TensorCall
@@ -88,7 +89,12 @@ class PictureGraphs:
             if key not in self._graphs.by_key:
                 faster = None if self._tiny is None else self._tiny[kind]
                 self._graphs.provide(
-                    key, plain[kind], (given[kind],), beside, faster, spec and {**spec, "way": kind}
+                    key,
+                    cut_anywhere(plain[kind]),
+                    (given[kind],),
+                    beside,
+                    faster,
+                    spec and {**spec, "way": kind},
                 )
             self._graphs.drop_oldest(kind, _KEPT_SIZES)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sdbridge.engine.accelerate import precompile
 from sdbridge.engine.accelerate.attention import Attend
+from sdbridge.engine.accelerate.cuda_graph import cut_anywhere
 from sdbridge.engine.accelerate.eager import Eager
 from sdbridge.engine.accelerate.flat_calls import at_times, flat, time_inputs, unflat
 from sdbridge.engine.accelerate.graphs import Graphs, shapes_of
@@ -102,7 +103,7 @@ class UnetGraphs:
         if self._packs(call):
             self._provide_packed(key, call, names, tensors, beside)
         else:  # with a feature bank never beside: the modules write into it, trying too
-            run = _on_tensors(self._eager.run_denoise, call, names)
+            run = cut_anywhere(_on_tensors(self._eager.run_denoise, call, names))
             self._graphs.provide(key, run, tensors, beside and call.bank is None)
         self._graphs.drop_oldest("unet", _KEPT_GRAPHS)
 

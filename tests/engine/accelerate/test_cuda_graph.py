@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 
 from sdbridge.engine.accelerate import courtesy, cuda_graph, streams
 from sdbridge.engine.accelerate.beside import BesideTheStream
-from sdbridge.engine.accelerate.cuda_graph import CudaGraph, may_cut
+from sdbridge.engine.accelerate.cuda_graph import CudaGraph, cut_anywhere, may_cut
 from sdbridge.engine.accelerate.packed_unet import PackedUnet
 from sdbridge.engine.accelerate.unet_ops import PlainOps
 from sdbridge.engine.image.seams import UnetCall
@@ -139,6 +139,27 @@ def test_a_unet_is_cut_where_its_parts_end(on_cpu) -> None:
         sample = torch.randn_like(call.sample)
         with torch.inference_mode():
             assert torch.equal(graph.run((sample,)), run_on(sample))
+
+
+def test_a_network_that_names_no_places_is_cut_between_its_operations(on_cpu) -> None:
+    """As diffusers has it, with what a T2I-Adapter adds inside its blocks."""
+    unet, call = build("sd15"), make_call("sd15", build("sd15"))
+
+    def run(sample: Tensor, text: Tensor) -> Tensor:
+        return unet(sample, call.timesteps, encoder_hidden_states=text, return_dict=False)[0]
+
+    given = (call.sample, call.encoder_hidden_states)
+    CudaGraph(cut_anywhere(run), given, piece=0)
+    assert len(on_cpu.made) == 1
+    on_cpu.made.clear()
+    graph = CudaGraph(cut_anywhere(run), given, piece=40)
+    sizes = [len(each._recording.steps) for each in on_cpu.made]
+    assert len(sizes) > 4 and max(sizes[:-1]) < 2 * min(sizes[:-1])
+    for seed in range(2):
+        torch.manual_seed(seed)
+        given = tuple(torch.randn_like(tensor) for tensor in given)
+        with torch.inference_mode():
+            assert torch.equal(graph.run(given), run(*given))
 
 
 @pytest.mark.parametrize("fails", ["running", "ending a piece", "ending the last", "beginning"])
