@@ -17,7 +17,13 @@ from types import CodeType, FrameType, ModuleType
 from typing import Any
 
 from sdbridge.engine.accelerate.courtesy import give_way
-from sdbridge.engine.image.imports import NEVER_USED, collector_asleep, compiler_postponed, hidden
+from sdbridge.engine.image.imports import collector_asleep
+from sdbridge.engine.image.postponed import (
+    NEVER_USED,
+    compiler_postponed,
+    hidden,
+    installed_packages_unread,
+)
 
 
 @contextmanager
@@ -27,6 +33,7 @@ def importing_gently() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(collector_asleep())  # a search stops everybody for 40 ms
         stack.enter_context(hidden(NEVER_USED))
+        stack.enter_context(installed_packages_unread())
         stack.enter_context(compiler_postponed())
         # Always a new list: another thread may be going through the one that is there.
         sys.meta_path = [finder, *sys.meta_path]
