@@ -183,7 +183,7 @@ def measure(config: EngineConfig, recipe: Recipe, seconds: float, *, check: bool
         drive.wait_ms.clear()
         before = _allocations()
         times = drive.run(chunks, 2 * seconds, at_least=LEAST_FRAMES)
-        allocated = (_allocations() - before) / max(1, len(times))
+        allocations = _per_frame(before, _allocations(), len(times) * recipe.rows)
         overlap: dict[str, float] = {}
         if drive.ahead:  # a wait near nothing means that the host is what limits
             overlap = {
@@ -197,7 +197,7 @@ def measure(config: EngineConfig, recipe: Recipe, seconds: float, *, check: bool
             "peak_mb": _peak_mb(),
             "card_mb": engine.stats().vram_mb,
             **_predicted(config, recipe, engine.painter.acceleration.name),
-            "allocations_a_frame": allocated / recipe.rows,
+            **allocations,
             **vars(start),
             **measure_parts(drive, min(PART_TICKS, max(3, len(times) // 4))),
             "device": report.device,
@@ -295,10 +295,17 @@ def _peak_mb() -> float:
     return psutil.Process().memory_info().rss / 2**20
 
 
-def _allocations() -> int:
-    """Tensors that torch has allocated on the device so far."""
+def _allocations() -> int | None:
+    """What torch's caching allocator has given out on the device so far; None where there is none."""
     import torch
 
     if not torch.cuda.is_available():
-        return 0
+        return None
     return int(torch.cuda.memory_stats().get("allocation.all.allocated", 0))
+
+
+def _per_frame(before: int | None, after: int | None, frames: int) -> dict[str, float]:
+    """Wanted: 0, also while prompts and seed move in every frame."""
+    if before is None or after is None:
+        return {}
+    return {"allocations_per_frame": (after - before) / frames}

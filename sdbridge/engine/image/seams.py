@@ -41,6 +41,8 @@ _EMPTY: Mapping[str, Any] = MappingProxyType({})
 class Rows:
     """The rows of one UNet call. ``n`` steps, ``F`` frames, ``R = n * F`` conditioned rows.
 
+    The next frame's are written over these tensors: copy what must stay.
+
     latents           ``[R, 4, h, w]`` noised, float32 (float64 in float64 tests), as the sampler keeps them
     timesteps         ``[R]`` the model's noise index of each row
     timesteps_host    the same as ints, so that a decision needs no device synchronisation
@@ -185,7 +187,8 @@ class StreamExtension:
     def enter(self, roles: RoleImages, latent: Tensor) -> Sequence[Any]:
         """F objects, one per frame that enters row 0; each travels with its frame and comes back as luggage.
 
-        ``latent`` is the frames' clean latent ``[F, 4, h, w]`` (zeros in txt2img).
+        ``latent`` is the frames' clean latent ``[F, 4, h, w]`` (zeros in txt2img), in a buffer that the next
+        frames' takes; so are ``roles``' pixels, but not the pictures made of them.
         """
         return (None,) * int(latent.shape[0])
 

@@ -174,6 +174,27 @@ def test_encoding_never_delays_a_frame_and_is_swapped_in_at_an_edge(slow) -> Non
     assert mixer.at_frame_edge(1.0) is first, "nothing changed, so nothing is made"
 
 
+def test_a_transition_starts_from_the_blend_that_stood_and_stays_there(slow) -> None:
+    """Blends are written over the ones before; what a transition comes from is none of those."""
+    _, cache, mixer = slow
+
+    def texts(weight: float, *names: str) -> PromptSettings:
+        return PromptSettings(tuple((name, weight) for name in names), blend="linear", transition_s=10.0)
+
+    mixer.set(texts(1.0, "a", "c"))
+    mixer.at_frame_edge(0.0)
+    before = settled(mixer, cache, 20.0)
+    assert before == pytest.approx((ord("a") % 97 + ord("c") % 97) / 2)
+    mixer.set(texts(1.0, "a", "z"))
+    mixer.at_frame_edge(30.0)
+    assert settled(mixer, cache, 30.0) == pytest.approx(before)
+    to = (ord("a") % 97 + ord("z") % 97) / 2
+    for step in range(1, 10):
+        mixer.set(texts(1.0 + step, "a", "z"))  # mixed anew in every frame
+        assert value(mixer, 30.0 + step) == pytest.approx(before + (to - before) * step / 10)
+    assert value(mixer, 40.0) == pytest.approx(to) and not mixer.moving
+
+
 def test_texts_are_cached_whatever_their_slot_and_made_again_for_a_changed_encoder(slow) -> None:
     encoder, cache, mixer = slow
     for text in ("a", "b", "a", "b"):
