@@ -22,7 +22,7 @@ from sdbridge.engine.image.postponed import (
     installed_packages_unread,
     packages_late,
 )
-from sdbridge.engine.image.waking import call_weights, wake_gpu
+from sdbridge.engine.image.waking import call_weights, wake_driver, wake_gpu
 from sdbridge.engine.interface import EngineConfig
 from sdbridge.errors import SdbridgeError
 
@@ -50,6 +50,7 @@ def import_sparingly(config: EngineConfig) -> None:
     """
     began = time.perf_counter()
     call_weights(config)
+    wake_driver(config)
     with ExitStack() as stack:
         stack.enter_context(collector_asleep())
         stack.enter_context(hidden((*NEVER_USED, *SELDOM_USED)))

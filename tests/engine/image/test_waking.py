@@ -56,3 +56,82 @@ def test_calling_needs_no_torch() -> None:
 
 def test_a_gpu_that_does_not_wake_is_left_to_loading_to_tell() -> None:
     waking._wake("cuda:77")
+
+
+class Driver:
+    """Answers as NVIDIA's does, with the error that is asked for."""
+
+    def __init__(self, errors: dict[str, int]) -> None:
+        self.errors = errors
+        self.calls: list[str] = []
+        self.number = -1
+
+    def __getattr__(self, name: str) -> object:
+        if not name.startswith("cu"):
+            raise AttributeError(name)
+
+        def call(*given: object) -> int:
+            self.calls.append(name)
+            if name == "cuDeviceGet":
+                self.number = given[1]
+            return self.errors.get(name, 0)
+
+        return call
+
+
+@pytest.mark.parametrize(
+    ("errors", "calls"),
+    [
+        ({}, ["cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain"]),
+        ({"cuInit": 100}, ["cuInit"]),
+        ({"cuDeviceGet": 101}, ["cuInit", "cuDeviceGet"]),
+    ],
+)
+def test_the_driver_makes_the_context_and_is_left_alone_where_it_cannot(
+    monkeypatch: pytest.MonkeyPatch, errors: dict[str, int], calls: list[str]
+) -> None:
+    driver = Driver(errors)
+    monkeypatch.setattr(waking.ctypes, "CDLL", lambda name: driver)
+    monkeypatch.setenv("CUDA_MODULE_LOADING", "LAZY")  # put back afterwards
+    waking._call_driver(3)
+    assert driver.calls == calls and driver.number in (3, -1)
+
+
+def test_a_machine_without_the_driver_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(waking.ctypes, "CDLL", missing)
+    monkeypatch.setenv("CUDA_MODULE_LOADING", "LAZY")
+    waking._call_driver(0)
+
+
+@pytest.mark.parametrize(
+    ("device", "knows", "woken"),
+    [
+        ("auto", True, [0]),
+        ("cuda", True, [0]),
+        ("cuda:2", True, [2]),
+        ("auto", False, []),
+        ("cpu", True, []),
+        ("mps", True, []),
+        ("cuda:x", True, []),
+    ],
+)
+def test_only_a_card_that_torch_will_use_is_woken(
+    monkeypatch: pytest.MonkeyPatch, device: str, knows: bool, woken: list[int]
+) -> None:
+    called: list[int] = []
+    monkeypatch.setattr(waking, "_call_driver", called.append)
+    monkeypatch.setattr(waking, "_torch_knows_cuda", lambda: knows)
+    waking.wake_driver(EngineConfig(device=device))
+    for thread in threading.enumerate():
+        if thread.name == "driver":
+            thread.join()
+    assert called == woken
+
+
+def test_what_torch_knows_is_told_by_its_libraries() -> None:
+    import torch
+
+    assert waking._torch_knows_cuda() == (torch.version.cuda is not None)
