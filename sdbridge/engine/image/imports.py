@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import importlib.util
 import logging
 import time
 from collections.abc import Iterator
@@ -41,6 +42,11 @@ _NEEDED: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("sdbridge.engine.image.clip_text", ()),
     ("sdbridge.engine.image.clip_tokens", ()),
 )
+#: And for painting with our own kernels, while the GPU wakes.
+_FOR_KERNELS = tuple(
+    (f"sdbridge.engine.accelerate.{name}", ())
+    for name in ("compile", "measured", "kernels.linear", "kernels.unet", "kernels.tiny_vae")
+)
 
 
 def import_sparingly(config: EngineConfig) -> None:
@@ -62,9 +68,22 @@ def import_sparingly(config: EngineConfig) -> None:
         stack.enter_context(compiler_postponed())
         if device.startswith("cuda"):
             wake_gpu(device)
-        if not all(_import(module, *names) for module, names in _NEEDED):
+        needed = _NEEDED
+        if device.startswith("cuda") and config.acceleration in ("auto", "compile") and _has_triton():
+            needed += _FOR_KERNELS
+        if not all(_import(module, *names) for module, names in needed):
             return
     log.info("libraries imported in %.2f s", time.perf_counter() - began)
+
+
+def _has_triton() -> bool:
+    """Whether it is there; then it knows from here on where its kernels are kept."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    from sdbridge.engine.accelerate.precompile import use_own_cache
+
+    use_own_cache()
+    return True
 
 
 def _import(module: str, *names: str) -> bool:

@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 from sdbridge.engine.image import imports
 from sdbridge.engine.image.postponed import NEVER_USED
+from sdbridge.engine.interface import EngineConfig
 
 ROOT = Path(__file__).resolve().parents[3]
 ASK = """
@@ -52,6 +54,7 @@ from sdbridge.engine.image.load import _import_what_loads_beside
 from sdbridge.engine.interface import EngineConfig
 woken = []
 imports._device_of, imports.wake_gpu = lambda config: "cuda:0", woken.append
+imports._has_triton = lambda: False
 imports.import_sparingly(EngineConfig(kind="image"))
 assert woken == ["cuda:0"]
 _import_what_loads_beside()
@@ -78,6 +81,22 @@ def test_a_start_with_a_gpu_imports_neither_transformers_nor_the_compiler():
     assert {"diffusers.models.controlnets.controlnet", "sdbridge.engine.image.clip_vision"} <= set(loaded)
     networks = [name for name in loaded if name.startswith("diffusers.models.") and "flux" in name]
     assert networks == [], "diffusers' packages run their whole __init__ again"
+
+
+def test_our_kernels_are_imported_for_a_gpu_that_runs_them(monkeypatch):
+    imported = []
+    monkeypatch.setattr(imports, "_import", lambda module, *names: imported.append(module) is None)
+    monkeypatch.setattr(imports, "wake_gpu", lambda device: None)
+    monkeypatch.setattr(imports, "wake_driver", lambda config: None)
+    kernels = "sdbridge.engine.accelerate.kernels.unet"
+    for device, acceleration, triton in product(
+        ("cuda:0", "cpu"), ("auto", "compile", "eager"), (True, False)
+    ):
+        imported.clear()
+        monkeypatch.setattr(imports, "_device_of", lambda config, device=device: device)
+        monkeypatch.setattr(imports, "_has_triton", lambda triton=triton: triton)
+        imports.import_sparingly(EngineConfig(acceleration=acceleration))
+        assert (kernels in imported) == (device != "cpu" and acceleration != "eager" and triton)
 
 
 AFTER_A_START = """
