@@ -321,6 +321,15 @@ def test_a_fade_does_not_move_the_sliders_about(page: Browser, view: WebView) ->
     )
 
 
+def test_what_has_no_effect_as_things_stand_says_so(page: Browser, view: WebView) -> None:
+    mark = "document.querySelector('[data-name=guidance_scale]').classList.contains('idle')"
+    assert not page.eval(mark)
+    view.now = Status(unused=("guidance_scale",))
+    page.until(mark)
+    view.now = Status()
+    page.until(f"!{mark}")
+
+
 def test_pictures_stop_when_nobody_looks(page: Browser, view: WebView) -> None:
     comes_true(lambda: view.frames > 0)
     page.click("[data-view=watch]")

@@ -50,6 +50,7 @@ class _Slot:
     enabled: bool = True
     model: str = ""
     loaded: str = ""
+    refused: bool = False  # the model that is set could not be used
     scale: float = 1.0
     start: float = 0.0
     end: float = 1.0
@@ -163,6 +164,8 @@ class ControlNets(StreamExtension):
     def _set(self, slot: _Slot, name: str, value: Value) -> None:
         if name in ("model", "file"):
             value = str(value).strip()
+        if name == "model":
+            slot.refused = False
         if getattr(slot, name) == value and not (name == "file" and slot.stills.failed):
             return
         setattr(slot, name, value)
@@ -231,7 +234,7 @@ class ControlNets(StreamExtension):
         for slot in self._slots.values():
             network = slot.models.poll()
             if network is not None and network.thing is None:
-                slot.model = slot.loaded
+                slot.model, slot.refused = slot.loaded, True
             elif network is not None and network.thing is not None:
                 # Another slot may have loaded the same model meanwhile: one copy is enough.
                 slot.network = self._shared.networks.setdefault(slot.model, network.thing)
@@ -396,10 +399,10 @@ class ControlNets(StreamExtension):
         return {"control": torch.stack(maps)} if maps and len(maps) == len(luggage) else {}
 
     def unused(self) -> tuple[str, ...]:
-        found = [
-            f"controlnet.{s.number}.source" for s in self._slots.values() if s.steers and s.missing_source
-        ]
-        return tuple(found)
+        slots = self._slots.values()
+        refused = (f"controlnet.{s.number}.model" for s in slots if s.refused)
+        missing = (f"controlnet.{s.number}.source" for s in slots if s.steers and s.missing_source)
+        return (*refused, *missing)
 
     def reset(self, how: ResetKind) -> None:
         self._newest = ()

@@ -61,6 +61,7 @@ class StyleImages(StreamExtension):
         self._model = ""
         self._encoder = ""
         self._loaded = ("", "")
+        self._refused = False  # the adapter or encoder that is set could not be used
         self._scale = 0.6
         self._type = "linear"
         self._network: StyleNetwork | None = None
@@ -91,6 +92,8 @@ class StyleImages(StreamExtension):
                 self._set(self._slots[int(number)], field, value)
         model = str(changes.get("style_model", self._model)).strip()
         encoder = str(changes.get("style_encoder", self._encoder)).strip()
+        if "style_model" in changes or "style_encoder" in changes:
+            self._refused = False
         if (model, encoder) != (self._model, self._encoder):
             self._model, self._encoder = model, encoder
             self._choose_network()
@@ -132,6 +135,7 @@ class StyleImages(StreamExtension):
         network = self._networks.poll()
         if network is not None and network.thing is None:
             self._model, self._encoder = self._loaded
+            self._refused = True
         elif network is not None and network.thing is not None:
             self._loaded = (self._model, self._encoder)
             self._attach(network.thing)
@@ -244,6 +248,8 @@ class StyleImages(StreamExtension):
 
     def unused(self) -> tuple[str, ...]:
         found = [f"style.{n}.source" for n, slot in self._slots.items() if slot.missing and self._network]
+        if self._refused:
+            found.append("style_model")
         if self._network is None and any(slot.source != "off" for slot in self._slots.values()):
             found.append("style_scale")
         return tuple(found)

@@ -27,6 +27,7 @@ class _Slot:
     beside: Beside[LoraProducts]
     file: str = ""  # what was asked for last
     loaded: str = ""  # what ``lora`` came from
+    refused: bool = False  # the file that is set could not be used
     weight: float = 1.0
     lora: LoraProducts | None = None
 
@@ -63,9 +64,11 @@ class LoraSlots(StreamExtension):
             if field == "weight":
                 self._stale |= slot.lora is not None and slot.weight != value
                 slot.weight = float(value)
-            elif field == "file" and str(value) != slot.file:
-                slot.file = str(value).strip()
-                self._change_file(slot)
+            elif field == "file":
+                slot.refused = False
+                if str(value) != slot.file:
+                    slot.file = str(value).strip()
+                    self._change_file(slot)
         return ()
 
     def _change_file(self, slot: _Slot) -> None:
@@ -85,6 +88,7 @@ class LoraSlots(StreamExtension):
                 continue
             if arrived.thing is None:
                 slot.file = slot.loaded  # so that the same file can be asked for again once it is mended
+                slot.refused = True
                 continue
             slot.lora, slot.loaded = arrived.thing, slot.file
             self._stale = True
@@ -126,9 +130,9 @@ class LoraSlots(StreamExtension):
         self._context.report(partly)
 
     def unused(self) -> tuple[str, ...]:
-        return tuple(
-            f"lora.{n}.weight" for n, slot in self._slots.items() if slot.weight != 1 and not slot.file
-        )
+        slots = self._slots.items()
+        refused = (f"lora.{n}.file" for n, slot in slots if slot.refused)
+        return (*refused, *(f"lora.{n}.weight" for n, slot in slots if slot.weight != 1 and not slot.file))
 
     def unload(self) -> None:
         for slot in self._slots.values():

@@ -450,7 +450,9 @@ def test_bad_files_are_named_and_leave_the_slot_as_it_was(tmp_path: Path) -> Non
         change(bench, nets, slot1_model=str(path))
         ((told, message),) = bench.reports
         assert told == code and path.name in message, message
-        assert nets._slots[1].network is kept
+        assert nets._slots[1].network is kept and nets.unused() == ("controlnet.1.model",)
+    change(bench, nets, slot1_model=str(good))
+    assert nets.unused() == () and nets._slots[1].network is kept
     Path(tmp_path / "text.png").write_text("I am no picture")
     change(bench, nets, slot1_file=str(tmp_path / "text.png"))
     assert bench.reports[-1][0] == "SDB-IMAGE-FORMAT" and "text.png" in bench.reports[-1][1]

@@ -336,7 +336,7 @@ def test_bad_files_are_named_and_leave_the_style_as_it_was(tmp_path: Path, encod
         change(bench, images, style_model=str(path))
         ((told, message),) = bench.reports
         assert told == code and path.name in message, message
-        assert torch.equal(run(bench, images), before)
+        assert torch.equal(run(bench, images), before) and images.unused() == ("style_model",)
     bench.reports.clear()
     (tmp_path / "song.png").write_bytes(b"ID3 not a picture")
     change(bench, images, slot1_file=str(tmp_path / "song.png"))

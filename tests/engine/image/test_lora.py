@@ -600,7 +600,12 @@ def test_a_bad_file_is_named_and_leaves_the_slot_as_it_was(tmp_path: Path, kind:
     ((told, message),) = bench.reports
     assert told == code and file.name in message
     assert all(torch.equal(a, b) for a, b in zip(unet.parameters(), before, strict=True))
+    assert lora.unused() == ("lora.1.file",), "the slot shows a file that is not in the picture"
+    put(bench, lora, slot1_file=str(good))
+    assert lora.unused() == ()
+    put(bench, lora, slot1_file=str(file))
     put(bench, lora, slot1_file="")
+    assert lora.unused() == ()
     assert not torch.equal(next(iter(unet.mid_block.attentions.parameters())), before[0])
     base = small_parts().unet
     assert all(torch.equal(a, b) for a, b in zip(unet.parameters(), base.parameters(), strict=True))

@@ -1,7 +1,7 @@
 // One parameter's control: slider, switch, choice, text or button, made from its row.
 
 import { copy, el, icon, iconButton, say } from "./dom.js";
-import { fire, follow, rows, set, values } from "./state.js";
+import { fire, follow, followStatus, rows, set, status, values } from "./state.js";
 
 const RELEASE_MS = 350; // after the finger leaves, before others may move the slider again
 const DECIDED_PX = 6;
@@ -33,6 +33,7 @@ export function control(name, { title = null } = {}) {
     el("div.head", {}, heading, address, row.kind === "trigger" ? null : reset, body.value ?? null),
     body.node, about,
   );
+  node.classList.toggle("idle", Boolean(status.unused?.includes(name)));
   if (row.kind !== "trigger") {
     follow(name, (value) => {
       node.classList.toggle("changed", !isDefault(row, value));
@@ -43,6 +44,15 @@ export function control(name, { title = null } = {}) {
 }
 
 let serial = 0;
+
+/** What is set and does nothing as things stand says so: a fader of another sampler, a file that was refused. */
+let idle = "";
+followStatus(({ unused }) => {
+  const key = (unused ?? []).join();
+  if (key === idle) return;
+  idle = key;
+  for (const node of document.querySelectorAll(".control[data-name]")) node.classList.toggle("idle", unused.includes(node.dataset.name));
+});
 
 /** The row's title with abbreviations as people write them. */
 export function titleOf(row) {
