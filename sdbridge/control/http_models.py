@@ -13,7 +13,7 @@ from starlette.responses import Response
 from sdbridge.control.endpoint import Body, Endpoint, json_answer, read_body
 from sdbridge.control.pulls import Pulls, PullStatus
 from sdbridge.errors import SdbridgeError
-from sdbridge.models import catalog
+from sdbridge.models import catalog, embedded_model
 from sdbridge.models.catalog import CatalogEntry
 
 
@@ -74,7 +74,25 @@ class _Models:
             entry = catalog.unlisted(model)
             if model not in known and entry is not None:
                 entries.append(entry)
-        return [_entry_json(entry, statuses.get(entry.id, PullStatus())) for entry in entries]
+        listed = [_entry_json(entry, statuses.get(entry.id, PullStatus())) for entry in entries]
+        return [*(_part_json(part) for part in embedded_model.PARTS if part.path.exists()), *listed]
+
+
+def _part_json(part: embedded_model.Part) -> dict[str, object]:
+    """A part of the package, in the shape of a catalog entry that is here."""
+    files = [part.path] if part.path.is_file() else [path for path in part.path.rglob("*") if path.is_file()]
+    return {
+        "id": part.id,
+        "kind": part.kind,
+        "size_bytes": sum(path.stat().st_size for path in files),
+        "licence": "Apache-2.0",
+        "summary": part.summary,
+        "fits": [],
+        "needs": [],
+        "here": True,
+        "pulling": None,
+        "error": "",
+    }
 
 
 def _entry_json(entry: CatalogEntry, status: PullStatus) -> dict[str, object]:

@@ -152,6 +152,29 @@ DEMO_CUES: tuple[DemoCue, ...] = (
 EXAMPLE_PROMPTS: tuple[str, ...] = tuple(cue.prompt for cue in DEMO_CUES)
 
 
+@dataclass(frozen=True)
+class Part:
+    """Something in the package that a config, the page or OSC names like a catalog id."""
+
+    id: str
+    kind: str
+    summary: str
+
+    @property
+    def path(self) -> Path:
+        return EMBEDDED_DIR / self.id.removeprefix("embedded").lstrip("/")
+
+
+PARTS: tuple[Part, ...] = (
+    Part("embedded", "checkpoint", "the model in the package, 256x256, for any machine"),
+    Part("embedded/loras/ink.safetensors", "lora", "ink drawing on paper, for the embedded model"),
+    Part("embedded/loras/glow.safetensors", "lora", "glowing outlines in the dark, for the embedded model"),
+    Part("embedded/controlnet_canny", "controlnet", "edges bind the picture, for the embedded model"),
+    Part("embedded/controlnet_color", "controlnet", "colours bind the picture, for the embedded model"),
+    Part("embedded/ip_adapter", "style", "style from pictures, for the embedded model"),
+)
+
+
 def is_present(directory: Path = EMBEDDED_DIR) -> bool:
     """Whether the weights are installed (a source checkout without them must say so, not fail)."""
     parts = (

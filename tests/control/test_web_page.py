@@ -330,6 +330,20 @@ def test_what_has_no_effect_as_things_stand_says_so(page: Browser, view: WebView
     page.until(f"!{mark}")
 
 
+def test_what_is_in_the_package_is_loaded_with_one_touch(page: Browser, view: WebView) -> None:
+    page.click("[data-view=connect]")
+    load = "[...document.querySelectorAll('.model')].find((one) => one.textContent.includes('{}'))"
+    page.until(load.format("embedded/controlnet_canny"))
+    for part in ("embedded/controlnet_canny", "embedded/loras/ink.safetensors"):
+        page.eval(f"{load.format(part)}.querySelector('button').click()")
+    comes_true(lambda: view.store.get("lora.1.file") == "embedded/loras/ink.safetensors")
+    comes_true(lambda: view.store.get("controlnet.1.model") == "embedded/controlnet_canny")
+    comes_true(lambda: view.store.get("controlnet.1.preprocessor") == "canny")
+    offered = "[...document.getElementById('known-lora').children].map((one) => one.value)"
+    assert "embedded/loras/glow.safetensors" in page.eval(offered)
+    page.click("[data-view=play]")
+
+
 def test_pictures_stop_when_nobody_looks(page: Browser, view: WebView) -> None:
     comes_true(lambda: view.frames > 0)
     page.click("[data-view=watch]")

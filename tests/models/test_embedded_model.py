@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from sdbridge.models import embedded_model
+from sdbridge.models.demand import on_disk
 from sdbridge.models.embedded_model import DEMO_CUES, EMBEDDED_DIR, SYNONYMS, VOCABULARY, is_present
 
 MIB = 2**20
@@ -81,3 +82,16 @@ class TestShippedFiles:
         ):
             if path.parent.exists():
                 assert path.is_file(), path
+
+
+@pytest.mark.parametrize("part", embedded_model.PARTS, ids=lambda part: part.id)
+def test_every_part_that_the_page_offers_is_there_and_found_by_its_name(part: embedded_model.Part) -> None:
+    assert part.path.exists() and on_disk(part.id) == part.path
+
+
+def test_every_lora_and_network_in_the_package_is_offered() -> None:
+    folders = {path.name for path in EMBEDDED_DIR.glob("controlnet_*")} | {"ip_adapter"}
+    files = {f"loras/{path.name}" for path in (EMBEDDED_DIR / "loras").iterdir()}
+    assert {part.id for part in embedded_model.PARTS} == {"embedded"} | {
+        f"embedded/{n}" for n in folders | files
+    }

@@ -202,7 +202,7 @@ function select(row, id) {
 
 /** A line of text; sent on Enter or when it is left, never half-typed. */
 function text(row, id) {
-  const field = el("input", { type: "text", id, "aria-label": row.title, placeholder: hint(row), spellcheck: "false", autocomplete: "off" });
+  const field = el("input", { type: "text", id, "aria-label": row.title, placeholder: hint(row), list: knownOf(row), spellcheck: "false", autocomplete: "off" });
   const commit = () => field.value !== values.get(row.name) && set(row.name, field.value);
   field.addEventListener("change", commit);
   field.addEventListener("keydown", (event) => {
@@ -216,6 +216,13 @@ function text(row, id) {
     if (document.activeElement !== field) field.value = value;
   };
   return { node: field, show };
+}
+
+/** The list of what is here and fits into this field (models.js fills it). */
+function knownOf(row) {
+  const kinds = [[/^lora\.\d+\.file$/, "lora"], [/^controlnet\.\d+\.model$/, "controlnet"], [/^model$/, "checkpoint"], [/^style_model$/, "style"]];
+  const kind = kinds.find(([name]) => name.test(row.name))?.[1];
+  return kind ? `known-${kind}` : null;
 }
 
 function press(row) {

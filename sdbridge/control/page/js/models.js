@@ -2,7 +2,7 @@
 
 import { el, fill, say, toast } from "./dom.js";
 import { link } from "./link.js";
-import { follow, followStatus, set, values } from "./state.js";
+import { follow, followStatus, rows, set, values } from "./state.js";
 
 const LOOK_AGAIN_MS = 1000; // while something is being pulled
 
@@ -29,13 +29,23 @@ export function buildModels(card) {
     clearTimeout(timer);
     try {
       const { models } = await link.get("/api/models");
-      fill(list, models.map((model) => line(model, load)));
+      fill(list, models.toSorted((a, b) => b.here - a.here).map((model) => line(model, load)));
+      offer(models);
       if (models.some((model) => model.pulling)) timer = setTimeout(load, LOOK_AGAIN_MS);
     } catch {
       fill(list);
     }
   };
   document.addEventListener("view", ({ detail }) => detail === "connect" && load());
+  link.addEventListener("hello", load);
+}
+
+/** What is here, as suggestions of the fields that take a file or an id (control.js). */
+function offer(models) {
+  for (const kind of Object.keys(USE)) {
+    const list = document.getElementById(`known-${kind}`) ?? document.body.appendChild(el("datalist", { id: `known-${kind}` }));
+    fill(list, models.filter((model) => model.kind === kind && model.here).map((model) => el("option", { value: model.id }, model.summary)));
+  }
 }
 
 function line(model, again) {
@@ -47,7 +57,7 @@ function line(model, again) {
       toast(error.message, "bad");
     }
   };
-  const size = model.size_bytes ? `${(model.size_bytes / 1e9).toFixed(model.size_bytes < 1e8 ? 2 : 1)} GB` : "";
+  const size = model.size_bytes ? inBytes(model.size_bytes) : "";
   const facts = [model.kind, size, model.licence].filter(Boolean).join(" · ");
   const use = USE[model.kind];
   const button = !model.here
@@ -63,21 +73,34 @@ function line(model, again) {
   );
 }
 
+/** As `sdbridge pull` and the doctor count it: 2.40 GB, 9 MB. */
+function inBytes(size) {
+  return size >= 2 ** 30 ? `${(size / 2 ** 30).toFixed(2)} GB` : `${Math.round(size / 2 ** 20)} MB`;
+}
+
 /** What Load does with each kind: the model itself, or the first free slot. */
 const USE = {
   checkpoint: (id) => set("model", id),
   lora: (id) => intoSlot("lora", "file", id),
-  controlnet: (id) => intoSlot("controlnet", "model", id),
+  controlnet: (id) => {
+    const slot = intoSlot("controlnet", "model", id);
+    if (!slot) return;
+    const preprocessor = `controlnet.${slot}.preprocessor`;
+    const meant = rows.get(preprocessor).choices.find((choice) => id.includes(choice));
+    if (meant && values.get(preprocessor) === rows.get(preprocessor).default) set(preprocessor, meant);
+  },
   style: (id) => set("style_model", id),
 };
 
+/** Put it into the first free slot and say which; nothing if there is none. */
 function intoSlot(kind, part, id) {
   for (let slot = 1; values.has(`${kind}.${slot}.${part}`); slot++) {
-    if (values.get(`${kind}.${slot}.${part}`) === id) return toast(`${id} is already in slot ${slot}`);
+    if (values.get(`${kind}.${slot}.${part}`) === id) return void toast(`${id} is already in slot ${slot}`);
     if (values.get(`${kind}.${slot}.${part}`) === "") {
       set(`${kind}.${slot}.${part}`, id);
-      return toast(`${id} is in slot ${slot}`);
+      toast(`${id} is in slot ${slot}`);
+      return slot;
     }
   }
-  toast(`Every ${kind} slot is taken`, "bad");
+  return void toast(`Every ${kind} slot is taken`, "bad");
 }
