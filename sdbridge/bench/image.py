@@ -151,6 +151,7 @@ class _Start:
     first_frame_s: float
     first_frame_after_load_s: float
     full_speed_s: float
+    compile_s: float  # from the first frame until nothing gets faster any more; loading beside it included
     longest_meanwhile_ms: float
 
 
@@ -233,6 +234,7 @@ def _get_ready(
         first_frame_s=first - began,
         first_frame_after_load_s=first - loaded,
         full_speed_s=full - began,
+        compile_s=full - first if hasattr(engine.painter.acceleration, "settled") else 0.0,
         longest_meanwhile_ms=longest,
     )
 
@@ -266,10 +268,12 @@ def _paced(drive: Drive, usual_ms: float) -> dict[str, float]:
 
 
 def _predicted(config: EngineConfig, recipe: Recipe, acceleration: str) -> dict[str, float]:
-    """What ``sdbridge doctor`` says that this takes; nothing for weights that lie in no file."""
+    """What ``sdbridge doctor`` says that this takes of a card; nothing for weights that lie in no file."""
+    import torch
+
     from sdbridge.models.random_weights import MARK
 
-    if any(Path(config.model).glob(f"*/{MARK}")):
+    if not torch.cuda.is_available() or any(Path(config.model).glob(f"*/{MARK}")):
         return {}
     values, captured = recipe.start_values(), acceleration != "eager"
     try:
