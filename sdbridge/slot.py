@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import platform
 import secrets
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from multiprocessing import resource_tracker, shared_memory
+from multiprocessing import shared_memory
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -18,6 +16,7 @@ import numpy as np
 
 from sdbridge.errors import SdbridgeError
 from sdbridge.frame import Frame
+from sdbridge.shared_block import attach_block, fence, full_fence, let_go
 
 MAGIC = b"SDBSLOT1"
 VERSION = 1
@@ -187,7 +186,7 @@ class SharedSlot:
             longs[_REVISION] = frame.revision
             words[_WIDTH], words[_HEIGHT] = frame.width, frame.height
             np.copyto(pixels[:size].reshape(frame.pixels.shape), frame.pixels)
-            _fence()
+            fence()
             if frame.loan is not None and not frame.loan.whole():
                 longs[_SEQUENCE] = 0  # holds nothing; nobody was ever pointed to it
                 return False
@@ -206,7 +205,7 @@ class SharedSlot:
             longs, words, pixels = self._buffer(index)
             before = int(longs[_SEQUENCE])
             longs[_SEQUENCE] = 2 * number - 1
-            _full_fence()
+            full_fence()
             if int(self._words[_BORROWED]) != index + 1:
                 return index, longs, words, pixels
             longs[_SEQUENCE] = before  # untouched: the reader goes on looking at it
@@ -231,7 +230,7 @@ class SharedSlot:
                 self._release()
                 # Writer and reader each mark first and look then, so at least one sees the other.
                 self._words[_BORROWED] = index + 1
-                _full_fence()
+                full_fence()
                 number, odd = divmod(int(longs[_SEQUENCE]), 2)
                 width, height = int(words[_WIDTH]), int(words[_HEIGHT])
                 size = width * height * 4
@@ -299,7 +298,7 @@ class SharedSlot:
                 continue
             if before // 2 <= self._last:
                 return
-            _fence()
+            fence()
             width, height = int(words[_WIDTH]), int(words[_HEIGHT])
             size = width * height * 4
             if 0 < size <= self.capacity:
@@ -310,7 +309,7 @@ class SharedSlot:
             copy = self._spares.take(view.shape)
             np.copyto(copy, view)
             frame = Frame(copy, int(longs[_FRAME_ID]), int(longs[_RECEIVED]), int(longs[_REVISION]))
-            _fence()
+            fence()
             if int(longs[_SEQUENCE]) == before:
                 return frame, before // 2
         return None  # the writer lapped us 64 times: the caller comes back anyway
@@ -329,7 +328,7 @@ class SharedSlot:
             if self._words is None:
                 return
             self._words = self._longs = self._memory = None  # the block cannot close while views of it exist
-            _let_go(self._block)
+            let_go(self._block)
             if self._owner:
                 self._block.unlink()
 
@@ -340,23 +339,6 @@ class SharedSlot:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def attach_block(name: str) -> shared_memory.SharedMemory:
-    """Another program's block, which stays when this process ends. Raises FileNotFoundError."""
-    with _untracked(name):
-        return shared_memory.SharedMemory(name)
-
-
-def _let_go(block: shared_memory.SharedMemory) -> None:
-    """Close ``block``; while frames in it are still lent, the memory stays until the last is let go of."""
-    try:
-        block.close()
-    except BufferError:
-        # SharedMemory would try again, and complain, when it is collected. The views keep the mapping.
-        held: Any = block
-        held._buf = held._mmap = None
-        block.close()  # what is left: the file descriptor
 
 
 class _SlotLoan:
@@ -378,7 +360,7 @@ class _SlotLoan:
         self._copy: np.ndarray | None = None
 
     def whole(self) -> bool:
-        _fence()
+        fence()
         return self.protected or int(self._longs[_SEQUENCE]) == self._sequence
 
     def copy(self) -> np.ndarray | None:
@@ -418,49 +400,3 @@ class _Spares:
         if len(self._arrays) < self.MOST:
             self._arrays.append(array)
         return array
-
-
-_attach_lock = threading.Lock()
-
-
-@contextmanager
-def _untracked(name: str) -> Iterator[None]:
-    """Keep an attached block out of this process's resource tracker.
-
-    Before Python 3.13 attaching registers the block as if it were ours, and a foreign process's
-    tracker would unlink it under the creator; unregistering afterwards is no better, because a
-    spawned child shares its parent's tracker and would take the creator's own entry away.
-    """
-    with _attach_lock:
-        tracker: Any = resource_tracker
-        register = tracker.register
-
-        def register_others(registered: str, kind: str) -> None:
-            if registered.lstrip("/") != name.lstrip("/"):
-                register(registered, kind)
-
-        tracker.register = register_others
-        try:
-            yield
-        finally:
-            tracker.register = register
-
-
-_fence_lock = threading.Lock()
-_STRONGLY_ORDERED = platform.machine().lower() in ("x86_64", "amd64", "i386", "i686")
-
-
-def _full_fence() -> None:
-    """Have every write so far seen by others before anything is read from here on; on x86 too."""
-    for _turn in range(2):
-        with _fence_lock:
-            pass
-
-
-def _fence() -> None:
-    """Keep memory writes and reads in program order on ARM; x86 does so by itself.
-
-    Python has no fence. Release followed by acquire is one on ARM64, so two turns of a lock do it.
-    """
-    if not _STRONGLY_ORDERED:
-        _full_fence()

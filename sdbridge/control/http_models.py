@@ -14,7 +14,7 @@ from sdbridge.control.endpoint import Body, Endpoint, json_answer, read_body
 from sdbridge.control.pulls import Pulls, PullStatus
 from sdbridge.errors import SdbridgeError
 from sdbridge.models import catalog, embedded_model
-from sdbridge.models.catalog import CatalogEntry
+from sdbridge.models.catalog_entries import CatalogEntry
 
 
 class PullModel(Body):

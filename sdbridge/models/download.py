@@ -24,7 +24,8 @@ from sdbridge import paths
 from sdbridge.engine.interface import Progress
 from sdbridge.errors import SdbridgeError, first_line
 from sdbridge.models import catalog, unpickle
-from sdbridge.models.catalog import MARK, CatalogEntry
+from sdbridge.models.catalog import MARK
+from sdbridge.models.catalog_entries import CatalogEntry
 
 _REPORT_S = 0.1
 _SPARE_BYTES = 500 * 10**6

@@ -21,7 +21,7 @@ import numpy as np
 from sdbridge.clock import Clock, SystemClock
 from sdbridge.errors import SdbridgeError
 from sdbridge.frame import Frame, check_pixels
-from sdbridge.slot import attach_block
+from sdbridge.shared_block import attach_block
 from sdbridge.textures import stub
 from sdbridge.textures import touchdesigner_layout as layout
 from sdbridge.textures.options import option, read_options

@@ -73,9 +73,10 @@ function line(model, again) {
   );
 }
 
-/** As `sdbridge pull` and the doctor count it: 2.40 GB, 9 MB. */
+/** As `sdbridge pull` and the doctor count it: 2.40 GB, 9 MB, 412 KB. */
 function inBytes(size) {
-  return size >= 2 ** 30 ? `${(size / 2 ** 30).toFixed(2)} GB` : `${Math.round(size / 2 ** 20)} MB`;
+  if (size >= 2 ** 30) return `${(size / 2 ** 30).toFixed(2)} GB`;
+  return size >= 2 ** 20 ? `${Math.round(size / 2 ** 20)} MB` : `${Math.round(size / 2 ** 10)} KB`;
 }
 
 /** What Load does with each kind: the model itself, or the first free slot. */

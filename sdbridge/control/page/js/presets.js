@@ -166,7 +166,7 @@ function buildMorph() {
     fader.style.setProperty("--fill", `${100 * fader.valueAsNumber}%`);
     send();
   });
-  const node = el("div.morph", { hidden: true }, a, fader, b);
+  const node = el("div.morph", { hidden: true }, el("small", {}, "Morph: one fader between two presets"), a, b, fader);
   const offer = () => {
     const usable = presets.filter((preset) => !preset.error);
     node.hidden = usable.length < 2;
