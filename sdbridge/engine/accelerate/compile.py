@@ -62,6 +62,8 @@ class Compiled:
         if model.device.type == "cuda":
             self.graphs.beside = BesideTheStream(model.device, gives_way=True)
         if able and self.unet.packed:
+            able, why = kernels.importable()
+        if able and self.unet.packed:
             self._use_own_kernels()
         else:
             self.graphs.say(f"our own kernels rest: {why or 'the UNet is not packed'}")

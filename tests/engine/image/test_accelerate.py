@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from dataclasses import fields
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from sdbridge.engine.accelerate import build_acceleration, choose_acceleration
+from sdbridge.engine.accelerate import build_acceleration, choose_acceleration, kernels
 from sdbridge.engine.accelerate.beside import BesideTheStream
 from sdbridge.engine.accelerate.compile import Compiled
 from sdbridge.engine.accelerate.flat_calls import flat, unflat
@@ -162,6 +163,36 @@ def test_what_cannot_be_captured_runs_operation_by_operation_and_says_so(checkpo
     put_in(rig, Compiled(rig.model, capture=fail))
     assert relative(rig.latent_of(frame(0)), wanted) <= 1e-9
     assert "operation not permitted" in caplog.text and "much more" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ImportError("DLL load failed while importing libtriton\nand more"),
+        OSError("libtriton.so: cannot open shared object file"),
+        AttributeError("module 'triton.language' has no attribute 'make_tensor_descriptor'"),
+    ],
+    ids=lambda fault: type(fault).__name__,
+)
+def test_a_triton_that_does_not_load_is_one_line_and_graphs_without_our_kernels(
+    checkpoint, monkeypatch, caplog, fault: Exception
+) -> None:
+    def broken(name: str):
+        raise fault
+
+    found = SimpleNamespace(find_spec=lambda name: object())
+    monkeypatch.setattr(kernels, "importlib", SimpleNamespace(util=found, import_module=broken))
+    monkeypatch.setattr(kernels, "interpreted", lambda: True)
+    monkeypatch.setattr(kernels, "_FAULT", [])
+    rig = Rig(checkpoint(), {}, dtype="float16")
+    put_in(rig, Compiled(rig.model, capture=StandInGraph))
+    put_in(rig, Compiled(rig.model, capture=StandInGraph))  # and another engine says it not again
+    for k in range(2):
+        assert rig.latent_of(frame(k)).isfinite().all()
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "Triton cannot be used" in said and "and more" not in said and said.endswith("run instead")
+    assert kernels.available() == (False, kernels._FAULT[0])
+    rig.engine.unload()
 
 
 def test_what_gets_better_beside_the_stream_takes_over_at_a_frame_edge(checkpoint) -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import re
 from functools import cache
+
+from sdbridge.errors import first_line
+
+log = logging.getLogger(__name__)
 
 #: Tritons whose Gluon the Hopper kernels are written for: from the first one on, before the second. Each was
 #: compiled by (3.5.1, 3.6.0, 3.7.1); 3.8 ends the process over them, 3.9 has other names.
@@ -14,9 +20,11 @@ _GLUON = ((3, 5), (3, 8))
 
 
 def available() -> tuple[bool, str]:
-    """Whether Triton and a CUDA device it can compile for are here, and why not."""
+    """Whether Triton and a CUDA device it can compile for are here, and why not. Imports no Triton."""
     if importlib.util.find_spec("triton") is None:
         return False, "Triton is not installed"
+    if _FAULT:
+        return False, _FAULT[0]
     if interpreted():
         return True, "Triton's interpreter"
     import torch
@@ -27,6 +35,24 @@ def available() -> tuple[bool, str]:
     if major < 8:
         return False, f"compute capability {major}.{minor}; the kernels need 8.0"
     return True, f"Triton on {torch.cuda.get_device_name()}"
+
+
+#: What kept Triton, or ours on it, from being imported: there is no second try in a process.
+_FAULT: list[str] = []
+
+
+def importable() -> tuple[bool, str]:
+    """``available``, and that this Triton loads and has what our kernels name. Says it once where not."""
+    able, why = available()
+    if not able:
+        return able, why
+    try:
+        for module in ("unet", "linear", "tiny_vae"):
+            importlib.import_module(f"{__name__}.{module}")
+    except (ImportError, OSError, RuntimeError, AttributeError, TypeError) as error:
+        _FAULT.append(f"Triton cannot be used: {type(error).__name__}: {first_line(error)}")
+        log.warning("%s; graphs of PyTorch's own operations run instead", _FAULT[0])
+    return available()
 
 
 def interpreted() -> bool:
