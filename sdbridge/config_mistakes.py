@@ -41,6 +41,7 @@ def _parts(item: Any, root: type[BaseModel]) -> Iterator[tuple[Place, str]]:
         yield at, _unknown(at, root)
         return
     message = str(item["msg"]).removeprefix("Value error, ")
+    message = message.replace("Input should be", "must be").replace("Field required", "is missing")
     if at == ("parameters",) and item["type"] == "value_error":
         for line in message.split("\n"):
             name, _, what = line.partition(": ")

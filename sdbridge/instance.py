@@ -57,7 +57,7 @@ class Instance:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._file = (self._folder / f"{self._port}.lock").open("a+", encoding="utf-8")
         except OSError as error:  # a full or read-only disk must not keep the show from starting
-            log.warning("SDB-INSTANCE-WRITE: %s cannot be written (%s)", self._folder, error)
+            log.warning("%s", _unwritable(self._folder, error))
             return self
         if not _lock(self._file):
             self._file.close()
@@ -80,7 +80,7 @@ class Instance:
             part.write_text(json.dumps(about), encoding="utf-8")
             part.replace(self._discovery)
         except OSError as error:
-            log.warning("SDB-INSTANCE-WRITE: %s cannot be written (%s)", self._discovery, error)
+            log.warning("%s", _unwritable(self._discovery, error))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -140,3 +140,7 @@ else:
         except OSError:
             return False
         return True
+
+
+def _unwritable(place: Path, error: OSError) -> SdbridgeError:
+    return SdbridgeError("SDB-INSTANCE-WRITE", f"{place} cannot be written ({error.strerror or error})")

@@ -102,6 +102,12 @@ def test_what_is_no_mapping_is_refused(tmp_path, text):
     assert "SDB-CONFIG-INVALID" in refuse(tmp_path, text)
 
 
+def test_what_pydantic_says_is_put_in_our_words(tmp_path):
+    said = refuse(tmp_path, "port: 99999\ncues:\n  - {fade: 2}\n")
+    assert "line 1, port: must be less than or equal to 65535 (it is 99999)" in said
+    assert "cues.0.name: is missing" in said and "Input should" not in said
+
+
 def test_broken_yaml_is_told_with_its_place_in_one_line(tmp_path):
     said = refuse(tmp_path, "port: [1\n a: b\n")
     first = said.partition(". Mend")[0]

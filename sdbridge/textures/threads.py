@@ -187,7 +187,8 @@ class ReceiveThread(_TextureThread):
         self._missed = True
         since = f"no frame for {silent_s:.0f} s" if self.frames else f"no frame in the first {silent_s:.0f} s"
         what = f"input {self.role} has had {since}: {receiver.describe()}"
-        log.warning("%s", SdbridgeError("SDB-TEXTURE-SILENT", what))
+        meanwhile = None if self.role == "main" else "The output goes on without it."
+        log.warning("%s", SdbridgeError("SDB-TEXTURE-SILENT", what, output=meanwhile))
 
     def _close(self) -> None:
         if self._receiver is not None:
