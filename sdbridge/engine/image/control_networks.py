@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as nn
 
 from sdbridge.engine.accelerate.replay import foresee
+from sdbridge.engine.image.scratch import Scratch
 from sdbridge.engine.image.seams import UnetCall
 from sdbridge.engine.preprocess.base import grey
 
@@ -79,6 +80,7 @@ class ControlNetwork:
     def __init__(self, network: Any) -> None:
         self._network = network
         self._embed = network.controlnet_cond_embedding
+        self._scratch = Scratch()
         self._zeros: list[Tensor] = []
         self._zeros_of: tuple[int, ...] = ()
         # The embedding is made when a frame enters; afterwards the network is handed what came of it.
@@ -95,7 +97,7 @@ class ControlNetwork:
         self.embed: Callable[[Tensor], Tensor] = self._embedded
 
     def hint(self, image: Tensor) -> tuple[Hint, ...]:
-        embedded = self.embed(image.to(self._dtype))
+        embedded = self.embed(self._scratch.cast("image", image, self._dtype))
         return tuple((one.clone(),) for one in embedded)  # what ran may overwrite its own for the next frame
 
     def _embedded(self, image: Tensor) -> Tensor:
@@ -106,13 +108,17 @@ class ControlNetwork:
         return self._embed(image)
 
     def add(self, call: UnetCall, hints: list[Hint], scale: Tensor) -> UnetCall:
-        down, mid = self.run(*self._tensors(call, _rows([hint[0] for hint in hints])))
-        # New tensors: what ran may overwrite its own when another slot uses the same network.
-        down, mid = [residual * scale for residual in down], mid * scale
+        down, mid = self.run(*self._tensors(call, _rows([hint[0] for hint in hints], self._scratch)))
+        had: list[Tensor | None] = [None] * (len(down) + 1)
         if call.down_residuals is not None and call.mid_residual is not None:
-            down = [had + new for had, new in zip(call.down_residuals, down, strict=True)]
-            mid = call.mid_residual + mid
-        return replace(call, down_residuals=tuple(down), mid_residual=mid)
+            had = [*call.down_residuals, call.mid_residual]
+        # In buffers of our own, in turn: what ran may overwrite its own when another slot uses this network.
+        added: list[Tensor] = []
+        for index, (before, residual) in enumerate(zip(had, (*down, mid), strict=True)):
+            scaled = self._scratch.laid_out_as(f"residual {index}", residual, turns=2)
+            torch.mul(residual, scale, out=scaled)
+            added.append(scaled if before is None else torch.add(before, scaled, out=scaled))
+        return replace(call, down_residuals=tuple(added[:-1]), mid_residual=added[-1])
 
     def foresee(self, call: UnetCall, image: Tensor) -> UnetCall | None:
         count, _, *size = call.sample.shape
@@ -193,6 +199,9 @@ def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> 
     return torch.empty(shape, device=device, dtype=dtype, memory_format=torch.channels_last).zero_()
 
 
-def _rows(frames: list[Tensor]) -> Tensor:
+def _rows(frames: list[Tensor], scratch: Scratch | None = None) -> Tensor:
     """``[c, h, w]`` per row -> ``[B, c, h, w]``, without a copy for a single row."""
-    return frames[0].unsqueeze(0) if len(frames) == 1 else torch.stack(frames)
+    if len(frames) == 1:
+        return frames[0].unsqueeze(0)
+    shape = (len(frames), *frames[0].shape)
+    return torch.stack(frames, out=(scratch or Scratch()).like("rows", frames[0], shape))

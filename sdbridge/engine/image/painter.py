@@ -247,7 +247,7 @@ class Painter:
         stream = self._stream
         if settings.mode == "img2img":
             source = self._encode_input(roles)
-            latent = feed_back(source, self._last_latent, settings.feedback)
+            latent = feed_back(source, self._last_latent, settings.feedback, self._scratch)
         else:
             shape = (settings.frames, self.model.latent_channels)
             size = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -27,11 +27,15 @@ class Scratch:
         kept = self._kept.setdefault(name, [])
         if kept and (kept[0].shape != shape or kept[0].dtype != dtype or kept[0].device != device):
             kept.clear()
-        if len(kept) < turns:
-            kept.append(torch.empty(shape, dtype=dtype, device=device))
-        else:
-            kept.append(kept.pop(0))
-        return kept[-1]
+        return _next(kept, turns, lambda: torch.empty(shape, dtype=dtype, device=device))
+
+    def laid_out_as(self, name: str, tensor: Tensor, turns: int = 1) -> Tensor:
+        """A buffer of the very shape and strides of ``tensor``, which fills its memory in some order."""
+        kept = self._kept.setdefault(name, [])
+        old = kept[0] if kept else tensor
+        if (old.shape, old.stride(), old.dtype) != (tensor.shape, tensor.stride(), tensor.dtype):
+            kept.clear()
+        return _next(kept, turns, lambda: torch.empty_like(tensor))
 
     def like(
         self, name: str, tensor: Tensor, shape: Sequence[int] | None = None, *, turns: int = 1
@@ -44,3 +48,9 @@ class Scratch:
         if tensor.dtype == dtype:
             return tensor
         return self.room(name, tensor.shape, dtype, tensor.device).copy_(tensor)
+
+
+def _next(kept: list[Tensor], turns: int, make: Callable[[], Tensor]) -> Tensor:
+    """The one whose turn it is; it comes last."""
+    kept.append(make() if len(kept) < turns else kept.pop(0))
+    return kept[-1]

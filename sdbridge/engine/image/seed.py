@@ -97,16 +97,14 @@ class NoiseSource:
         step = math.floor(self._walked)
         here, there = self._blend(settings, shape, step), self._blend(settings, shape, step + 1)
         shares = [1 - (self._walked - step), self._walked - step]
-        return blend_noise(
-            [here, there], shares, "slerp", (self._room("walk", shape), self._room("part", shape))
-        )
+        return blend_noise([here, there], shares, "slerp", self._rooms("walk", shape))
 
     def _blend(self, settings: SeedSettings, shape: Shape, offset: int) -> Tensor:
         shares = [(seed, weight) for seed, weight in settings.seeds if weight > 0] or [
             (settings.seeds[0][0] if settings.seeds else 0, 1.0)
         ]
         noises = [self._draw((seed + offset) % (_LARGEST_SEED + 1), shape) for seed, _ in shares]
-        rooms = self._room(f"blend {offset % 2}", shape), self._room("part", shape)  # a walk is between two
+        rooms = self._rooms(f"blend {offset % 2}", shape)  # a walk is between two
         return blend_noise(noises, [weight for _, weight in shares], settings.blend, rooms)
 
     def _draw(self, seed: int, shape: Shape) -> Tensor:
@@ -120,55 +118,64 @@ class NoiseSource:
         self._drawn.move_to_end(key)
         return self._drawn[key]
 
-    def _room(self, name: str, shape: Shape) -> Tensor:
+    def _room(self, name: str, shape: tuple[int, ...]) -> Tensor:
         return self._scratch.room(name, shape, torch.float32, torch.device("cpu"))
 
+    def _rooms(self, name: str, shape: Shape) -> Rooms:
+        return Rooms(self._room(name, shape), self._room("part", shape), self._room("number", ()))
 
-def blend_noise(
-    noises: list[Tensor],
-    weights: list[float],
-    kind: str,
-    rooms: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
+
+@dataclass(frozen=True)
+class Rooms:
+    """Where ``blend_noise`` writes: the result, what is computed on the way, and single numbers."""
+
+    into: Tensor
+    part: Tensor
+    number: Tensor
+
+    def norm(self, noise: Tensor) -> float:
+        return float(torch.linalg.vector_norm(noise, out=self.number))
+
+    def product(self, a: Tensor, b: Tensor) -> float:
+        return float(torch.sum(torch.mul(a, b, out=self.part), dim=(0, 1, 2, 3), out=self.number))
+
+
+def blend_noise(noises: list[Tensor], weights: list[float], kind: str, rooms: Rooms | None = None) -> Tensor:
     """Weighted noises mixed so that the variance stays theirs (section 2.8).
 
     linear: the weighted sum, scaled to the weighted mean norm. slerp: pairwise along the arc.
-    One alone is itself; else the result is in the first of ``rooms``, if there are any, and the second is for
-    what is computed on the way.
+    One alone is itself; else the result is in ``rooms``.
     """
     if len(noises) == 1:
         return noises[0]
-    into, part = rooms or (torch.empty_like(noises[0]), torch.empty_like(noises[0]))
+    like = noises[0]
+    rooms = rooms or Rooms(torch.empty_like(like), torch.empty_like(like), like.new_empty(()))
     total = sum(weights)
     if kind == "slerp":
         mixed, so_far = noises[0], weights[0]
         for noise, weight in zip(noises[1:], weights[1:], strict=True):
             so_far += weight
-            mixed = _slerp(mixed, noise, weight / so_far, into, part)
+            mixed = _slerp(mixed, noise, weight / so_far, rooms)
         return mixed
-    into.zero_()
+    mixed = rooms.into.zero_()
     for noise, weight in zip(noises, weights, strict=True):
-        into.add_(torch.mul(noise, weight / total, out=part))
-    norm = sum(_norm(n) * w / total for n, w in zip(noises, weights, strict=True))
-    return into.mul_(norm / max(_norm(into), 1e-12))
+        mixed.add_(torch.mul(noise, weight / total, out=rooms.part))
+    norm = sum(rooms.norm(n) * w / total for n, w in zip(noises, weights, strict=True))
+    return mixed.mul_(norm / max(rooms.norm(mixed), 1e-12))
 
 
-def _slerp(a: Tensor, b: Tensor, share: float, into: Tensor, part: Tensor) -> Tensor:
+def _slerp(a: Tensor, b: Tensor, share: float, rooms: Rooms) -> Tensor:
     if share in (0.0, 1.0):
         return b if share else a
-    norm_a, norm_b = _norm(a), _norm(b)
-    cosine = float(torch.mul(a, b, out=part).sum()) / max(norm_a * norm_b, 1e-12)
+    norm_a, norm_b = rooms.norm(a), rooms.norm(b)
+    cosine = rooms.product(a, b) / max(norm_a * norm_b, 1e-12)
     angle = math.acos(min(1.0, max(-1.0, cosine)))
     norm = (1 - share) * norm_a + share * norm_b
     if angle < 1e-6:
         return a
     first, second = math.sin((1 - share) * angle), math.sin(share * angle)
-    torch.mul(b, second / norm_b, out=part)
-    return torch.mul(a, first / norm_a, out=into).add_(part).mul_(norm / math.sin(angle))
-
-
-def _norm(noise: Tensor) -> float:
-    return float(noise.norm())
+    torch.mul(b, second / norm_b, out=rooms.part)
+    return torch.mul(a, first / norm_a, out=rooms.into).add_(rooms.part).mul_(norm / math.sin(angle))
 
 
 def _scramble(seed: int, frame: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -12,15 +14,16 @@ import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
+from sdbridge.bench.networks import random_controlnet, random_lora
 from sdbridge.engine.accelerate.compile import Compiled
+from sdbridge.engine.image import painter as painter_module
 from sdbridge.engine.image.outgoing import Outgoing
 from sdbridge.engine.image.pictures import HostPictures
 from sdbridge.engine.image.scratch import Scratch
 from sdbridge.frame import Chunk
 from tests.engine.image.rig import Rig, frame, relative
-from tests.engine.image.test_accelerate import StandInGraph
 
 
 class Recorder(TorchDispatchMode):
@@ -53,14 +56,38 @@ def _place() -> str:
     return "nowhere in sdbridge"
 
 
-class ReplayedGraph(StandInGraph):
-    """What a CUDA graph computes is in memory of its own."""
+class ReplayedGraph:
+    """A CUDA graph's contract without CUDA: fixed inputs and outputs, and memory of its own in between."""
 
     recorder: Recorder | None = None
 
-    def run(self, tensors: Any) -> Any:
-        with _asleep(type(self).recorder):
-            return super().run(tensors)
+    def __init__(self, run: Callable[..., Any], tensors: tuple[torch.Tensor, ...]) -> None:
+        self._run = run
+        self._inputs = tuple(tensor.detach().clone() for tensor in tensors)
+        with torch.inference_mode():
+            self._output = tree_map(torch.clone, run(*self._inputs))
+
+    def takes(self, *tensors: torch.Tensor) -> bool:
+        return all(a.shape == b.shape for a, b in zip(self._inputs, tensors, strict=True))
+
+    def run(self, tensors: tuple[torch.Tensor, ...]) -> Any:
+        for mine, given in zip(self._inputs, tensors, strict=True):
+            mine.copy_(given)
+        with _asleep(type(self).recorder), torch.inference_mode():
+            made = self._run(*self._inputs)
+            for mine, new in zip(tree_leaves(self._output), tree_leaves(made), strict=True):
+                mine.copy_(new)
+        return self._output
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines run on the stand-ins."""
+    monkeypatch.setattr(
+        painter_module,
+        "build_acceleration",
+        lambda name, model, attend=None: Compiled(model, capture=ReplayedGraph, attend=attend),
+    )
 
 
 @contextmanager
@@ -81,6 +108,14 @@ def moving(rig: Rig, number: int) -> None:
     rig.set(prompt__2__weight=0.1 + 0.01 * number, seed__1__value=number)
 
 
+def fading(rig: Rig, number: int) -> None:
+    """Time passes, and a text of two chunks comes."""
+    rig.clock.sleep(0.03)
+    rig.set(prompt__1__text="word " * (90 if number >= 5 else 1))
+
+
+MORE = {"prompt.3.text": "ice", "prompt.3.weight": 0.5, "seed.2.weight": 0.5, "seed_blend": "slerp"}
+LONG = {"prompt_transition": 100.0, "prompt_blend": "linear", "negative_prompt": "bad " * 200}
 SELF = {"guidance_mode": "self", "guidance_scale": 1.4}
 FOUR = {"steps": 4, "scheduler": "lcm", "step_indices": "32,36,40,44"}
 ONE = {"steps": 1, "strength": 0.36}
@@ -95,6 +130,9 @@ CASES: dict[str, tuple[str, Mapping[str, Any], str, Callable[[Rig, int], None]]]
     "SDXL, four steps, full": ("sdxl", {**FOUR, **SELF, "guidance_mode": "full"}, "", moving),
     "two frames at a time": ("sd21", {**ONE, "frame_batch": 2}, "turbo", moving),
     "two frames at a time, two steps": ("sd15", {"steps": 2, "frame_batch": 2, **SELF}, "", moving),
+    "the last picture fed back": ("sd21", {**ONE, "latent_feedback": 0.3}, "turbo", moving),
+    "three prompts and two seeds": ("sd15", {**ONE, **MORE}, "lcm", moving),
+    "seeds walk, a text fades in": ("sd15", {**ONE, "seed_mode": "walk", **LONG}, "lcm", fading),
     "from the prompt alone": ("sd15", {"mode": "txt2img", "steps": 2}, "lcm", moving),
 }
 
@@ -104,16 +142,17 @@ def generated(chunk: Chunk | None) -> np.ndarray:
     return chunk.frames[0]["generated"].pixels
 
 
+_NONE: Mapping[str, Any] = {}
 WIDE = ("SD-Turbo", "four steps, self")
 
 
 def rig_of(
-    checkpoint: Any, case: str, dtype: str, size: int = 64, **given: Any
+    checkpoint: Any, case: str, dtype: str, more: Mapping[str, Any] = _NONE, size: int = 64, **given: Any
 ) -> tuple[Rig, Callable[[int], Chunk | None]]:
     """A rig of this case, and a tick of it that moves what the case moves."""
     family, values, distilled, move = CASES[case]
-    texts = {"prompt.1.text": "fire", "prompt.2.text": "ocean", "prompt_transition": 0.0}
-    rig = Rig(checkpoint(family, distilled), {**texts, **values}, dtype=dtype, size=size, **given)
+    texts: dict[str, Any] = {"prompt.1.text": "fire", "prompt.2.text": "ocean", "prompt_transition": 0.0}
+    rig = Rig(checkpoint(family, distilled), {**texts, **values, **more}, dtype=dtype, size=size, **given)
     rig.stop_watching()
     frames = int(values.get("frame_batch", 1))
 
@@ -125,65 +164,82 @@ def rig_of(
     return rig, tick
 
 
-def stand_in(rig: Rig, frames: int, recorder: Recorder | None) -> None:
-    """Let the rig run on graphs' stand-ins, which ``recorder`` does not look into."""
-    ReplayedGraph.recorder = recorder
-    painter = rig.engine.painter
-    painter.acceleration = Compiled(rig.model, capture=ReplayedGraph)
-    painter.acceleration.prepare_pictures(frames, 64, 64)
-    painter._ready_for = ()
+def allocated(tick: Callable[[int], Any]) -> Counter[str]:
+    """What four ticks allocate after 25: noises are kept for 16, networks beside are captured after 20."""
+    recorder = ReplayedGraph.recorder = Recorder()
+    for number in range(25):
+        tick(number)
+    with recorder:
+        for number in range(25, 29):
+            tick(number)
+    return recorder.made
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_warm_tick_makes_no_tensor(checkpoint, case: str) -> None:
+def test_a_warm_tick_makes_no_tensor(checkpoint, graphs, case: str) -> None:
     # In half precision everything is converted on the way; without, some results are others' buffers.
-    rig, tick = rig_of(checkpoint, case, "float32" if case in WIDE else "bfloat16")
-    recorder = Recorder()
-    stand_in(rig, int(CASES[case][1].get("frame_batch", 1)), recorder)
-    for number in range(20):  # more than noises are kept
+    _, tick = rig_of(checkpoint, case, "float32" if case in WIDE else "bfloat16")
+    made = allocated(tick)
+    assert not made, "\n".join(f"{count} x {what}" for what, count in made.items())
+
+
+def test_a_controlnet_makes_what_travels_with_its_frame(checkpoint, graphs, tmp_path) -> None:
+    """The picture as numbers, its edges and what the network's first layers make of them: nothing else."""
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint(), folder)
+    values = {
+        "controlnet.1.model": str(random_controlnet(folder)),
+        "controlnet.1.preprocessor": "canny",
+        "lora.1.file": str(random_lora(folder)),
+    }
+    rig, tick = rig_of(lambda *_: folder, "four steps, self", "bfloat16", values)
+    until = time.monotonic() + 60.0
+    while any(getattr(each, "loading", False) for each in rig.engine._extensions):
+        assert time.monotonic() < until
+        rig.tick(frame(0))
+        time.sleep(0.01)
+
+    def with_fader(number: int) -> None:
+        rig.set(lora__1__weight=0.1 + 0.01 * number)
         tick(number)
-    with recorder:
-        for number in range(20, 24):
-            tick(number)
-    assert not recorder.made, "\n".join(f"{count} x {what}" for what, count in recorder.made.items())
+
+    found = {what.partition(":")[0]: count for what, count in allocated(with_fader).items()}
+    assert found == {
+        "aten.to.dtype at engine/image/pictures.py": 4,
+        "aten.to.dtype at engine/preprocess/canny.py": 4,
+        "aten.clone.default at engine/image/control_networks.py": 4,
+    }
 
 
-def test_what_would_be_allocated_is_seen(checkpoint, monkeypatch) -> None:
+def test_what_would_be_allocated_is_seen(checkpoint, graphs, monkeypatch) -> None:
     """One operation more, or one that writes a new tensor, is named with its place."""
-    rig, tick = rig_of(checkpoint, "SD-Turbo", "float32")
-    recorder = Recorder()
-    stand_in(rig, 1, recorder)
-    for number in range(3):
-        tick(number)
+    _, tick = rig_of(checkpoint, "SD-Turbo", "float32")
     room = Scratch.room
     monkeypatch.setattr(Scratch, "room", lambda self, *given: room(Scratch(), *given))
-    with recorder:
-        tick(3)
-    assert any("aten.empty" in what and "engine/image/scratch.py" in what for what in recorder.made)
+    assert any("aten.empty" in what and "engine/image/scratch.py" in what for what in allocated(tick))
+    recorder = Recorder()
     with recorder:
         torch.tensor([1.0])
     assert recorder.made["aten.lift_fresh.default at nowhere in sdbridge"] == 1
 
 
 @pytest.mark.parametrize("case", ["SDXL, four steps, full", "two frames at a time, two steps"])
-def test_buffers_that_are_written_again_change_no_picture(checkpoint, case: str) -> None:
+def test_buffers_that_are_written_again_change_no_picture(checkpoint, request, case: str) -> None:
     """What is kept from frame to frame (time projections of SDXL's pooled text) never goes by a buffer."""
     found = []
-    for graphs in (False, True):
+    for fixture in ("checkpoint", "graphs"):  # eager first
+        request.getfixturevalue(fixture)
         rig, tick = rig_of(checkpoint, case, "float64")
-        if graphs:
-            stand_in(rig, int(CASES[case][1].get("frame_batch", 1)), None)
         rig._watch()
-        for number in range(8):
+        for number in range(6):
             tick(number)
         found.append(rig.latents)
     for eager, replayed in zip(*found, strict=True):
         assert relative(replayed, eager) <= 1e-9
 
 
-def test_pictures_that_somebody_keeps_are_never_written_again(checkpoint) -> None:
-    rig, tick = rig_of(checkpoint, "SD-Turbo", "float32")
-    stand_in(rig, 1, None)
+def test_pictures_that_somebody_keeps_are_never_written_again(checkpoint, graphs) -> None:
+    _, tick = rig_of(checkpoint, "SD-Turbo", "float32")
     kept = [generated(tick(number)) for number in range(6)]
     at_once = [pixels.copy() for pixels in kept]
     places = {pixels.ctypes.data for pixels in kept}
