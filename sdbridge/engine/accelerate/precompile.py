@@ -224,7 +224,7 @@ class KernelCompiler:
     def forget(self) -> None:
         """Drop all that was compiled, on the disk and in this process: it turned out to be damaged."""
         for note in self._cache.glob("compiled-*"):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
                 entries = list(json.loads(note.read_text(encoding="utf-8"))["entries"])
                 self._remove(note, entries)
             with contextlib.suppress(OSError):

@@ -132,23 +132,37 @@ def test_what_is_compiled_is_asked_for_once_and_again_when_something_changed(cac
     assert not again.known({**SPEC, "sample": [2, 4, 8, 8]})
 
 
-@pytest.mark.parametrize("harm", ["changed", "emptied", "gone", "note"])
+NOTES = {
+    "note cut": b'{"format": 2, "entr',
+    "note empty": b"",
+    "note of bytes": b"\xff\xfe\x00{",
+    "note a list": b"[1, 2]",
+    "note without end": b"[" * 100_000,
+    "note of other things": b'{"format": 2, "identity": 3, "entries": 4}',
+}
+
+
+@pytest.mark.parametrize("harm", ["changed", "emptied", "gone", *NOTES])
 def test_a_damaged_file_is_compiled_anew(cache, wanted, caplog, harm: str) -> None:
     compiler, _ = made(cache)
     compiler.begin(SPEC, run, ())
     entry = cache / "ENTRYgemm"
     if harm == "gone":
         (entry / "k.cubin").unlink()
-    elif harm == "note":
+    elif harm in NOTES:
         (note,) = cache.glob("compiled-*")
-        note.write_text('{"format": 2, "entr')
+        note.write_bytes(NOTES[harm])
     else:
         (entry / "k.cubin").write_text("" if harm == "emptied" else "something else")
     again, link = made(cache)
     assert not again.known(SPEC) and link.started
-    assert (entry.exists() and harm == "note") or not entry.exists()  # never loaded by anybody
+    assert entry.exists() == (harm in NOTES)  # what is not as it was is never loaded by anybody
     assert len([r for r in caplog.records if "compiled anew" in r.message]) == 1
     assert again.begin(SPEC, run, ()).is_done() and len(link.asked) == 2 and again.known(SPEC)
+    (note,) = cache.glob("compiled-*")
+    note.write_bytes(NOTES.get(harm, b""))
+    again.forget()
+    assert not list(cache.glob("compiled-*"))
 
 
 def test_a_kernel_wanted_twice_is_compiled_once_and_progress_counts_it_once(cache, wanted) -> None:
