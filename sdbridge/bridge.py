@@ -285,6 +285,7 @@ class Bridge:
             fading=self.show.fading,
             preset=self.show.preset,
             cue=self.show.cue,
+            cue_follows=self.show.cue_follows,
             version=__version__,
             schema=self._schema,
         )

@@ -90,6 +90,7 @@ class Status:
     fading: bool = False
     preset: str = ""
     cue: str = ""
+    cue_follows: bool = False
     version: str = ""
     schema: str = ""
 

@@ -89,6 +89,11 @@ class Show:
         return self._cues.cues
 
     @property
+    def cue_follows(self) -> bool:
+        """Whether the next cue comes by itself; not once somebody has written a prompt."""
+        return self._cues.follow_at_ns is not None
+
+    @property
     def fading(self) -> bool:
         return bool(self._runs)
 

@@ -32,7 +32,10 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def view() -> WebView:
-    cues = [{"name": "open", "values": {"strength": 0.1}}, {"name": "storm", "values": {"strength": 1.0}}]
+    cues = [
+        {"name": "open", "values": {"strength": 0.1}},
+        {"name": "storm", "values": {"strength": 1.0}, "follow": 60},
+    ]
     return WebView(cues=cues)
 
 
@@ -342,6 +345,15 @@ def test_what_is_in_the_package_is_loaded_with_one_touch(page: Browser, view: We
     offered = "[...document.getElementById('known-lora').children].map((one) => one.value)"
     assert "embedded/loras/glow.safetensors" in page.eval(offered)
     page.click("[data-view=play]")
+
+
+def test_the_cue_list_says_that_it_waits_once_somebody_wrote_a_prompt(page: Browser, view: WebView) -> None:
+    waits = "document.querySelector('.cue-list .now')?.textContent.includes('waits for Go')"
+    page.click(".cue-list li:nth-child(2) button")
+    view.now = Status(cue="storm", cue_follows=True)
+    page.until("document.querySelector('.cue-list .now')?.textContent.includes('then next after 60 s')")
+    view.now = Status(cue="storm", cue_follows=False)
+    page.until(waits)
 
 
 def test_pictures_stop_when_nobody_looks(page: Browser, view: WebView) -> None:

@@ -452,8 +452,9 @@ def test_whoever_types_a_prompt_keeps_it(tmp_path: Path) -> None:
     run(show, clock, 0.5)
     store.set("strength", 0.9, "osc:somebody")
     run(show, clock, 0.6)
-    assert store.get("prompt") == "ice", "other faders do not stop the list"
+    assert store.get("prompt") == "ice" and show.cue_follows, "other faders do not stop the list"
     store.set("prompt", "my own words", "page")
+    assert not show.cue_follows
     run(show, clock, 3.0)
     assert store.get("prompt") == "my own words"
 

@@ -7,12 +7,13 @@ import { followStatus } from "./state.js";
 let cues = [];
 let position = 0;
 let standing = null;
+let follows = false; // whether the next one comes by itself; a prompt written by hand stops that
 
 export function buildCues() {
   load();
   followStatus((now) => {
-    if (now.cue === standing) return;
-    standing = now.cue;
+    if (now.cue === standing && now.cue_follows === follows) return;
+    [standing, follows] = [now.cue, now.cue_follows];
     load();
   });
   link.addEventListener("hello", load);
@@ -58,7 +59,8 @@ function draw() {
 }
 
 function line(cue) {
-  const times = [cue.fade_s ? `${cue.fade_s} s` : "cut", cue.follow_s === null ? "" : `then next after ${cue.follow_s} s`];
+  const next = cue.place === position && !follows ? "waits for Go" : `then next after ${cue.follow_s} s`;
+  const times = [cue.fade_s ? `${cue.fade_s} s` : "cut", cue.follow_s === null ? "" : next];
   const state = cue.place === position ? ".now" : cue.place < position ? ".past" : "";
   return el(
     `li${state}`, {},
