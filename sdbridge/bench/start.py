@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from sdbridge.bench.drive import Drive, Recipe, is_building, until_settled
@@ -52,9 +53,13 @@ def _read_through(folder: Path) -> tuple[float, float]:
 
 
 def _start(config: EngineConfig, side: int, home: Path) -> dict[str, Any]:
-    """One start with every cache that we, Triton and CUDA keep under ``home``."""
+    """One start with every cache that we, Triton and CUDA keep under ``home``.
+
+    Python's own, the compiled modules beside their sources, is written as it is by hand, whatever the
+    surroundings say: without it every start would compile all that it imports.
+    """
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
         "SDBRIDGE_HOME": str(home / "sdbridge"),
         "TRITON_CACHE_DIR": str(home / "triton"),
         "TORCHINDUCTOR_CACHE_DIR": str(home / "inductor"),
@@ -103,6 +108,7 @@ def start_once(model: str, acceleration: str, side: int, began: float) -> dict[s
     parts = _parts(stages)
     try:
         engine.warm_up(side, side)
+        warm = time.time() - began
         spare_the_collector()  # as the engine's process does: a full search stops the frames for 0.3 s
         sys.setswitchinterval(SWITCH_S)
         drive = Drive(engine, recipe, frozenset({0}))
@@ -121,7 +127,9 @@ def start_once(model: str, acceleration: str, side: int, began: float) -> dict[s
     return {
         "imported_s": imported,
         "loaded_s": loaded,
+        "uncompiled_modules": _uncompiled(),
         **parts,
+        "warm_up_s": warm - loaded,
         "first_frame_s": first,
         "first_frame_after_load_s": first - loaded,
         "full_speed_s": full,
@@ -131,6 +139,16 @@ def start_once(model: str, acceleration: str, side: int, began: float) -> dict[s
         "median_ms": usual[len(usual) // 2],
         "jump_db": psnr_db(before, after),
     }
+
+
+def _uncompiled() -> int:
+    """How many modules Python had to compile for this start, and will for the next one: nothing was kept."""
+    kept = [getattr(module.__spec__, "cached", None) for module in _imported()]
+    return sum(isinstance(path, str) and not os.path.exists(path) for path in kept)
+
+
+def _imported() -> list[ModuleType]:
+    return [module for module in list(sys.modules.values()) if isinstance(module, ModuleType)]
 
 
 def _parts(stages: list[tuple[str, float]]) -> dict[str, float]:
