@@ -1,9 +1,9 @@
 """A stand-in for the ``tensorrt`` module: only names of its published Python API, run by ONNX Runtime.
 
-Names are those of the TensorRT 10 Python API reference (docs.nvidia.com/deeplearning/tensorrt: Builder,
-BuilderConfig, OnnxParser, IProgressMonitor, Runtime, ICudaEngine, IExecutionContext, Refitter, Weights).
-Anything else raises AttributeError, as the real module does. Pointers are real: the context reads and
-writes the addresses it is given, so that a wrong size or a freed tensor shows.
+Names are those of the bindings that NVIDIA publishes on PyPI, versions 10 and 11: ``tensorrt_names.json``,
+written by ``scripts/tensorrt_names.py``; a class here with another name does not import. Anything else raises
+AttributeError, as the real module does. Pointers are real: the context reads and writes the addresses it is
+given, so that a wrong size or a freed tensor shows.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -35,7 +36,6 @@ class TensorIOMode(enum.Enum):
 
 
 class NetworkDefinitionCreationFlag(enum.IntEnum):
-    EXPLICIT_BATCH = 0
     STRONGLY_TYPED = 1
 
 
@@ -63,7 +63,7 @@ class INetworkDefinition:
     __slots__ = ("flags", "model")
 
 
-class OptimizationProfile:
+class IOptimizationProfile:
     def __init__(self) -> None:
         self._shapes: dict[str, tuple[tuple[int, ...], ...]] = {}
 
@@ -73,13 +73,13 @@ class OptimizationProfile:
         self._shapes[input] = (tuple(min), tuple(opt), tuple(max))
 
 
-class BuilderConfig:
+class IBuilderConfig:
     __slots__ = ("_flags", "_pools", "_profiles", "progress_monitor")
 
     def __init__(self) -> None:
         self._flags: set[BuilderFlag] = set()
         self._pools: dict[MemoryPoolType, int] = {}
-        self._profiles: list[OptimizationProfile] = []
+        self._profiles: list[IOptimizationProfile] = []
         self.progress_monitor: IProgressMonitor | None = None
 
     def set_flag(self, flag: BuilderFlag) -> None:
@@ -88,7 +88,7 @@ class BuilderConfig:
     def set_memory_pool_limit(self, pool: MemoryPoolType, pool_size: int) -> None:
         self._pools[MemoryPoolType(pool)] = pool_size
 
-    def add_optimization_profile(self, profile: OptimizationProfile) -> int:
+    def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
         self._profiles.append(profile)
         return len(self._profiles) - 1
 
@@ -102,13 +102,13 @@ class Builder:
         network.flags = flags
         return network
 
-    def create_builder_config(self) -> BuilderConfig:
-        return BuilderConfig()
+    def create_builder_config(self) -> IBuilderConfig:
+        return IBuilderConfig()
 
-    def create_optimization_profile(self) -> OptimizationProfile:
-        return OptimizationProfile()
+    def create_optimization_profile(self) -> IOptimizationProfile:
+        return IOptimizationProfile()
 
-    def build_serialized_network(self, network: INetworkDefinition, config: BuilderConfig) -> bytes | None:
+    def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> bytes | None:
         assert network.flags & (1 << NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         assert config._profiles, "dynamic shapes need a profile"
         names = {item.name for item in network.model.graph.input}
@@ -274,3 +274,23 @@ class Refitter:
             tensor.CopyFrom(numpy_helper.from_array(value, name))
         self._engine._load()
         return True
+
+
+#: Public names of the published bindings, by version: class -> names.
+PUBLISHED = {
+    found["version"]: {kind: set(names) for kind, names in found["names"].items()}
+    for found in json.loads(Path(__file__).with_name("tensorrt_names.json").read_text(encoding="utf-8"))
+}
+
+
+def _hold_to_what_is_published() -> None:
+    for kind in [each for each in globals().values() if isinstance(each, type)]:
+        if kind.__module__ != __name__:
+            continue
+        own = {name for name in (*vars(kind), *getattr(kind, "__slots__", ())) if not name.startswith("_")}
+        own -= {"flags", "model"} if kind is INetworkDefinition else set()  # what our parser notes in it
+        for version, names in PUBLISHED.items():
+            assert own <= names[kind.__name__], (version, kind.__name__, own - names[kind.__name__])
+
+
+_hold_to_what_is_published()
