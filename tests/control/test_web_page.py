@@ -299,7 +299,8 @@ def test_an_error_that_is_over_leaves_the_top_and_is_counted_until_somebody_look
 
 def test_a_source_that_stays_away_is_named_until_it_is_there(page: Browser, view: WebView) -> None:
     view.source_line, view.source_there = "ndi, looking for STUDIO <b>", False
-    page.until("document.querySelector('.notice.held')?.textContent.includes('looking for STUDIO <b>')")
+    said = "document.querySelector('.notice.held')?.textContent"
+    page.until(f"{said}?.includes('comes in: main') && {said}.includes('Ndi, looking for STUDIO <b>.')")
     view.source_there = True
     page.until("!document.querySelector('.notice.held')")
 

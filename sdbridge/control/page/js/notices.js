@@ -88,7 +88,11 @@ function silent() {
 }
 
 function missing() {
-  return silent().map(([role, line]) => el("div.notice.held", {}, el("span", {}, el("b", {}, `No picture comes into ${role}.`), ` It is looked for all the time: ${line}.`)));
+  const inputs = silent();
+  if (!inputs.length) return null;
+  const roles = inputs.map(([role]) => role).join(" and ");
+  const lines = inputs.map(([, line]) => line).join("; ");
+  return el("div.notice.held", {}, el("span", {}, el("b", {}, `No picture comes in: ${roles}.`), ` It is looked for all the time. ${lines.charAt(0).toUpperCase()}${lines.slice(1)}.`));
 }
 
 /** The newest errors worth a banner: young, or the output is not as it should be; and not dismissed. */

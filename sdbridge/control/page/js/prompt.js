@@ -134,7 +134,7 @@ function blend(shelf) {
     lines.get(free).querySelector("input[type=text]").focus();
   });
   for (const slot of numbers) follow(`prompt.${slot}.text`, settleSoon);
-  settleSoon();
+  settle(); // at once: what is drawn later would move what a finger is on its way to
   let fading = false;
   followStatus((now) => {
     if (fading && !now.fading) settleSoon();
