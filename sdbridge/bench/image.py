@@ -127,7 +127,11 @@ def true_size(size: str, options: Mapping[str, Any], *, on_disk: bool = False) -
     given = options.get("model")
     if given is None:
         if options.get("weights") != "random":
-            raise SdbridgeError("SDB-BENCH-FAULT", f"{size} at true size needs --weights random")
+            raise SdbridgeError(
+                "SDB-BENCH-FAULT",
+                f"{size} at true size has no weights here",
+                "Add --weights random; for weights of your own, sdbridge bench CONFIG.",
+            )
         from sdbridge.models.random_weights import build_random_checkpoint
 
         name = f"{size}-files" if on_disk else size

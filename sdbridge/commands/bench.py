@@ -12,6 +12,7 @@ import psutil
 from sdbridge import __version__
 from sdbridge.bench import registry
 from sdbridge.commands.say import ERR, OUT, print_json, print_table
+from sdbridge.config import load_config
 from sdbridge.doctor.machine import nvidia_driver
 from sdbridge.errors import SdbridgeError
 
@@ -25,7 +26,7 @@ def run_bench(
     as_json: bool,
     acceleration: str = "",
 ) -> int:
-    """Exit 2 for an unknown case, 1 when a case could not be measured."""
+    """Exit 2 for an unknown case or a configuration that is none, 1 when a case could not be measured."""
     if names == ("list",):
         print_table(("case", "group", "measures"), [(c.name, c.group, c.summary) for c in registry.CASES])
         return 0
@@ -33,6 +34,8 @@ def run_bench(
     if unknown:
         ERR.print(str(SdbridgeError("SDB-BENCH-UNKNOWN", f"no case {', '.join(unknown)}")), soft_wrap=True)
         return 2
+    if config is not None:
+        load_config(config)  # once, and before any case: raises, which is exit 2
     if config is not None and not names and not faults:
         names = registry.OF_A_CONFIG
     group = "faults" if faults else "true-size" if weights == "random" else "default"
