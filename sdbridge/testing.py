@@ -148,7 +148,7 @@ class FakeSender(Sender):
             self.times.append(time.monotonic())
             self._arrival.notify_all()
 
-    def wait_for(self, wanted: Callable[[Frame, Mapping[str, str]], bool], timeout_s: float = 30.0) -> Frame:
+    def wait_for(self, wanted: Callable[[Frame, Mapping[str, str]], bool], timeout_s: float = 60.0) -> Frame:
         """The first frame from now on that is ``wanted``. Raises TimeoutError."""
         deadline = time.monotonic() + timeout_s
         with self._arrival:

@@ -41,7 +41,7 @@ def parts(**options: object) -> tuple[FakeReceiver, FakeSender, FakeTextures]:
     return receiver, sender, FakeTextures({"main": receiver}, [sender])
 
 
-def wait_until(wanted, timeout_s=30.0):
+def wait_until(wanted, timeout_s=90.0):
     deadline = time.monotonic() + timeout_s
     while not wanted() and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -67,7 +67,7 @@ class Bench:
                     return got
         raise AssertionError(f"not within {timeout_s} s; got {[f.frame_id for f in got]}, {self.events}")
 
-    def wait(self, wanted, timeout_s=30.0):
+    def wait(self, wanted, timeout_s=90.0):
         deadline = time.monotonic() + timeout_s
         while not wanted() and time.monotonic() < deadline:
             time.sleep(0.005)
