@@ -289,6 +289,9 @@ def test_an_error_that_is_over_leaves_the_top_and_is_counted_until_somebody_look
     view.now = Status(errors_told=(ToldError(old, 1, 3600.0), ToldError(new, 2, 3.0)))
     page.until("document.querySelector('.notice.bad')")
     assert told(page) == ["SDB-ENGINE-DIED"]
+    view.store.set("output.black", True)  # whoever wants black is not to be shown what is long over
+    page.until("document.querySelector('.notice.held')?.textContent.includes('is black')")
+    assert told(page) == ["SDB-ENGINE-DIED"]
     assert page.eval("document.querySelector('.tabs [data-view=watch]').dataset.unread") == "2"
     page.click("[data-view=watch]")
     page.until("document.querySelectorAll('.errors code').length === 2")

@@ -95,9 +95,9 @@ function missing() {
   return el("div.notice.held", {}, el("span", {}, el("b", {}, `No picture comes in: ${roles}.`), ` It is looked for all the time. ${lines.charAt(0).toUpperCase()}${lines.slice(1)}.`));
 }
 
-/** The newest errors worth a banner: young, or the output is not as it should be; and not dismissed. */
+/** The newest errors worth a banner: young, or the engine does not stream; and not dismissed. */
 function banners() {
-  const sound = now?.state === "streaming" && now?.output === "live";
+  const sound = now?.state === "streaming"; // black, frozen or held by a lost source: they have words of their own
   return (now?.errors_told ?? []).filter((one) => !dismissed.has(one.number) && (!sound || one.age_s < BANNER_S)).slice(-2);
 }
 
