@@ -55,13 +55,24 @@ def use_own_cache() -> Path:
     own = paths.cache_dir() / "kernels"
     why = _unfit(own)
     if why:
-        spare = (
-            Path(tempfile.gettempdir()) / f"sdbridge-kernels-{os.getuid() if hasattr(os, 'getuid') else 0}"
-        )
+        spare = _spare()
         log.warning("kernels cannot be kept in %s (%s); %s is used, until a restart", own, why, spare)
         own = spare
     os.environ["TRITON_CACHE_DIR"] = str(own)
     return own
+
+
+def _spare() -> Path:
+    """A folder of ours where everybody may write: nobody else's, since what lies in it is run."""
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    spare = Path(tempfile.gettempdir()) / f"sdbridge-kernels-{user}"
+    try:
+        spare.mkdir(mode=0o700, parents=True, exist_ok=True)
+        seen = spare.lstat()
+        ours = not hasattr(os, "getuid") or (seen.st_uid == user and not seen.st_mode & 0o022)
+    except OSError:
+        ours = False
+    return spare if ours and not spare.is_symlink() else Path(tempfile.mkdtemp(prefix="sdbridge-kernels-"))
 
 
 def _unfit(folder: Path) -> str:

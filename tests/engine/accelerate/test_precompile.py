@@ -270,6 +270,24 @@ def test_the_cache_goes_where_it_can_be_written(tmp_path, no_place, monkeypatch,
     assert precompile.use_own_cache() == tmp_path / "chosen"
 
 
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="one user's temporary folder")
+@pytest.mark.parametrize("harm", ["writable", "link", "file"])
+def test_no_kernel_is_taken_from_a_folder_that_others_can_write(tmp_path, monkeypatch, harm: str) -> None:
+    monkeypatch.setattr(precompile.tempfile, "tempdir", str(tmp_path))
+    first = precompile._spare()
+    assert first.parent == tmp_path and precompile._spare() == first and first.stat().st_mode & 0o777 == 0o700
+    if harm == "writable":
+        first.chmod(0o777)
+    else:
+        first.rmdir()
+        if harm == "link":
+            first.symlink_to(tmp_path, target_is_directory=True)
+        else:
+            first.write_text("")
+    other = precompile._spare()
+    assert other != first and other.is_dir() and other.stat().st_mode & 0o777 == 0o700
+
+
 def test_the_process_starts_before_the_model_is_read_where_nothing_was_compiled(cache, monkeypatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(cache))
     monkeypatch.setattr(precompile.kernels, "available", lambda: (True, "a card"))
