@@ -110,7 +110,8 @@ HEARTBEAT = "/sdbridge/status/heartbeat"
 STATUS_TOPICS: tuple[StatusTopic, ...] = (
     StatusTopic("state", "s", "Engine: stopped, loading, warming_up, streaming, failed.", lambda s: s.state),
     StatusTopic("output", "s", "Output: live, holding, fading, fallback, frozen, black.", lambda s: s.output),
-    StatusTopic("fps", "f", "Pictures sent a second.", lambda s: s.fps, "fps"),
+    StatusTopic("fps", "f", "Pictures sent a second, repeats included.", lambda s: s.fps, "fps"),
+    StatusTopic("fps_new", "f", "Pictures newly painted a second.", lambda s: s.fps_new, "fps"),
     StatusTopic("latency", "f", "Input to output, the median of late.", lambda s: s.latency_ms.p50, "ms"),
     StatusTopic("queue", "i", "Frames waiting for the engine.", lambda s: s.queue, "frames"),
     StatusTopic("vram", "f", "Memory that the engine holds on the GPU.", lambda s: s.vram_mb, "MB", 0),
