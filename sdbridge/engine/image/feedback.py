@@ -7,6 +7,9 @@ from torch import Tensor
 
 from sdbridge.engine.image.scratch import Scratch
 
+#: Devices on which torch has a standard deviation, but none that writes into a tensor that is there.
+_NO_STD_IN_PLACE = {"mps"}
+
 
 def feed_back(
     source: Tensor, previous: Tensor | None, share: float, scratch: Scratch | None = None
@@ -33,5 +36,8 @@ def _mean_and_std(latent: Tensor, scratch: Scratch, name: str) -> tuple[Tensor, 
     shape = (*latent.shape[:2], 1, 1)
     mean, std = scratch.like(f"{name} mean", latent, shape), scratch.like(f"{name} std", latent, shape)
     torch.mean(latent, (2, 3), keepdim=True, out=mean)
-    torch.std(latent, (2, 3), keepdim=True, out=std)
+    if latent.device.type in _NO_STD_IN_PLACE:
+        std.copy_(torch.std(latent, (2, 3), keepdim=True))
+    else:
+        torch.std(latent, (2, 3), keepdim=True, out=std)
     return mean, std

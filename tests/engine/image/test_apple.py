@@ -18,6 +18,7 @@ import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdbridge.engine.accelerate import choose_acceleration
+from sdbridge.engine.image import feedback
 from sdbridge.engine.image.device import Placement
 from sdbridge.engine.image.loading import LoadingThread
 from sdbridge.engine.image.prompt import PromptCache
@@ -116,7 +117,8 @@ def noted(monkeypatch):
 
 
 @pytest.mark.skipif(not TABLE.is_file(), reason="this torch brings no table of its operations")
-def test_every_operation_of_a_stream_runs_on_an_apple_gpu(noted, files) -> None:  # noqa: F811
+def test_every_operation_of_a_stream_runs_on_an_apple_gpu(noted, files, monkeypatch) -> None:  # noqa: F811
+    monkeypatch.setattr(feedback, "_NO_STD_IN_PLACE", {"cpu"})  # the way it goes there
     stream = Stream()
     pixels = np.random.default_rng(1).integers(0, 256, (SIZE, SIZE, 4), dtype=np.uint8)
     with noted():
