@@ -353,7 +353,9 @@ def test_what_is_in_the_package_is_loaded_with_one_touch(page: Browser, view: We
 
 def test_the_cue_list_says_that_it_waits_once_somebody_wrote_a_prompt(page: Browser, view: WebView) -> None:
     waits = "document.querySelector('.cue-list .now')?.textContent.includes('waits for Go')"
+    page.until("document.querySelectorAll('.cue-list li').length === 2")
     page.click(".cue-list li:nth-child(2) button")
+    comes_true(lambda: view.store.get("strength") == 1.0)
     view.now = Status(cue="storm", cue_follows=True)
     page.until("document.querySelector('.cue-list .now')?.textContent.includes('then next after 60 s')")
     view.now = Status(cue="storm", cue_follows=False)
