@@ -186,6 +186,25 @@ def test_sdxl_and_the_full_vae_match_pytorch_too(folder, sdxl, part: str):
         assert (mine - theirs).abs().max() <= TOLERANCE * theirs.abs().max()
 
 
+def test_a_model_in_half_is_exported_in_half(folder, unet):
+    """As on a card: a TensorRT network takes its precision from the file."""
+    import onnx
+
+    graph = unet_graph(copy.deepcopy(unet).half(), None, 8, 8)
+    file = folder / "half.onnx"
+    export_onnx(graph, file)
+    kinds = {item.name: item.type.tensor_type.elem_type for item in onnx.load(file).graph.input}
+    half, whole = onnx.TensorProto.FLOAT16, onnx.TensorProto.INT64
+    assert kinds == {"sample": half, "timesteps": whole, "tokens": half}
+    given = {name: v if name == "timesteps" else v.half() for name, v in values(graph, 2, 8, 16).items()}
+    with torch.no_grad():
+        wanted = graph.module(*given.values())
+    (got,) = run_onnx(file, graph, given)
+    assert got.dtype == wanted.dtype == torch.float16
+    # both round at every operation, each in its own order: 1.5e-3 apart
+    assert (got.float() - wanted.float()).abs().max() <= 5 * TOLERANCE * wanted.float().abs().max()
+
+
 def test_every_weight_a_lora_may_change_has_its_name_in_the_graph(exported, unet):
     _, file, names, *_ = exported
     named = {entry.parameter for entry in names}
