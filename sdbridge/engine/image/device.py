@@ -107,6 +107,11 @@ def _cuda_is_there() -> bool:
 _ON_CUDA: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
+def same_device(one: torch.device, other: torch.device) -> bool:
+    """Whether both name one device: without a number the first is meant, while its tensors say the number."""
+    return one.type == other.type and (one.index or 0) == (other.index or 0)
+
+
 def take_device(engine: object, device: torch.device) -> None:
     """``engine`` runs there from now on, until ``give_back_memory``."""
     if device.type == "cuda":

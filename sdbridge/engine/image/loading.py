@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from sdbridge.engine.accelerate.courtesy import at_work
+from sdbridge.engine.accelerate.courtesy import beside_the_frames
 from sdbridge.engine.accelerate.streams import own_stream
 from sdbridge.engine.image.upload import Upload, uploading
 
@@ -56,7 +56,7 @@ class LoadingThread:
         job: Callable[[], T],
     ) -> T:
         self._upload.frames = frames
-        with at_work(), torch.cuda.stream(stream):
+        with beside_the_frames(), torch.cuda.stream(stream):
             stream.wait_event(queued)
             try:
                 return self._run(job)

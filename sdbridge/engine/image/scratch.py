@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from sdbridge.engine.image.device import same_device
+
 
 class Scratch:
     """Buffers by name, made again only where a shape or a dtype changes.
@@ -25,8 +27,10 @@ class Scratch:
     ) -> Tensor:
         """The buffer ``name``, contiguous, with whatever is in it."""
         kept = self._kept.setdefault(name, [])
-        if kept and (kept[0].shape != shape or kept[0].dtype != dtype or kept[0].device != device):
-            kept.clear()
+        if kept:
+            old = kept[0]
+            if old.shape != shape or old.dtype != dtype or not same_device(old.device, device):
+                kept.clear()
         return _next(kept, turns, lambda: torch.empty(shape, dtype=dtype, device=device))
 
     def laid_out_as(self, name: str, tensor: Tensor, turns: int = 1) -> Tensor:

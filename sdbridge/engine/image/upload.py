@@ -22,6 +22,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sdbridge.engine.accelerate.courtesy import once_a_frame_is_queued
+from sdbridge.engine.image.device import same_device
 from sdbridge.engine.image.stored import Source, Stored, in_memory, read_into
 
 #: Of one copy: 0.1 ms on a PCIe 5 bus, so that a frame's own upload waits no longer behind it.
@@ -290,6 +292,7 @@ def _lay_out(
         for name in group:
             starts[name] = at
             at += math.prod(sources[name].shape) * _dtype_of(sources[name], dtype).itemsize
+    once_a_frame_is_queued()  # beside the stream: the driver's lock is held until the memory is there
     flat = torch.empty(_up(at, _START), dtype=torch.uint8, device=device)
     made: dict[str, Tensor] = {}
     for name, start in starts.items():
@@ -335,9 +338,4 @@ def uploading(upload: Upload) -> Iterator[Upload]:
 def upload_to(device: torch.device) -> Upload:
     """The calling thread's way to ``device``; a new one where it has none."""
     here: Upload | None = getattr(_HERE, "upload", None)
-    return here if here is not None and _same(here.device, device) else Upload(device)
-
-
-def _same(one: torch.device, other: torch.device) -> bool:
-    """Without a number the first is meant."""
-    return one.type == other.type and (one.index or 0) == (other.index or 0)
+    return here if here is not None and same_device(here.device, device) else Upload(device)

@@ -267,6 +267,15 @@ def test_a_host_buffer_comes_back_when_no_part_of_its_picture_is_held() -> None:
     assert other[1].shape == (1, 8, 8, 4) and host.take(image)[1].shape == (2, 4, 4, 4)
 
 
+def test_a_buffer_stays_whether_or_not_its_device_is_named_with_a_number() -> None:
+    """A model on "cuda" has tensors on "cuda:0": the pictures' buffer was made anew for each frame."""
+    scratch, numbered = Scratch(), torch.device("cpu:0")
+    first = scratch.room("pixels", (2, 2), torch.uint8, numbered)
+    assert first.device != numbered, "as on a GPU"
+    assert scratch.room("pixels", (2, 2), torch.uint8, numbered) is first
+    assert scratch.room("pixels", (2, 3), torch.uint8, numbered) is not first
+
+
 def test_a_latent_is_written_over_only_when_its_decoder_has_read_it(monkeypatch) -> None:
     """Two buffers take turns, one for each run, also for a run that brings no picture."""
     waited: list[str] = []
