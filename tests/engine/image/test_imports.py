@@ -6,6 +6,8 @@ import sys
 from itertools import product
 from pathlib import Path
 
+import pytest
+
 from sdbridge.engine.image import imports
 from sdbridge.engine.image.postponed import NEVER_USED
 from sdbridge.engine.interface import EngineConfig
@@ -112,6 +114,7 @@ print("good")
 """
 
 
+@pytest.mark.slow
 def test_what_a_start_leaves_out_can_be_had_later():
     said = subprocess.run(
         [sys.executable, "-c", AFTER_A_START], cwd=ROOT, capture_output=True, text=True, timeout=300

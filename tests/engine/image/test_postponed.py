@@ -54,6 +54,7 @@ print("good")
 """
 
 
+@pytest.mark.slow
 def test_the_compiler_comes_when_it_is_used_and_not_when_it_is_mentioned():
     said = subprocess.run(
         [sys.executable, "-c", POSTPONED], cwd=ROOT, capture_output=True, text=True, timeout=300
@@ -74,6 +75,7 @@ print("good")
 """
 
 
+@pytest.mark.slow
 def test_asked_for_more_meanwhile_the_real_compiler_comes_whole():
     said = subprocess.run(
         [sys.executable, "-c", ASKED_MEANWHILE], cwd=ROOT, capture_output=True, text=True, timeout=300
