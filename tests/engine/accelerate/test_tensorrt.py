@@ -42,13 +42,18 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("onnx")
 
 
+def disturb(network: torch.nn.Module, by: float) -> None:
+    """What begins as zero has a value then, and all that there is shows in the output."""
+    for parameter in network.parameters():
+        parameter.data += by * torch.randn_like(parameter)
+
+
 @pytest.fixture(scope="module")
 def unet(folder):
     build_small_checkpoint(folder / "sd15", "sd15")
     torch.manual_seed(0)
     model = UNet2DConditionModel.from_pretrained(folder / "sd15" / "unet").eval()
-    for parameter in model.parameters():
-        parameter.data += 0.02 * torch.randn_like(parameter)
+    disturb(model, 0.02)
     return model
 
 
@@ -56,8 +61,7 @@ def unet(folder):
 def controlnet(unet):
     torch.manual_seed(1)
     model = ControlNetModel.from_unet(unet).eval()
-    for parameter in model.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
+    disturb(model, 0.05)
     return model
 
 
@@ -149,11 +153,9 @@ def sdxl(folder):
     build_small_checkpoint(folder / "sdxl", "sdxl")
     torch.manual_seed(4)
     unet = UNet2DConditionModel.from_pretrained(folder / "sdxl" / "unet").eval()
-    for parameter in unet.parameters():
-        parameter.data += 0.02 * torch.randn_like(parameter)
+    disturb(unet, 0.02)
     network = ControlNetModel.from_unet(unet).eval()
-    for parameter in network.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
+    disturb(network, 0.05)
     return unet, network
 
 

@@ -65,6 +65,13 @@ class Streams:
             if slot.models._running is not None:
                 slot.models._running.result(60)
 
+    def steer_both(self, network: str) -> None:
+        """The ControlNet, in both of them, with all its graphs."""
+        for rig in (self.rig, self.plain):
+            self.set(rig, controlnet__1__model=network, **CANNY)
+            rig.tick(frame(7))
+        self.let()
+
     def let(self) -> None:
         self.held.let.set()
         # each round may begin what the one before it made possible
@@ -118,12 +125,9 @@ def test_a_network_steers_only_once_all_that_it_runs_is_captured(streams: Stream
 
 
 def test_while_one_steers_another_shape_waits_for_its_graphs_too(streams: Streams, networks) -> None:
+    streams.steer_both(networks["one"])
     for rig in (streams.rig, streams.plain):
-        streams.set(rig, controlnet__1__model=networks["one"], **CANNY)
-        rig.tick(frame(7))
-    streams.let()
-    streams.plain.engine.reset("hard")
-    streams.rig.engine.reset("hard")
+        rig.engine.reset("hard")
     assert streams.step() <= 1e-9 and streams.steers
     captured = streams.held.in_stream
     for change in ({"steps": 3}, {"width": 128}, {"guidance_mode": "full", "guidance_scale": 2.0}):
@@ -141,10 +145,7 @@ def test_while_one_steers_another_shape_waits_for_its_graphs_too(streams: Stream
 def test_one_that_goes_says_nothing_more_and_keeps_the_shape_until_the_call_without_it_is_there(
     streams: Streams, networks
 ) -> None:
-    for rig in (streams.rig, streams.plain):
-        streams.set(rig, controlnet__1__model=networks["one"], **CANNY)
-        rig.tick(frame(7))
-    streams.let()
+    streams.steer_both(networks["one"])
     for rig in (streams.rig, streams.plain):
         rig.set(steps=3)  # without a ControlNet this was never run
         rig.tick(frame(8))
@@ -166,10 +167,7 @@ def test_one_that_goes_says_nothing_more_and_keeps_the_shape_until_the_call_with
 
 
 def test_one_is_exchanged_for_another_when_that_is_ready(streams: Streams, networks) -> None:
-    for rig in (streams.rig, streams.plain):
-        streams.set(rig, controlnet__1__model=networks["one"], **CANNY)
-        rig.tick(frame(7))
-    streams.let()
+    streams.steer_both(networks["one"])
     for rig in (streams.rig, streams.plain):
         rig.engine.reset("hard")
     streams.set(streams.rig, controlnet__1__model=networks["two"])
@@ -183,10 +181,7 @@ def test_one_is_exchanged_for_another_when_that_is_ready(streams: Streams, netwo
 
 
 def test_canny_s_detail_moves_live_and_captures_nothing(streams: Streams, networks) -> None:
-    for rig in (streams.rig, streams.plain):
-        streams.set(rig, controlnet__1__model=networks["one"], **CANNY)
-        rig.tick(frame(7))
-    streams.let()
+    streams.steer_both(networks["one"])
     for rig in (streams.rig, streams.plain):
         rig.engine.reset("hard")
     captures = sum(streams.held.of_shapes.values())

@@ -1,18 +1,15 @@
 """What an engine's process imports at its start, and what it leaves alone."""
 
 import json
-import subprocess
-import sys
 from itertools import product
-from pathlib import Path
 
 import pytest
 
 from sdbridge.engine.image import imports
 from sdbridge.engine.image.postponed import NEVER_USED
 from sdbridge.engine.interface import EngineConfig
+from tests.engine.image.fresh_python import in_fresh_python
 
-ROOT = Path(__file__).resolve().parents[3]
 ASK = """
 import gc, json, sys
 from sdbridge.engine.interface import EngineConfig
@@ -30,13 +27,7 @@ print(json.dumps({
 
 
 def test_an_engine_process_imports_all_it_needs_and_nothing_it_never_uses():
-    said = subprocess.run(
-        [sys.executable, "-c", ASK % ({*NEVER_USED, *imports.SELDOM_USED},)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    said = in_fresh_python(ASK % ({*NEVER_USED, *imports.SELDOM_USED},))
     assert said.returncode == 0, said.stderr
     found = json.loads(said.stdout.splitlines()[-1])
     loaded = set(found["modules"])
@@ -74,9 +65,7 @@ DEAR = (
 
 
 def test_a_start_with_a_gpu_imports_neither_transformers_nor_the_compiler():
-    said = subprocess.run(
-        [sys.executable, "-c", ON_A_GPU], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+    said = in_fresh_python(ON_A_GPU)
     assert said.returncode == 0, said.stderr
     loaded = json.loads(said.stdout.splitlines()[-1])
     assert [name for name in loaded if any(f"{name}.".startswith(f"{dear}.") for dear in DEAR)] == []
@@ -116,7 +105,5 @@ print("good")
 
 @pytest.mark.slow
 def test_what_a_start_leaves_out_can_be_had_later():
-    said = subprocess.run(
-        [sys.executable, "-c", AFTER_A_START], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+    said = in_fresh_python(AFTER_A_START)
     assert said.stdout == "good\n", said.stderr

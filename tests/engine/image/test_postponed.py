@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from sdbridge.engine.image import postponed
-
-ROOT = Path(__file__).resolve().parents[3]
+from tests.engine.image.fresh_python import in_fresh_python
 
 
 def test_a_hidden_package_is_refused_for_the_moment_only(monkeypatch):
@@ -56,9 +54,7 @@ print("good")
 
 @pytest.mark.slow
 def test_the_compiler_comes_when_it_is_used_and_not_when_it_is_mentioned():
-    said = subprocess.run(
-        [sys.executable, "-c", POSTPONED], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+    said = in_fresh_python(POSTPONED)
     assert said.stdout == "good\n", said.stderr
 
 
@@ -77,9 +73,7 @@ print("good")
 
 @pytest.mark.slow
 def test_asked_for_more_meanwhile_the_real_compiler_comes_whole():
-    said = subprocess.run(
-        [sys.executable, "-c", ASKED_MEANWHILE], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+    said = in_fresh_python(ASKED_MEANWHILE)
     assert said.stdout == "good\n", said.stderr
 
 
@@ -170,7 +164,5 @@ print("good")
 
 
 def test_all_of_diffusers_can_be_had_after_a_start() -> None:
-    said = subprocess.run(
-        [sys.executable, "-c", LATE_DIFFUSERS], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+    said = in_fresh_python(LATE_DIFFUSERS)
     assert said.stdout == "good\n", said.stderr
