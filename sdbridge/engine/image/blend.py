@@ -8,10 +8,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sdbridge.engine.image.scratch import Scratch
+from sdbridge.engine.image.scratch import ONE_DTYPE, Scratch
 from sdbridge.engine.image.text import TextEmbedding
 
 Blend = Literal["linear", "slerp"]
+
+#: An angle whose sine is itself, and that of its shares theirs, in float64 too.
+_STRAIGHT = 1e-8
 
 
 class Blender:
@@ -87,7 +90,11 @@ class Blender:
 
 
 class Arc:
-    """The way from one tensor to another, vector by vector of the last axis: all that no share changes."""
+    """The way from one tensor to another, vector by vector of the last axis: all that no share changes.
+
+    At share s the vectors are N(s) (sin((1 - s) w) a / |a| + sin(s w) b / |b|) / sin(w): w the angle between
+    them, N the norm. Both angles and N go straight from end to end: they lie side by side and are one lerp.
+    """
 
     def __init__(self) -> None:
         self.ends: tuple[Tensor, Tensor] | None = None
@@ -98,37 +105,46 @@ class Arc:
         scratch, self.ends = self._scratch, (a, b)
         wide_a, wide_b = _wide(a, scratch, "a"), _wide(b, scratch, "b")
         single = (*wide_a.shape[:-1], 1)
-        self._norm_a, self._norm_b, sine = (scratch.like(n, wide_a, single) for n in ("|a|", "|b|", "sine"))
+        self._start, self._end, self._here = (
+            scratch.like(name, wide_a, (3, *single)) for name in ("start", "end", "here")
+        )
         self._unit_a, self._unit_b = scratch.like("a/|a|", wide_a), scratch.like("b/|b|", wide_b)
+        self._part = scratch.like("part", wide_a)
         for wide, norm, unit in (
-            (wide_a, self._norm_a, self._unit_a),
-            (wide_b, self._norm_b, self._unit_b),
+            (wide_a, self._start[2], self._unit_a),
+            (wide_b, self._end[2], self._unit_b),
         ):
             torch.linalg.vector_norm(wide, dim=-1, keepdim=True, out=norm).clamp_min_(1e-12)
             torch.div(wide, norm, out=unit)
-        product = torch.mul(self._unit_a, self._unit_b, out=scratch.like("mixed", wide_a))
-        self._angle = scratch.like("angle", wide_a, single)
-        torch.sum(product, dim=-1, keepdim=True, out=self._angle).clamp_(-1.0, 1.0).acos_()
-        torch.sin(self._angle, out=sine)
-        self._straight = scratch.room("straight", single, torch.bool, sine.device)
-        torch.lt(sine, 1e-4, out=self._straight)
-        self._inverse = sine.clamp_min_(1e-12).reciprocal_()
+        angle, sine = self._start[0], scratch.like("sine", wide_a, single)
+        product = torch.mul(self._unit_a, self._unit_b, out=self._part)
+        torch.sum(product, dim=-1, keepdim=True, out=angle).clamp_(-1.0, 1.0).acos_()
+        torch.sin(angle, out=sine)
+        # Where the ends point (nearly) the same way, or opposite ways, there is no arc: straight on. That is
+        # what so small an angle gives, to the last digit: sin(s w) / sin(w) = s.
+        straight = scratch.room("straight", single, torch.bool, sine.device)
+        torch.lt(sine, 1e-4, out=straight)
+        angle.masked_fill_(straight, _STRAIGHT)
+        inverse = sine.masked_fill_(straight, _STRAIGHT).reciprocal_()
+        self._unit_a.mul_(inverse)
+        self._unit_b.mul_(inverse)
+        self._start[1].zero_()
+        self._end[0].zero_()
+        self._end[1].copy_(angle)
+        self._angles = self._here[:2]
+        self._of_a, self._of_b, self._norm = self._here.unbind(0)
         return self
 
     def at(self, share: float, into: Tensor) -> Tensor:
         """The vectors turned by ``share`` of the angle; their norm goes straight from end to end."""
-        scratch, unit = self._scratch, self._unit_a
-        norm = torch.lerp(self._norm_a, self._norm_b, share, out=scratch.like("norm", self._norm_a))
-        of_a = self._length("of a", 1 - share).mul_(norm)
-        of_b = self._length("of b", share).mul_(norm)
-        mixed = into if into.dtype == unit.dtype else scratch.like("mixed", unit)
-        torch.mul(of_a, unit, out=mixed).addcmul_(of_b, self._unit_b)
-        return mixed if mixed is into else into.copy_(mixed)
-
-    def _length(self, name: str, part: float) -> Tensor:
-        """How much of an end's unit vector there is at ``part`` of the way to it."""
-        length = torch.mul(self._angle, part, out=self._scratch.like(name, self._angle))
-        return length.sin_().mul_(self._inverse).masked_fill_(self._straight, part)
+        torch.lerp(self._start, self._end, share, out=self._here)
+        self._angles.sin_().mul_(self._norm)
+        if into.dtype == self._part.dtype:
+            return torch.mul(self._of_a, self._unit_a, out=into).addcmul_(self._of_b, self._unit_b)
+        mixed = torch.mul(self._of_a, self._unit_a, out=self._part)
+        if into.device.type in ONE_DTYPE:
+            return into.copy_(mixed.addcmul_(self._of_b, self._unit_b))
+        return torch.addcmul(mixed, self._of_b, self._unit_b, out=into)
 
 
 class Arcs:

@@ -355,6 +355,10 @@ class ControlNets(StreamExtension):
         hints = network.hint(image)
         return tuple(ControlMap(one, network, hint) for one, hint in zip(image, hints, strict=True))
 
+    @property
+    def steers(self) -> bool:
+        return any(slot.taken_up[0] is not None for slot in self._slots.values())
+
     def unet_inputs(self, rows: Rows, call: UnetCall) -> UnetCall:
         for slot in self._slots.values():
             network, _ = slot.taken_up

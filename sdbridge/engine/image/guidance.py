@@ -37,7 +37,22 @@ class Guidance:
         return frames if self.mode == "initialize" else steps * frames
 
 
-def to_noise_and_clean(
+def clean_shares(alpha: float, sigma: float, prediction: str) -> tuple[float, float]:
+    """What the clean estimate is made of: x0 = p X + q out, whatever the model was trained to predict.
+
+    epsilon: x0 = (X - b e) / a.   v: x0 = a X - b v.   sample: it is the output.
+    """
+    if prediction == "epsilon":
+        return 1.0 / alpha, -sigma / alpha
+    return (alpha, -sigma) if prediction == "v_prediction" else (0.0, 1.0)
+
+
+def estimate(out: Tensor, latents: Tensor, of_latent: Tensor, of_out: Tensor, into: Tensor) -> Tensor:
+    """p X + q out, in the stream's own precision (float32 or more: 1 / a is 15 at t = 999)."""
+    return torch.mul(of_latent, latents, out=into).addcmul_(of_out, out)
+
+
+def to_noise(
     out: Tensor,
     latents: Tensor,
     alpha: Tensor,
@@ -45,26 +60,18 @@ def to_noise_and_clean(
     prediction: str,
     scratch: Scratch | None = None,
     name: str = "",
-) -> tuple[Tensor, Tensor]:
-    """The model's output as (noise e, clean estimate x0), whatever it was trained to predict.
+) -> Tensor:
+    """The noise e in ``latents`` ``[rows, 4, h, w]``, from the model's output.
 
-    epsilon: x0 = (X - b e) / a.   v: x0 = a X - b v, e = a v + b X.   sample: e = (X - a x0) / b.
-    All tensors ``[rows, 4, h, w]`` in the stream's own precision (float32 or more: a is .068 at t = 999).
-
-    Both lie in ``scratch`` under ``name``, x0 in two turns (a decoder may still read the one before); but
-    e is ``out`` itself where the model gives it.
+    v: e = a v + b X.   sample: e = (X - a x0) / b.   epsilon: it is the output, cast where it is narrower.
     """
     scratch = scratch or Scratch()
-    clean = scratch.like(f"clean{name}", latents, turns=2)
     if prediction == "epsilon":
-        return out, torch.addcmul(latents, sigma, out, value=-1, out=clean).div_(alpha)
-    noise, part = scratch.like(f"noise{name}", latents), scratch.like("part", latents)
+        return scratch.cast(f"noise{name}", out, latents.dtype)
+    noise = scratch.like(f"noise{name}", latents)
     if prediction == "v_prediction":
-        torch.mul(alpha, out, out=noise).add_(torch.mul(sigma, latents, out=part))
-        torch.mul(alpha, latents, out=clean).sub_(torch.mul(sigma, out, out=part))
-        return noise, clean
-    torch.mul(alpha, out, out=noise)
-    return torch.sub(latents, noise, out=noise).div_(sigma), clean.copy_(out)
+        return torch.mul(alpha, out, out=noise).addcmul_(sigma, latents)
+    return torch.addcmul(latents, alpha, out, value=-1, out=noise).div_(sigma)
 
 
 def virtual_noise(
@@ -76,10 +83,19 @@ def virtual_noise(
     3 to 7, follows by induction). No state is carried, so nothing can run away or go stale.
     """
     noise = (scratch or Scratch()).like("virtual noise", latents)
-    torch.mul(alpha, source, out=noise)
-    return torch.sub(latents, noise, out=noise).div_(sigma)
+    return torch.addcmul(latents, alpha, source, value=-1, out=noise).div_(sigma)
+
+
+def virtual_clean(
+    latents: Tensor, source: Tensor, alpha: Tensor, delta: float, scratch: Scratch | None = None
+) -> Tensor:
+    """What d times the virtual noise leads to: (X - b d S) / a = d z + (1 - d) X / a; z itself for 1."""
+    if delta == 1.0:
+        return source
+    clean = (scratch or Scratch()).like("virtual clean", latents)
+    return torch.div(latents, alpha, out=clean).mul_(1.0 - delta).add_(source, alpha=delta)
 
 
 def push(scale: float, conditioned: Tensor, unconditioned: Tensor, into: Tensor) -> Tensor:
     """e = e_u + gamma (e_c - e_u), written ``into`` a buffer that may be ``conditioned``'s own."""
-    return torch.sub(conditioned, unconditioned, out=into).mul_(scale).add_(unconditioned)
+    return torch.lerp(unconditioned, conditioned, scale, out=into)

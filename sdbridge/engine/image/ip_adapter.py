@@ -228,6 +228,10 @@ class StyleImages(StreamExtension):
             rows.tokens = int(both.shape[1])
         self._blend = wanted
 
+    @property
+    def steers(self) -> bool:
+        return self._rows is not None and self._rows.active
+
     def unet_inputs(self, rows: Rows, call: UnetCall) -> UnetCall:
         mine = self._rows
         if mine is None or not mine.active:

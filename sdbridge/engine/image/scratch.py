@@ -9,6 +9,9 @@ from torch import Tensor
 
 from sdbridge.engine.image.device import same_device
 
+#: Devices on which torch may not mix dtypes in one operation, nor write a result in another than it has.
+ONE_DTYPE = {"mps"}
+
 
 class Scratch:
     """Buffers by name, made again only where a shape or a dtype changes.
@@ -52,6 +55,10 @@ class Scratch:
         if tensor.dtype == dtype:
             return tensor
         return self.room(name, tensor.shape, dtype, tensor.device).copy_(tensor)
+
+    def operand(self, name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """``tensor`` as it may stand beside others of ``dtype``: as it is where the device converts."""
+        return self.cast(name, tensor, dtype) if tensor.device.type in ONE_DTYPE else tensor
 
 
 def _next(kept: list[Tensor], turns: int, make: Callable[[], Tensor]) -> Tensor:

@@ -192,6 +192,12 @@ class StreamExtension:
         """
         return (None,) * int(latent.shape[0])
 
+    @property
+    def steers(self) -> bool:
+        """Whether ``unet_inputs`` or ``after_x0`` may do anything now; neither is called where not."""
+        mine, none = type(self), StreamExtension
+        return mine.unet_inputs is not none.unet_inputs or mine.after_x0 is not none.after_x0
+
     def unet_inputs(self, rows: Rows, call: UnetCall) -> UnetCall:
         """Add residuals, tokens or channels to the UNet's call."""
         return call

@@ -18,12 +18,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdbridge.engine.image.guidance import Guidance, push, to_noise_and_clean, virtual_noise
+from sdbridge.engine.image.guidance import (
+    Guidance,
+    estimate,
+    push,
+    to_noise,
+    virtual_clean,
+    virtual_noise,
+)
+from sdbridge.engine.image.levels import Levels, levels_of
 from sdbridge.engine.image.pictures import Staging
 from sdbridge.engine.image.prompt import Conditioning
 from sdbridge.engine.image.schedule import StepPlan
@@ -94,7 +103,7 @@ class StreamBatch:
         self._replays = True  # whether any row is noised with its own predicted noise
         self._frames = 1
         nothing = torch.zeros(0)
-        self._rows: Tensor = torch.zeros(7, 0)
+        self._levels: Levels | None = None
         self._timesteps: Tensor = nothing  # [2 R]
         self._noise: Tensor = nothing  # this and all below [R, 4, h, w]
         self._clean: Tensor = nothing  # what each row was noised from
@@ -102,7 +111,8 @@ class StreamBatch:
         self._source: Tensor = nothing
         self._virtual: Tensor = nothing  # as source; in mode initialize what the negative prompt leads to
         self._next_clean: Tensor = nothing  # estimates of the last run, for the rows after theirs
-        self._next_predicted: Tensor = nothing
+        #: Noises of the last run; most samplers never ask, so they are made when somebody does.
+        self._predict: Callable[[], Tensor] = lambda: nothing
         self._shape = (0, 0, 0)
         self._tags: list[tuple[FrameTag, ...] | None] = []
         self._scratch = Scratch()
@@ -133,10 +143,10 @@ class StreamBatch:
             self._allocate(plan.count)
         elif plan.count != self.steps:
             self._change_length(plan.count)
-        if plan != self._plan or self._rows.shape[1] != plan.count * frames:
+        if plan != self._plan or self._levels is None:
             self._plan = plan
             self._replays = any(plan.replay)
-            self._rows = self._coefficients(plan)
+            self._levels = levels_of(plan, self._model.prediction, frames, self.precision, self._device)
             once = torch.tensor(plan.timesteps, device=self._device).repeat_interleave(frames)
             self._timesteps = once.repeat(2)  # guidance rows are the first rows again
 
@@ -167,74 +177,106 @@ class StreamBatch:
 
         ``entering`` None drains: row 0 stays empty and its result is thrown away.
         """
-        assert self._plan is not None
+        plan, levels = self._plan, self._levels
+        assert plan is not None and levels is not None
         self._shift_in(entering)
-        alpha, sigma, keep, replay, fresh, c_skip, c_out = self._rows.unbind(0)
-        latents = torch.mul(fresh, self._noise, out=self._scratch.like("latents", self._noise))
-        latents.addcmul_(keep, self._clean)
+        latents = torch.mul(levels.fresh, self._noise, out=self._scratch.like("latents", self._noise))
+        latents.addcmul_(levels.keep, self._clean)
         if self._replays:
-            latents.addcmul_(replay, self._predicted)
-        frames, count = self._frames, latents.shape[0]
+            latents.addcmul_(levels.replay, self._predicted)
+        frames = self._frames
         extra = guidance.extra_rows(self.steps, frames)
+        call = self._call(latents, extra, conditioning, added_cond, timestep_cond)
+        steering = self._steering(extensions, levels, latents, extra)
+        for extension, rows in steering:
+            call = extension.unet_inputs(rows, call)
+        out = self._scratch.operand("out", denoise(call), self.precision)
+        if guidance.active:
+            clean, noise = self._guided(out, latents, levels, guidance, extra)
+            if plan.sampler == "lcm":
+                clean.mul_(levels.c_out).addcmul_(levels.c_skip, latents)
+        else:
+            into = self._scratch.like("clean", latents, turns=2)
+            clean = estimate(out, latents, levels.kept_of_latent, levels.kept_of_out, into)
+            noise = self._noise_of(out, latents, levels)
+        kept = clean
+        for extension, rows in steering:
+            kept = extension.after_x0(rows, kept)
+        if kept is not clean:  # the noise that leads from the changed estimate back to this latent
+            noise = partial(virtual_noise, latents, kept, levels.alpha, levels.sigma, self._scratch)
+        self._next_clean, self._predict = kept, noise
+        tags = self._tags[-1]
+        if tags is None:
+            return None
+        share, rest = plan.finish
+        last = kept if self.steps == 1 else kept[-frames:]
+        if rest != 0.0:
+            ended = torch.mul(last, share, out=self._scratch.like("leaving", last, turns=2))
+            last = ended.add_(self._next_predicted()[-frames:], alpha=rest)
+        return Leaving(last, tags)
+
+    def _steering(
+        self, extensions: Sequence[StreamExtension], levels: Levels, latents: Tensor, extra: int
+    ) -> list[tuple[StreamExtension, Rows]]:
+        """The extensions that have a part in this step, each with the rows as it knows them."""
+        found = [(index, extension) for index, extension in enumerate(extensions) if extension.steers]
+        if not found:
+            return []
+        count = latents.shape[0]
         rows = Rows(
             latents=latents,
             timesteps=self._timesteps[:count],
-            timesteps_host=tuple(t for t in self._plan.timesteps for _ in range(frames)),
-            fraction=tuple(1 - (t + 1) / 1000 for t in self._plan.timesteps for _ in range(frames)),
+            timesteps_host=levels.timesteps,
+            fraction=levels.fraction,
             luggage=(),
             source=self._source,
             mirrors=(*range(count), *range(extra)),
             guidance_rows=extra,
-            alpha=alpha,
-            sigma=sigma,
-            frames=frames,
+            alpha=levels.alpha,
+            sigma=levels.sigma,
+            frames=self._frames,
         )
-        call = self._call(latents, extra, conditioning, added_cond, timestep_cond)
-        seen = [replace(rows, luggage=self._luggage(index)) for index in range(len(extensions))]
-        for extension, own in zip(extensions, seen, strict=True):
-            call = extension.unet_inputs(own, call)
-        out = self._scratch.cast("out", denoise(call), self.precision)
-        noise, clean = self._estimate(out, latents, alpha, sigma, guidance, extra)
-        if self._plan.sampler == "lcm":
-            skipped = torch.mul(c_skip, latents, out=self._scratch.like("part", latents))
-            clean.mul_(c_out).add_(skipped)
-        kept = clean
-        for extension, own in zip(extensions, seen, strict=True):
-            kept = extension.after_x0(own, kept)
-        if kept is not clean:  # the noise that leads from the changed estimate back to this latent
-            noise = virtual_noise(latents, kept, alpha, sigma, self._scratch)
-        self._next_clean, self._next_predicted = kept, noise
-        tags = self._tags[-1]
-        if tags is None:
-            return None
-        share, rest = self._plan.finish
-        last = kept[-frames:]
-        if rest != 0.0:
-            noised = torch.mul(noise[-frames:], rest, out=self._scratch.like("noised", last))
-            last = torch.mul(last, share, out=self._scratch.like("leaving", last, turns=2)).add_(noised)
-        return Leaving(last, tags)
+        return [(extension, replace(rows, luggage=self._luggage(index))) for index, extension in found]
 
-    def _estimate(
-        self, out: Tensor, latents: Tensor, alpha: Tensor, sigma: Tensor, guidance: Guidance, extra: int
-    ) -> tuple[Tensor, Tensor]:
-        """Guided noise and clean estimate of the conditioned rows."""
-        count, prediction, scratch = latents.shape[0], self._model.prediction, self._scratch
-        noise, clean = to_noise_and_clean(out[:count], latents, alpha, sigma, prediction, scratch)
-        if not guidance.active:
-            return noise, clean
-        guided, scale = scratch.like("guided", latents), guidance.scale
+    def _noise_of(self, out: Tensor, latents: Tensor, levels: Levels, name: str = "") -> Callable[[], Tensor]:
+        prediction, scratch = self._model.prediction, self._scratch
+        return partial(to_noise, out, latents, levels.alpha, levels.sigma, prediction, scratch, name)
+
+    def _guided(
+        self, out: Tensor, latents: Tensor, levels: Levels, guidance: Guidance, extra: int
+    ) -> tuple[Tensor, Callable[[], Tensor]]:
+        """Clean estimate of the conditioned rows, pushed, and how to come by their noise."""
+        count, scratch, scale = latents.shape[0], self._scratch, guidance.scale
+        alpha, sigma, of_latent, of_out = levels.alpha, levels.sigma, levels.of_latent, levels.of_out
+        mine = out[:count] if extra else out
+        clean = estimate(mine, latents, of_latent, of_out, scratch.like("clean", latents, turns=2))
+        conditioned = self._noise_of(mine, latents, levels)
         if guidance.mode == "full":
-            rest = to_noise_and_clean(out[count:], latents, alpha, sigma, prediction, scratch, " without")
-            return push(scale, noise, rest[0], guided), push(scale, clean, rest[1], clean)
-        if guidance.mode == "initialize":
-            _, virtual = to_noise_and_clean(
-                out[count:], latents[:extra], alpha[:extra], sigma[:extra], prediction, scratch, " virtual"
-            )
-            self._virtual = self._in_turn("virtual", virtual, self._virtual[extra:])
-        unconditioned = virtual_noise(latents, self._virtual, alpha, sigma, scratch).mul_(guidance.delta)
-        other_clean = torch.mul(sigma, unconditioned, out=scratch.like("part", latents))
-        torch.sub(latents, other_clean, out=other_clean).div_(alpha)
-        return push(scale, noise, unconditioned, guided), push(scale, clean, other_clean, clean)
+            other = estimate(out[count:], latents, of_latent, of_out, scratch.like("clean without", latents))
+            unconditioned = self._noise_of(out[count:], latents, levels, " without")
+        else:
+            if guidance.mode == "initialize":
+                room = scratch.like("clean virtual", latents, (extra, *latents.shape[1:]))
+                own = latents[:extra], of_latent[:extra], of_out[:extra]
+                virtual = estimate(out[count:], *own, room)
+                self._virtual = self._in_turn("virtual", virtual, self._virtual[extra:])
+            source, delta = self._virtual, guidance.delta
+            other = virtual_clean(latents, source, alpha, delta, scratch)
+
+            def unconditioned() -> Tensor:
+                return virtual_noise(latents, source, alpha, sigma, scratch).mul_(delta)
+
+        def noise() -> Tensor:
+            return push(scale, conditioned(), unconditioned(), scratch.like("guided", latents))
+
+        return push(scale, clean, other, clean), noise
+
+    @torch.inference_mode()
+    def _next_predicted(self) -> Tensor:
+        """Noises of the last run ``[R, 4, h, w]``; what they are made of stands until the next."""
+        made = self._predict()
+        self._predict = lambda: made
+        return made
 
     def _shift_in(self, entering: Entering | None) -> None:
         """Move every frame one step on and put the entering ones, or nothing, into row 0."""
@@ -244,10 +286,12 @@ class StreamBatch:
         source = self._source[:frames] if entering is None else wide("source", entering.source, precision)
         if self.steps == 1:
             self._clean = self._virtual = first
-            self._predicted, self._source = self._noise[:frames], source
+            self._source = source
         else:
             self._clean = self._in_turn("rows", first, self._next_clean[:-frames])
-            self._predicted = self._in_turn("predicted", self._noise[:frames], self._next_predicted[:-frames])
+            if self._replays:
+                noises = self._next_predicted()[:-frames]
+                self._predicted = self._in_turn("predicted", self._noise[:frames], noises)
             self._source = self._in_turn("sources", source, self._source[:-frames])
             self._virtual = self._in_turn("virtual", first, self._virtual[:-frames])
         self._tags = [None if entering is None else entering.tags, *self._tags[:-1]]
@@ -258,8 +302,9 @@ class StreamBatch:
         for step in range(1, self.steps):
             if self._tags[step] is None:
                 here = slice(step * frames, (step + 1) * frames)
-                self._clean[here], self._predicted[here] = filling, self._noise[:frames]
-                self._source[here], self._virtual[here] = origin, filling
+                self._clean[here], self._source[here], self._virtual[here] = filling, origin, filling
+                if self._replays:
+                    self._predicted[here] = self._noise[:frames]
                 self._tags[step] = (entering.tags[0],) * frames
 
     def _call(
@@ -319,25 +364,16 @@ class StreamBatch:
             found += [None] * self._frames if tags is None else [tag.luggage[extension] for tag in tags]
         return tuple(found)
 
-    def _coefficients(self, plan: StepPlan) -> Tensor:
-        """``[7, R, 1, 1, 1]``: alpha, sigma, keep, replay, fresh, c_skip, c_out of every row."""
-        table = (plan.alpha, plan.sigma, plan.keep, plan.replay, plan.fresh, plan.c_skip, plan.c_out)
-        host = torch.tensor(table, dtype=torch.float64).repeat_interleave(self._frames, dim=1)
-        wide = host.to(self.precision)[:, :, None, None, None]
-        if self._device.type == "cuda":
-            wide = wide.pin_memory()
-        return wide.to(self._device, non_blocking=True)
-
     def _allocate(self, steps: int) -> None:
         """New shapes: nothing that was inside fits any more."""
         self.prepared += 1
         count = steps * self._frames
         zeros = torch.zeros(count, *self._shape, device=self._device, dtype=self.precision)
         # Only the noise is ever written where it lies; the others are put into buffers of their own.
-        self._clean = self._predicted = self._source = self._virtual = zeros
-        self._next_clean = self._next_predicted = zeros
+        self._clean = self._predicted = self._source = self._virtual = self._next_clean = zeros
+        self._predict = lambda: zeros
         self._noise = zeros.clone()
-        self._rows = torch.zeros(7, 0)
+        self._levels = None
         self._tags = [None] * steps
 
     def _change_length(self, steps: int) -> None:
@@ -354,7 +390,10 @@ class StreamBatch:
             ],
             device=self._device,
         )
-        for name in ("_clean", "_predicted", "_source", "_virtual", "_next_clean", "_next_predicted"):
+        noises = self._next_predicted()[rows]
+        self._predict = lambda: noises
+        self._levels = None
+        for name in ("_clean", "_source", "_virtual", "_next_clean"):
             setattr(self, name, getattr(self, name)[rows])
         self._noise = self._noise[rows]
         spare = self._tags[-1]

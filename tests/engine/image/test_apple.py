@@ -37,7 +37,7 @@ COMPOSITE = {
 #: On the CPU attention is one operation; on an Apple GPU torch takes another for it.
 STAND_INS = {"_scaled_dot_product_flash_attention_for_cpu": "_scaled_dot_product_attention_math_for_mps"}
 #: Where 64-bit floats are made on the host and leave it in another precision.
-HOST_ONLY = {"stream.py:_coefficients"}
+HOST_ONLY = {"levels.py:levels_of"}
 
 CHANGES: list[dict[str, Any]] = [
     {},

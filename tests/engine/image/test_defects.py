@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdbridge.engine.image.guidance import to_noise_and_clean
+from sdbridge.engine.image.guidance import clean_shares, estimate
 from sdbridge.engine.image.schedule import noise_schedule, timestep_grid
 from sdbridge.frame import Chunk, Frame
 from tests.engine.image.rig import Rig, frame
@@ -129,16 +129,17 @@ def test_bright_frames_are_encoded_as_they_are(checkpoint, size: int) -> None:
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_half_precision_never_divides_by_a_small_alpha(checkpoint, prediction: str) -> None:
-    """Defect 3: x0 = (X - b e) / a at t = 999, a = .068. The model's half answer is divided in float32."""
+    """Defect 3: x0 = X / a - b e / a at t = 999, a = .068. The model's half answer is divided in float32."""
     rig = Rig(checkpoint(), VALUES, dtype="float16")
     assert rig.model.dtype == torch.float16 and rig.engine.painter._stream.precision == torch.float32
     schedule = noise_schedule({})
     alpha, sigma = schedule.alpha(999), schedule.sigma(999)
     torch.manual_seed(0)
     latents, out = torch.randn(1, 4, 64, 64), torch.randn(1, 4, 64, 64).half()
-    wide = [torch.tensor(value, dtype=torch.float64) for value in (alpha, sigma)]
-    _, wanted = to_noise_and_clean(out.double(), latents.double(), *wide, prediction)
-    _, found = to_noise_and_clean(out.float(), latents, *(v.float() for v in wide), prediction)
+    shares = [torch.tensor(value, dtype=torch.float64) for value in clean_shares(alpha, sigma, prediction)]
+    wanted = shares[0] * latents.double() + shares[1] * out.double()
+    found = estimate(out, latents, *(share.float() for share in shares), torch.empty_like(latents))
+    assert found.dtype == torch.float32
     assert float((found - wanted).abs().max() / wanted.abs().max()) <= 1e-6
 
 

@@ -41,7 +41,7 @@ def worst(rig: Rig, exact: Rig, size: int = 64) -> tuple[float, float]:
     noise = latent = 0.0
     for k in range(1, 4):
         wanted, found = exact.latent_of(frame(k, size)).cpu(), rig.latent_of(frame(k, size)).cpu()
-        noises = [each.engine.painter._stream._next_predicted.cpu() for each in (rig, exact)]
+        noises = [each.engine.painter._stream._next_predicted().cpu() for each in (rig, exact)]
         noise, latent = max(noise, apart(*noises)), max(latent, apart(found, wanted))
     return noise, latent
 
