@@ -19,6 +19,12 @@ from sdbridge.engine.accelerate.streams import own_stream
 log = logging.getLogger(__name__)
 
 _LOOK_S = 0.02  # how often jobs that are not ready are asked
+_of_thread = threading.local()  # ``works``: it is one that works beside a stream
+
+
+def works_beside() -> bool:
+    """Whether the calling thread works beside the stream: nothing may be written there that frames read."""
+    return getattr(_of_thread, "works", False)
 
 
 @dataclass(order=True)
@@ -81,6 +87,7 @@ class BesideTheStream:
         self._thread.join(60.0)
 
     def _work(self) -> None:
+        _of_thread.works = True
         stream = own_stream(self._device) if self._device.type == "cuda" else None
         while (given := self._next()) is not None:
             try:

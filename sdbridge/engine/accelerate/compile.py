@@ -26,6 +26,7 @@ from sdbridge.engine.accelerate.beside import BesideTheStream
 from sdbridge.engine.accelerate.cuda_graph import CudaGraph, cut_anywhere
 from sdbridge.engine.accelerate.eager import Eager
 from sdbridge.engine.accelerate.graphs import Capture, Graphs, shapes_of
+from sdbridge.engine.accelerate.hoisted import PARTS
 from sdbridge.engine.accelerate.packed_controlnet import PackedControlNet, Residuals
 from sdbridge.engine.accelerate.picture_graphs import PictureGraphs
 from sdbridge.engine.accelerate.replay import Begin, Key, Replayed, TensorCall
@@ -106,7 +107,7 @@ class Compiled:
 
     def is_wanted(self, key: Key) -> bool:
         """Whether frames run with what is called so, or are to."""
-        owner = self.unet if key[0] in ("unet", "times") else self.pictures
+        owner = self.unet if key[0] in ("unet", *PARTS) else self.pictures
         return owner.is_wanted(key)
 
     # --- frames ---
@@ -167,7 +168,7 @@ class Compiled:
         return None if compiler is None else precompile.CallKernels(compiler, about)
 
     def weights_changed(self) -> None:
-        """Replays read the tensors where they are; only the time projections are kept."""
+        """Replays read the tensors where they are; only what depends on no frame is kept (``hoisted.py``)."""
         self.unet.weights_changed()
 
     def report_progress(self, tell: Callable[[Progress | None], None]) -> None:

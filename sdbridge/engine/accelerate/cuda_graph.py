@@ -92,6 +92,7 @@ class CudaGraph:
         """``piece``: about so many kernels are one graph, 0: all; None: ``PIECE`` beside frames, else all."""
         device = tensors[0].device
         self._replayed = False
+        self._reads = getattr(run, "reads", None)  # besides its inputs; kept as long as the graph
         with torch.inference_mode():
             self._inputs = tuple(tensor.detach().clone() for tensor in tensors)
             for _ in range(warm_runs):  # libraries choose their algorithms outside the capture

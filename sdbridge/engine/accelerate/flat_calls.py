@@ -9,25 +9,23 @@ from torch import Tensor
 from sdbridge.engine.image.seams import UnetCall
 
 
-def time_inputs(call: UnetCall) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
-    """What time projections depend on: timesteps, rows and dtype (an empty sample), further conditions."""
-    found = [("timesteps", call.timesteps), ("sample", call.sample[:, :0, :0, :0])]
-    if call.timestep_cond is not None:
-        found.append(("timestep_cond", call.timestep_cond))
-    found += [(f"added.{name}", value) for name, value in sorted(call.added_cond.items())]
+def brought(call: UnetCall) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
+    """What a frame brings of its own: all that depends on more than the timesteps or the text."""
+    found: list[tuple[str, Tensor]] = [("sample", call.sample)]
+    if call.mid_residual is not None:
+        found.append(("mid_residual", call.mid_residual))
+    found += [(f"down.{i}", value) for i, value in enumerate(call.down_residuals or ())]
     return tuple(name for name, _ in found), tuple(tensor for _, tensor in found)
 
 
-def at_times(call: UnetCall, names: tuple[str, ...], tensors: tuple[Tensor, ...]) -> UnetCall:
-    """``call`` with other tensors, in the order of ``time_inputs``."""
+def with_brought(call: UnetCall, names: tuple[str, ...], tensors: tuple[Tensor, ...]) -> UnetCall:
+    """``call`` with other tensors, in the order of ``brought``."""
     given = dict(zip(names, tensors, strict=True))
-    added = {name.removeprefix("added."): given[name] for name in names if name.startswith("added.")}
     return replace(
         call,
         sample=given["sample"],
-        timesteps=given["timesteps"],
-        timestep_cond=given.get("timestep_cond"),
-        added_cond=added,
+        mid_residual=given.get("mid_residual"),
+        down_residuals=tuple(given[name] for name in names if name.startswith("down.")) or None,
     )
 
 

@@ -92,11 +92,11 @@ class Graphs:
         with self._putting_in:
             del self.by_key[key]
 
-    def drop_oldest(self, kind: str, kept: int) -> None:
+    def drop_oldest(self, kind: str, kept: int, though_wanted: bool = False) -> None:
         """Leave ``kept`` of a kind, and those that are wanted all the same."""
         keys = [key for key in self.by_key if key[0] == kind]
         for key in keys[: max(0, len(keys) - kept)]:
-            if kind == "times" or not self._is_wanted(key):
+            if though_wanted or not self._is_wanted(key):
                 self.drop(key)
 
     def settled(self, timeout_s: float) -> bool:

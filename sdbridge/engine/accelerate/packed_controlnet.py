@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdbridge.engine.accelerate.packed_unet import Packed, Pass, matrix, unusual_parts
+from sdbridge.engine.accelerate.packed_unet import Known, Packed, Pass, matrix, unusual_parts
 from sdbridge.engine.accelerate.unet_ops import Picture, PlainOps, UnetOps
 from sdbridge.engine.image.seams import UnetCall
 
@@ -39,18 +39,22 @@ class PackedControlNet:
             raise ValueError(f"this ControlNet has {why}")
         self._network = network
         self._ops = ops or PlainOps()
-        self._packed = Packed(network)
+        self.packed = Packed(network)
         self._flips = network.config["controlnet_conditioning_channel_order"] == "bgr"
 
-    def run(self, call: UnetCall, hint: Tensor, ops: UnetOps | None = None) -> Residuals:
+    def run(
+        self, call: UnetCall, hint: Tensor, ops: UnetOps | None = None, known: Known | None = None
+    ) -> Residuals:
         """Residuals of the skips, first to last, and of the middle: channels-last views, not scaled.
 
         ``hint`` ``[B, c, h, w]`` is the embedded control image; by other operations if some are given.
+        ``known`` is what depends on timesteps and text alone, where somebody keeps it: of the call only the
+        sample is read then.
         """
         ops, network = ops or self._ops, self._network
         if self._flips:
             hint = hint.flip(1)
-        walking = Pass(self._packed, ops, call, self._packed.times(call))
+        walking = Pass(self.packed, ops, call, known or self.packed.known(call))
         walk = walking.begin()
         walk.pending = walk.pending.plus(Picture.of(hint))
         walking.descend(walk)

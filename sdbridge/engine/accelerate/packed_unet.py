@@ -3,9 +3,10 @@
 Same arithmetic as diffusers' ``UNet2DConditionModel`` (SD 1.5, 2.1, SDXL and their kin), other order of
 work: pictures stay channels-last rows ``[B * h * w, C]`` all the way; the weights of query, key and value
 lie in one tensor, those of all layers that read the text in another, those of all time projections
-in a third, so each is one product; a layer's bias, residual and skip connection are added where the next
-normalisation reads them. The modules' parameters become views of the packed tensors: whoever writes
-them in place (a LoRA fader) has written the packed ones, and nothing is ever refreshed.
+in a third, so each is one product, and the last two need not be made in every frame (``hoisted.py``); a
+layer's bias, residual and skip connection are added where the next normalisation reads them. The modules'
+parameters become views of the packed tensors: whoever writes them in place (a LoRA fader) has written the
+packed ones, which are never made anew.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ _RESNET_KERNELS, _BLOCK_KERNELS = 8, 12
 _DOWN = {"CrossAttnDownBlock2D", "DownBlock2D"}
 _UP = {"CrossAttnUpBlock2D", "UpBlock2D"}
 _MID = {"UNetMidBlock2DCrossAttn"}
+#: SDXL's further conditions.
+ADDED = ("text_embeds", "time_ids")
 
 
 def obstacle(unet: Any) -> str:
@@ -112,6 +115,14 @@ class Walk:
         return self._ops.settle(self.pending, norm, True, skip, extra)
 
 
+@dataclass(frozen=True)
+class Known:
+    """What a pass needs that depends on timesteps or text alone: see ``write_times`` and ``write_text``."""
+
+    times: Tensor
+    text: Tensor
+
+
 class Packed:
     """A network's weights, those that are read together side by side. Packs the parameters in place."""
 
@@ -119,6 +130,7 @@ class Packed:
         self.network = network
         self.heads: dict[Any, _Heads] = {}
         self.time_of: dict[Any, slice] = {}
+        self._added = ADDED if network.config.addition_embed_type == "text_time" else ()
         self._pack()
 
     @torch.no_grad()
@@ -142,17 +154,40 @@ class Packed:
         self.time_weight = _pack([resnet.time_emb_proj for resnet in resnets])
         self.time_bias = _pack([resnet.time_emb_proj for resnet in resnets], "bias")
 
-    def times(self, call: UnetCall) -> Tensor:
+    def times_from(self, call: UnetCall) -> tuple[Tensor, ...]:
+        """What ``write_times`` reads: the timesteps, the guidance's embedding, SDXL's two conditions."""
+        guided = () if call.timestep_cond is None else (call.timestep_cond,)
+        return (call.timesteps, *guided, *(call.added_cond[name] for name in self._added))
+
+    def write_times(self, into: Tensor, timesteps: Tensor, *more: Tensor) -> None:
         """Every ResNet's time projection, side by side: ``[B, sum of widths]``. Reads no text."""
-        unet = self.network
-        timesteps = call.timesteps.expand(call.sample.shape[0])
-        frequencies = unet.time_proj(timesteps).to(call.sample.dtype)
-        embedding = unet.time_embedding(frequencies, call.timestep_cond)
-        if unet.config.addition_embed_type == "text_time":
-            pooled = call.added_cond["text_embeds"]
-            sizes = unet.add_time_proj(call.added_cond["time_ids"].flatten()).reshape(pooled.shape[0], -1)
+        unet, rest = self.network, list(more)
+        guidance = rest.pop(0) if len(rest) > len(self._added) else None
+        frequencies = unet.time_proj(timesteps.expand(into.shape[0])).to(into.dtype)
+        embedding = unet.time_embedding(frequencies, guidance)
+        if rest:
+            pooled, time_ids = rest
+            sizes = unet.add_time_proj(time_ids.flatten()).reshape(pooled.shape[0], -1)
             embedding = embedding + unet.add_embedding(torch.cat([pooled, sizes], -1).to(embedding.dtype))
-        return functional.linear(functional.silu(embedding), self.time_weight, self.time_bias)
+        torch.addmm(self.time_bias, functional.silu(embedding), self.time_weight.t(), out=into)
+
+    def write_text(self, into: Tensor, text: Tensor) -> None:
+        """Keys and values of the text in all blocks, side by side: ``[B * tokens, sum of widths]``."""
+        torch.mm(text.flatten(0, 1), self.text_weight.t(), out=into)
+
+    def room(self, call: UnetCall) -> Known:
+        """Where these two go for calls of this shape, not filled yet. Writable in every mode of PyTorch."""
+        rows, tokens, _ = call.encoder_hidden_states.shape
+        sizes = ((rows, self.time_weight.shape[0]), (rows * tokens, self.text_weight.shape[0]))
+        with torch.inference_mode(False):
+            return Known(*(torch.zeros(n, device=call.sample.device, dtype=call.sample.dtype) for n in sizes))
+
+    def known(self, call: UnetCall) -> Known:
+        """Both, in tensors of their own."""
+        made = self.room(call)
+        self.write_times(made.times, *self.times_from(call))
+        self.write_text(made.text, call.encoder_hidden_states)
+        return made
 
 
 class PackedUnet:
@@ -168,7 +203,7 @@ class PackedUnet:
         if why:
             raise ValueError(f"this UNet has {why}")
         self._ops = ops
-        self._packed = Packed(unet)
+        self.packed = Packed(unet)
 
     @staticmethod
     def fits(call: UnetCall) -> str:
@@ -181,30 +216,26 @@ class PackedUnet:
 
     # --- running ---
 
-    def run(self, call: UnetCall, ops: UnetOps | None = None, times: Tensor | None = None) -> Tensor:
+    def run(self, call: UnetCall, ops: UnetOps | None = None, known: Known | None = None) -> Tensor:
         """The UNet's answer ``[B, C, h, w]``, in the call's dtype; by other operations if some are given.
 
-        ``times`` is what ``times`` gave for these timesteps, where somebody kept it.
+        ``known`` is what depends on this call's timesteps and text alone, where somebody keeps it: of the
+        call itself, sample and residuals are read then and nothing more.
         """
-        known = self.times(call) if times is None else times
-        return Pass(self._packed, self._ops if ops is None else ops, call, known).run()
-
-    def times(self, call: UnetCall) -> Tensor:
-        """Every ResNet's time projection, side by side: ``[B, sum of widths]``. Reads no text."""
-        return self._packed.times(call)
+        known = known or self.packed.known(call)
+        return Pass(self.packed, self._ops if ops is None else ops, call, known).run()
 
 
 class Pass:
     """One forward pass: the packed weights, the operations, and what this call was given."""
 
-    def __init__(self, packed: Packed, ops: UnetOps, call: UnetCall, times: Tensor) -> None:
+    def __init__(self, packed: Packed, ops: UnetOps, call: UnetCall, known: Known) -> None:
         self._unet = packed.network
         self._packed = packed
         self._ops = ops
         self._call = call
-        self._times = times
+        self._times, self._text = known.times, known.text
         self._batch = int(call.sample.shape[0])
-        self._text = call.encoder_hidden_states  # until their keys and values are made
 
     def begin(self) -> Walk:
         """The first convolution done."""
@@ -215,10 +246,7 @@ class Pass:
 
     def descend(self, walk: Walk) -> None:
         """The way down and the middle."""
-        unet, ops, batch, times = self._unet, self._ops, self._batch, self._times
-        self._text = text = ops.linear(
-            self._call.encoder_hidden_states.flatten(0, 1), self._packed.text_weight
-        )
+        unet, batch, times, text = self._unet, self._batch, self._times, self._text
         for block in unet.down_blocks:
             attentions: Sequence[Any] = getattr(block, "attentions", ())
             for index, resnet in enumerate(block.resnets):

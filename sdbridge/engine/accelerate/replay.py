@@ -27,6 +27,27 @@ TensorCall = Callable[..., Any]
 Key = tuple[object, ...]
 
 
+class Lying(Protocol):
+    """Tensors that lie still while what is in them changes now and then."""
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]: ...
+
+
+class Reading:
+    """``run`` with ``reads`` as its last argument: what a record of it reads where it lies, as no input.
+
+    Who records the call keeps ``reads`` as long as the record (``CudaGraph`` does).
+    """
+
+    def __init__(self, run: TensorCall, reads: Lying) -> None:
+        self._run = run
+        self.reads = reads
+
+    def __call__(self, *tensors: Tensor) -> Any:
+        return self._run(*tensors, self.reads)
+
+
 class Begin(Protocol):
     """Has the kernels compiled that a call on these tensors takes."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,10 +14,11 @@ from sdbridge.engine.accelerate import precompile
 from sdbridge.engine.accelerate.attention import Attend
 from sdbridge.engine.accelerate.cuda_graph import cut_anywhere
 from sdbridge.engine.accelerate.eager import Eager
-from sdbridge.engine.accelerate.flat_calls import at_times, flat, time_inputs, unflat
+from sdbridge.engine.accelerate.flat_calls import brought, flat, unflat, with_brought
 from sdbridge.engine.accelerate.graphs import Graphs, shapes_of
+from sdbridge.engine.accelerate.hoisted import PARTS, Hoisted, Hoisting, Part
 from sdbridge.engine.accelerate.packed_unet import PackedUnet, obstacle
-from sdbridge.engine.accelerate.replay import Key, TensorCall
+from sdbridge.engine.accelerate.replay import Key, Reading, TensorCall
 from sdbridge.engine.accelerate.unet_ops import PlainOps, UnetOps
 from sdbridge.engine.image.load import LoadedModel
 from sdbridge.engine.image.seams import UnetCall
@@ -25,8 +27,8 @@ _KEPT_GRAPHS = 12
 
 
 class UnetGraphs:
-    """Packed where that can be; the time projections have a graph of their own, since they change with the
-    steps, not with the frame.
+    """Packed where that can be; what depends on the text or the timesteps alone has graphs of its own, since
+    it changes with those and not with the frame.
     """
 
     def __init__(self, model: LoadedModel, eager: Eager, graphs: Graphs, attend: Attend) -> None:
@@ -37,14 +39,12 @@ class UnetGraphs:
         self.make_fast: Callable[[], UnetOps] | None = None
         self._denoise: Key | None = None
         self._ahead: frozenset[Key] = frozenset()  # what is to be run later
-        self._times_at: Key = ()  # what the time projections below were made of
-        self._times_of: tuple[Tensor, ...] = ()
-        self._times_now = torch.zeros(0)
         self._attention = [
             (name, module) for name, module in model.unet.named_modules() if hasattr(module, "processor")
         ]
         why = obstacle(model.unet)
         self._packed = None if why else PackedUnet(model.unet, PlainOps(attend))
+        self.hoisting = None if self._packed is None else Hoisting(self._packed.packed)
         if why:
             graphs.say(f"the UNet runs unpacked: it has {why}")
 
@@ -73,12 +73,14 @@ class UnetGraphs:
         self._ahead = frozenset(key for key, _ in wanted)
         for key, call in wanted:
             self._provide(key, call, beside=True)
-        needed = [key for key, _ in wanted] + [_time_key(call) for _, call in wanted if self._packs(call)]
+        packed = [call for _, call in wanted if self._packs(call)]
+        needed = [key for key, _ in wanted]
+        needed += [self._part_key(part, call) for part in PARTS for call in packed]
         return all(self._graphs.ready(key) for key in needed)
 
     def is_wanted(self, key: Key) -> bool:
         """Whether frames run with it, or are to."""
-        if key[0] == "times":
+        if key[0] in PARTS:
             return True
         if self._denoise is not None and 0 != key[1] == self._denoise[1]:
             return True  # of the feature bank in use: it may be seeded anew at any frame
@@ -99,10 +101,10 @@ class UnetGraphs:
     def _provide(self, key: Key, call: UnetCall, beside: bool) -> None:
         if self._graphs.is_there(key):
             return
-        names, tensors = flat(call)
         if self._packs(call):
-            self._provide_packed(key, call, names, tensors, beside)
+            self._provide_packed(key, call, beside)
         else:  # with a feature bank never beside: the modules write into it, trying too
+            names, tensors = flat(call)
             run = cut_anywhere(_on_tensors(self._eager.run_denoise, call, names))
             self._graphs.provide(key, run, tensors, beside and call.bank is None)
         self._graphs.drop_oldest("unet", _KEPT_GRAPHS)
@@ -110,36 +112,35 @@ class UnetGraphs:
     def _packs(self, call: UnetCall) -> bool:
         return self._packed is not None and not PackedUnet.fits(call)
 
-    def _provide_packed(
-        self, key: Key, call: UnetCall, names: tuple[str, ...], tensors: tuple[Tensor, ...], beside: bool
-    ) -> None:
-        packed, graphs = self._packed, self._graphs
-        assert packed is not None
-        time_names, time_tensors = time_inputs(call)
-        time_key = _time_key(call)
-        if not graphs.is_there(time_key):
-            graphs.provide(
-                time_key, lambda *given: packed.times(at_times(call, time_names, given)), time_tensors, beside
-            )
-            graphs.drop_oldest("times", _KEPT_GRAPHS)
-        self._times_at = ()
-        with torch.inference_mode():
-            both = (*tensors, packed.times(call))
+    def _provide_packed(self, key: Key, call: UnetCall, beside: bool) -> None:
+        names, tensors = brought(call)
+        packed, hoisting, graphs = self._packed, self.hoisting, self._graphs
+        assert packed is not None and hoisting is not None
+        hoisted = hoisting.of(call)
+        for part in PARTS:
+            part_key = self._part_key(part, call)
+            if not graphs.is_there(part_key):
+                graphs.provide(part_key, hoisting.bound(part, hoisted), hoisting.inputs(part, call), beside)
+                graphs.drop_oldest(part, _KEPT_GRAPHS, though_wanted=True)
+                if not beside:
+                    hoisted.made_from.pop(part, None)  # capturing has run what fills it
 
         rehearse = _rehearsal(call)
 
-        def plainly(*given: Tensor) -> Tensor:
-            return packed.run(unflat(rehearse(), names, given[:-1]), times=given[-1])
+        def plainly(*given: Any) -> Tensor:
+            *tensors, hoisted = given
+            return packed.run(with_brought(rehearse(), names, tuple(tensors)), known=hoisted.known)
 
-        faster, spec = None, None
+        first, faster, spec = Reading(plainly, hoisted), None, None
         if self.make_fast is not None:
             fast = self.make_fast()  # each graph has buffers of its own
 
-            def faster(*given: Tensor) -> Tensor:
-                return packed.run(unflat(rehearse(), names, given[:-1]), fast, given[-1])
+            def faster_call(*given: Any) -> Tensor:
+                *tensors, hoisted = given
+                return packed.run(with_brought(rehearse(), names, tuple(tensors)), fast, hoisted.known)
 
-            spec = precompile.unet_spec(self._model.unet, call)
-        graphs.provide(key, plainly, both, beside, faster, spec)
+            faster, spec = Reading(faster_call, hoisted), precompile.unet_spec(self._model.unet, call)
+        graphs.provide(key, first, tensors, beside, faster, spec)
 
     def _obstacle(self, call: UnetCall) -> str:
         """Why this call cannot be a graph, or ''."""
@@ -159,31 +160,33 @@ class UnetGraphs:
         graph = self._graphs.by_key.get(self._denoise) if self._denoise is not None else None
         if graph is None:
             return self._eager.run_denoise(call)
-        if self._packs(call):
-            made: Tensor = graph.run((*flat(call)[1], self._times(call)))
+        if self.hoisting is not None and self._packs(call):
+            self.hoisting.refreshed(call, lambda *made: self._make(call, *made))
+            answer: Tensor = graph.run(brought(call)[1])
         else:
-            made = graph.run(flat(call)[1])
-        return made
+            answer = graph.run(flat(call)[1])
+        return answer
 
-    def _times(self, call: UnetCall) -> Tensor:
-        """The time projections of this call; made again only when they may differ from the last ones."""
-        assert self._packed is not None
-        names, tensors = time_inputs(call)
-        at: Key = (call.timesteps_host, names, *(id(tensor) for tensor in tensors[2:]))
-        if not call.timesteps_host or at != self._times_at:
-            graph = self._graphs.by_key.get(_time_key(call))
-            self._times_now = self._packed.times(call) if graph is None else graph.run(tensors)
-            self._times_at = at
-            self._times_of = tensors  # kept alive, so that an id means the same tensor
-        return self._times_now
+    def _make(self, call: UnetCall, part: Part, hoisted: Hoisted, tensors: tuple[Tensor, ...]) -> None:
+        """By its graph, which was captured for this very ``hoisted``: there is one for such calls."""
+        assert self.hoisting is not None
+        graph = self._graphs.by_key.get(self._part_key(part, call))
+        if graph is None:
+            self.hoisting.bound(part, hoisted)(*tensors)
+        else:
+            graph.run(tensors)
+
+    def _part_key(self, part: Part, call: UnetCall) -> Key:
+        assert self.hoisting is not None
+        return (part, self.hoisting.key(call), *shapes_of(self.hoisting.inputs(part, call)))
 
     def weights_changed(self) -> None:
-        """The time projections are made again for the next frame."""
-        self._times_at = ()
+        """What was made with them is made again for the next frame."""
+        if self.hoisting is not None:
+            self.hoisting.weights_changed()
 
     def close(self) -> None:
         self._denoise = None
-        self._times_of = ()
 
 
 def _rehearsal(call: UnetCall) -> Callable[[], UnetCall]:
@@ -209,8 +212,3 @@ def _rehearsal(call: UnetCall) -> Callable[[], UnetCall]:
 
 def _on_tensors(run: Callable[[UnetCall], Tensor], call: UnetCall, names: tuple[str, ...]) -> TensorCall:
     return lambda *given: run(unflat(call, names, given))
-
-
-def _time_key(call: UnetCall) -> Key:
-    names, tensors = time_inputs(call)
-    return ("times", names, *shapes_of(tensors))

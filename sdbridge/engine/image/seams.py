@@ -88,6 +88,10 @@ class UnetCall:
     timestep_cond                   ``[B, d]`` guidance embedding of fully distilled LCM models
     timesteps_host                  the same numbers on the host; () where they are not known there
     bank                            the feature bank in this frame's form, while self-attention has one
+    text_of                         whose text it is: the same object as in the call before, and the same
+                                    tensor, mean the same text. None: nobody knows, and what depends on
+                                    it is made for each call. Another text in a tensor that was used
+                                    before comes with another object
     """
 
     sample: Tensor
@@ -101,6 +105,7 @@ class UnetCall:
     timestep_cond: Tensor | None = None
     timesteps_host: tuple[int, ...] = ()
     bank: BankForm | None = None
+    text_of: object | None = None
 
 
 class ModelParts(Protocol):

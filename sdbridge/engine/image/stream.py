@@ -117,6 +117,7 @@ class StreamBatch:
         self._tags: list[tuple[FrameTag, ...] | None] = []
         self._scratch = Scratch()
         self._text: _RowsOfText | None = None
+        self._guided: tuple[Tensor, Tensor] | None = None  # the guidance's embedding, and as rows
         self.prepared = 0  # times that shapes or lengths changed
 
     @property
@@ -332,9 +333,19 @@ class StreamBatch:
             timesteps=self._timesteps[: count + extra],
             encoder_hidden_states=text.tokens,
             added_cond={} if added_cond is None else added_cond(text.pooled, count + extra),
-            timestep_cond=None if timestep_cond is None else timestep_cond.expand(count + extra, -1),
+            timestep_cond=self._guided_rows(timestep_cond, count + extra),
             timesteps_host=host + host[:extra],
+            text_of=text,
         )
+
+    def _guided_rows(self, embedding: Tensor | None, rows: int) -> Tensor | None:
+        """The same for every row: the same tensor as long as it is the same embedding."""
+        if embedding is None:
+            return None
+        known = self._guided
+        if known is None or known[0] is not embedding or known[1].shape[0] != rows:
+            known = self._guided = (embedding, embedding.expand(rows, -1))
+        return known[1]
 
     def _text_of_rows(self, conditioning: Conditioning, count: int, extra: int) -> _RowsOfText:
         """The positive text for the rows, the negative one for the extra rows."""
@@ -348,8 +359,8 @@ class StreamBatch:
         return _RowsOfText(conditioning, count, extra, tokens, pooled)
 
     def _beside(self, name: str, a: Tensor, b: Tensor) -> Tensor:
-        """Rows of both. Each time another tensor, though of the same buffer: ``Compiled`` keeps the time
-        projections of a tensor that it knows again, and must not know one again that was written over.
+        """Rows of both. Each time another tensor, though of the same buffer: ``Compiled`` keeps what it made
+        of a tensor that it knows again, and must not know one again that was written over.
         """
         rows = self._scratch.like(name, a, (a.shape[0] + b.shape[0], *a.shape[1:]))
         return torch.cat([a, b], out=rows)[:]

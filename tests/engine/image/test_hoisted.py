@@ -1,0 +1,217 @@
+"""What hangs on the text or the timesteps alone is made when those change, and in no other frame."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sdbridge.engine.accelerate.compile import Compiled
+from sdbridge.engine.image import painter
+from tests.engine.image.rig import Rig, frame, relative
+from tests.engine.image.test_foresight import Graph
+from tests.engine.image.test_lora import kohya, pairs, saved, targets
+
+Values = dict[str, Any]
+START: Values = {
+    "prompt.1.text": "fox",
+    "prompt.2.text": "a sea of ice",
+    "prompt.2.weight": 0.0,
+    "scheduler": "lcm",
+    "steps": 2,
+    "prompt_transition": 0.0,
+    "negative_prompt": "grey",
+    "lora.1.weight": 0.0,
+    "lora.2.weight": 0.0,
+}
+LONG = "word " * 90
+
+#: One after the other: what is changed, and how often times and text are made for it in its first frame.
+CHANGES: list[tuple[str, Values, int, int]] = [
+    ("prompt", {"prompt__1__text": "fire on a hill"}, 0, 1),
+    ("weights of the prompts", {"prompt__2__weight": 0.7}, 0, 1),
+    ("how they are blended", {"prompt_blend": "linear"}, 0, 1),
+    ("step values", {"step_indices": "20,41"}, 1, 0),
+    ("sampler", {"scheduler": "tcd"}, 0, 0),
+    ("schedule", {"schedule_steps": 45}, 1, 0),
+    ("seed", {"seed__1__value": 77}, 0, 0),
+    ("UNet's LoRA", {"lora__1__weight": 0.8}, 1, 1),
+    ("UNet's LoRA moves", {"lora__1__weight": 0.5}, 1, 1),
+    ("encoder's LoRA", {"lora__2__weight": 0.6}, 1, 1),
+    ("both off", {"lora__1__weight": 0.0, "lora__2__weight": 0.0}, 1, 1),
+    ("guidance self", {"guidance_mode": "self", "guidance_scale": 1.5}, 0, 0),
+    ("guidance full", {"guidance_mode": "full"}, 1, 1),
+    ("negative prompt", {"negative_prompt": "a dog"}, 0, 1),
+    ("guidance scale", {"guidance_scale": 2.5}, 0, 0),
+    ("guidance initialize", {"guidance_mode": "initialize"}, 1, 1),
+    ("no guidance", {"guidance_mode": "none"}, 0, 1),
+    ("feature bank", {"feature_bank__enabled": True}, 0, 0),
+    ("its strength", {"feature_bank__strength": 0.3}, 0, 0),
+    ("prompt under the bank", {"prompt__1__text": "a bridge"}, 0, 1),
+    ("no feature bank", {"feature_bank__enabled": False}, 0, 0),
+    ("a longer text", {"prompt__1__text": LONG}, 1, 1),
+    ("a short one again", {"prompt__1__text": "fox"}, 0, 1),
+    ("steps", {"steps": 3, "step_indices": ""}, 1, 1),
+    ("fewer", {"steps": 1}, 1, 1),
+    ("two frames at a time", {"frame_batch": 2}, 1, 1),
+    ("one, a shape known by now", {"frame_batch": 1}, 0, 1),
+]
+
+
+class Pair:
+    """The same stream twice: operation by operation, and from stand-ins for graphs."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **more: Any) -> None:
+        self.plain = Rig(folder, {**START, **more}, dtype="float64")
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                painter,
+                "build_acceleration",
+                lambda name, model, attend=None: Compiled(model, capture=Graph, attend=attend),
+            )
+            self.rig = Rig(folder, {**START, **more}, dtype="float64")
+        self.acceleration: Compiled = self.rig.engine.painter.acceleration
+        self.number = 0
+        self._load_loras(tmp_path)
+
+    def _load_loras(self, folder: Path) -> None:
+        unet, encoders = self.rig.model.unet, self.rig.model.text_encoders
+        reading = targets(unet, ("attn2.to_k", "attn2.to_v", "time_emb_proj"))
+        picture = saved(folder, kohya(pairs(unet, reading, 1)), "unet.safetensors")
+        state: dict[str, torch.Tensor] = {}
+        prefixes = ["lora_te_"] if len(encoders) == 1 else ["lora_te1_", "lora_te2_"]
+        for prefix, encoder in zip(prefixes, encoders, strict=True):
+            named = [name for name, _ in encoder.named_modules() if name.endswith("q_proj")]
+            for name, pair in pairs(encoder, named, 2).items():
+                state |= kohya({f"text_model.{name.removeprefix('text_model.')}": pair}, prefix)
+        files = {
+            "lora__1__file": str(picture),
+            "lora__2__file": str(saved(folder, state, "text.safetensors")),
+        }
+        self.set(**files)
+
+    def set(self, **values: Any) -> None:
+        for rig in (self.plain, self.rig):
+            rig.set(**values)
+            while any(getattr(each, "loading", False) for each in rig.engine._extensions):
+                rig.engine.frame_edge()
+
+    @property
+    def made(self) -> tuple[int, int]:
+        hoisting = self.acceleration.unet.hoisting
+        assert hoisting is not None
+        return hoisting.made["times"], hoisting.made["text"]
+
+    def step(self) -> float:
+        """A frame of both, or as many as one takes; how far apart they are."""
+        size = self.rig.engine.painter.settings
+        found = []
+        for rig in (self.rig, self.plain):
+            before, number = len(rig.latents), self.number
+            while len(rig.latents) == before:
+                number += 1
+                rig.tick(frame(number))
+            found.append(rig.latents[-1])
+        self.number = number
+        assert size is not None
+        return relative(*found)
+
+    def let_time_pass(self, seconds: float) -> None:
+        for rig in (self.plain, self.rig):
+            rig.clock.sleep(seconds)
+
+
+@pytest.fixture
+def paired(checkpoint, monkeypatch, tmp_path) -> Iterator[Callable[..., Pair]]:
+    def make(family: str = "sd15", **more: Any) -> Pair:
+        return Pair(checkpoint(family), monkeypatch, tmp_path, **more)
+
+    yield make
+
+
+def test_nothing_is_made_while_nothing_moves_and_each_change_is_in_its_very_frame(paired) -> None:
+    pair = paired()
+    for _ in range(3):
+        assert pair.step() <= 1e-9
+    for _ in range(20):
+        before = pair.made
+        assert pair.step() <= 1e-9 and pair.made == before
+    for name, values, times, text in CHANGES:
+        pair.set(**values)
+        before = pair.made
+        assert pair.step() <= 1e-9, f"{name}: its first frame"
+        now = pair.made
+        assert (now[0] - before[0], now[1] - before[1]) == (times, text), name
+        for _ in range(3):
+            assert pair.step() <= 1e-9, name
+        assert pair.made == now, f"{name}: nothing moved after it"
+
+
+def test_a_transition_is_made_in_each_of_its_frames_and_then_no_more(paired) -> None:
+    pair = paired(prompt_transition=1.0)
+    pair.step()
+    pair.set(prompt__1__text="a city at night")
+    for passed in range(7):
+        before = pair.made
+        assert pair.step() <= 1e-9
+        assert pair.made == (before[0], before[1] + (passed < 6)), passed
+        pair.let_time_pass(0.2)
+
+
+def test_the_pooled_text_and_the_size_are_in_the_times_of_sdxl(paired) -> None:
+    pair = paired("sdxl")
+    pair.step()
+    changes: list[tuple[Values, int, int]] = [
+        ({}, 0, 0),
+        ({"prompt__1__text": "fire on a hill"}, 1, 1),
+        ({"prompt__2__weight": 0.4}, 1, 1),
+        ({"width": 128}, 1, 0),
+        ({"guidance_mode": "full", "guidance_scale": 1.7}, 1, 1),
+        ({"negative_prompt": "a dog"}, 1, 1),
+        ({"lora__1__weight": 0.8}, 1, 1),
+        ({"lora__2__weight": 0.8}, 1, 1),
+        ({"guidance_mode": "none", "width": 64}, 1, 1),
+    ]
+    for values, times, text in changes:
+        pair.set(**values)
+        before = pair.made
+        assert pair.step() <= 1e-9, values
+        now = pair.made
+        assert (now[0] - before[0], now[1] - before[1]) == (times, text), values
+        assert pair.step() <= 1e-9 and pair.made == now
+
+
+MOVES: list[Values] = [
+    *({"prompt__1__text": text} for text in ("fox", "fire", LONG)),
+    *({"prompt__2__weight": weight} for weight in (0.0, 0.3, 0.7)),
+    *({"prompt_transition": seconds} for seconds in (0.0, 0.5)),
+    *({"negative_prompt": text} for text in ("grey", "a dog")),
+    *({"guidance_mode": mode, "guidance_scale": 1.6} for mode in ("none", "self", "initialize", "full")),
+    *({"step_indices": values} for values in ("", "20,41", "5,30")),
+    *({"steps": steps} for steps in (1, 2)),
+    *({"lora__1__weight": weight} for weight in (0.0, 0.5, 0.9)),
+    *({"lora__2__weight": weight} for weight in (0.0, 0.8)),
+    *({"feature_bank__enabled": enabled} for enabled in (True, False)),
+    *({"width": width} for width in (64, 128)),
+    *({"frame_batch": frames} for frames in (1, 2)),
+    {"clip_skip": 1},
+    {"clip_skip": 0},
+]
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_a_walk_over_all_of_it_paints_what_eager_paints(paired, family: str) -> None:
+    pair, chance = paired(family), random.Random(7)
+    for number in range(45):
+        moved = [chance.choice(MOVES) for _ in range(chance.choice((0, 0, 1, 1, 2)))]
+        for values in moved:
+            pair.set(**values)
+        pair.let_time_pass(chance.choice((0.0, 0.1)))
+        if chance.random() < 0.05:
+            for rig in (pair.rig, pair.plain):
+                rig.engine.reset("hard")
+        assert pair.step() <= 1e-9, (number, moved)
