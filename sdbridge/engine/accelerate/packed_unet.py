@@ -212,6 +212,8 @@ class PackedUnet:
             return "attention processors take arguments"
         if call.intrablock_residuals is not None:
             return "a T2I-Adapter adds inside the blocks"
+        if not call.added_cond.keys() <= set(ADDED):
+            return "attention layers look at a style too"  # ``StyleImages`` marks its calls so
         return ""
 
     # --- running ---

@@ -12,9 +12,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from sdbridge.engine.accelerate.compile import Compiled
 from sdbridge.engine.image.ip_adapter import StyleImages
 from sdbridge.engine.image.style_layers import layer_factors
 from tests.engine.image.conditioning import Bench, make_bench, predict, relative, small_folder, small_parts
+from tests.engine.image.rig import Rig, frame
+from tests.engine.image.test_accelerate import StandInGraph, put_in
 from tests.engine.image.test_controlnet import embeds, latent, picture
 
 SIDE, PROJECTED, HIDDEN = 32, 20, 32
@@ -352,3 +355,35 @@ def test_the_encoder_can_be_named(tmp_path: Path, encoder: Path) -> None:
     (tmp_path / "alone.safetensors").write_bytes(adapter(encoder, "sd15", "standard").read_bytes())
     images = style(bench, style_model=str(tmp_path / "alone.safetensors"), style_encoder=str(encoder))
     assert not bench.reports and images._network is not None
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_a_style_is_in_the_pictures_that_graphs_paint(
+    checkpoint, encoder: Path, tmp_path: Path, family: str
+) -> None:
+    """The packed UNet has no place for it, so calls with a style are the modules' own, captured."""
+    values = {"style_model": str(adapter(encoder, family, "standard")), "style.1.source": "file"}
+    found: dict[str, list[torch.Tensor]] = {}
+    for name in ("eager", "compile"):
+        rig = Rig(checkpoint(family), {"scheduler": "lcm", "steps": 2}, dtype="float64")
+        if name == "compile":
+            put_in(rig, Compiled(rig.model, capture=StandInGraph))
+        found[name] = [rig.latent_of(frame(0)).clone()]
+        images = next(each for each in rig.engine._extensions if isinstance(each, StyleImages))
+        for more in ({**values, "style.1.file": str(png(tmp_path, 1))}, {"style_scale": 0.2}):
+            rig.engine.apply(more, 1)
+            for _ in range(3):  # the network is read, the picture is read, then looked at
+                for place in (images._networks, images._slots[1].stills, images._slots[1].looks):
+                    if place._running is not None:
+                        place._running.result(60)
+                rig.engine.frame_edge()
+            rig.engine.reset("hard")
+            found[name].append(rig.latent_of(frame(0)).clone())
+        if name == "compile":
+            graphs = rig.engine.painter.acceleration.graphs
+            assert isinstance(
+                graphs.by_key[rig.engine.painter.acceleration.unet.key_of(rig.calls[-1])], StandInGraph
+            )
+    for ours, theirs in zip(found["compile"], found["eager"], strict=True):
+        assert relative(ours, theirs) <= 1e-9
+    assert relative(found["eager"][1], found["eager"][0]) > 1e-3 < relative(*found["eager"][1:])
