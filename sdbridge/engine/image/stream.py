@@ -117,7 +117,7 @@ class StreamBatch:
         self._tags: list[tuple[FrameTag, ...] | None] = []
         self._scratch = Scratch()
         self._text: _RowsOfText | None = None
-        self._guided: tuple[Tensor, Tensor] | None = None  # the guidance's embedding, and as rows
+        self._scale_rows: tuple[Tensor, Tensor] | None = None  # the guidance's embedding, and as rows
         self.prepared = 0  # times that shapes or lengths changed
 
     @property
@@ -342,9 +342,9 @@ class StreamBatch:
         """The same for every row: the same tensor as long as it is the same embedding."""
         if embedding is None:
             return None
-        known = self._guided
+        known = self._scale_rows
         if known is None or known[0] is not embedding or known[1].shape[0] != rows:
-            known = self._guided = (embedding, embedding.expand(rows, -1))
+            known = self._scale_rows = (embedding, embedding.expand(rows, -1))
         return known[1]
 
     def _text_of_rows(self, conditioning: Conditioning, count: int, extra: int) -> _RowsOfText:
