@@ -76,6 +76,13 @@ class _Slot:
         return self.enabled and self.network is not None and self.scale > 0
 
     @property
+    def rests(self) -> bool:
+        """Whether nothing comes of it before something is set."""
+        busy = self.models.busy or self.preprocessors.busy or self.stills.busy
+        idle = not (self.model or self.file or self.loaded or busy)
+        return idle and self.network is None and self.taken_up == self.wanted
+
+    @property
     def wanted(self) -> tuple[Network | None, Preprocessor | None]:
         """What frames shall run with: the network where it steers, and what makes its control image."""
         return (self.network if self.steers and self.make_map is not None else None), self.make_map
@@ -113,6 +120,7 @@ class ControlNets(StreamExtension):
             )
             for n in SLOTS
         }
+        self._live = tuple(self._slots.values())  # that a frame has to ask about anything
         self._shared = _Shared()
         self._aligned = True
         self._output = 0
@@ -158,7 +166,9 @@ class ControlNets(StreamExtension):
             if PREPROCESSORS[slot.preprocessor].network in renewed:
                 self._choose_preprocessor(slot)
         del held
+        self._live = tuple(self._slots.values())
         self._take_up_unseen()
+        self._live = tuple(slot for slot in self._live if not slot.rests or self._shows(slot))
         return ()
 
     def _set(self, slot: _Slot, name: str, value: Value) -> None:
@@ -231,7 +241,7 @@ class ControlNets(StreamExtension):
 
     def frame_edge(self) -> bool:
         changed = False
-        for slot in self._slots.values():
+        for slot in self._live:
             network = slot.models.poll()
             if network is not None and network.thing is None:
                 slot.model, slot.refused = slot.loaded, True
@@ -255,16 +265,16 @@ class ControlNets(StreamExtension):
 
     @property
     def awaits(self) -> Hashable:
-        found = tuple((s.number, *map(id, s.wanted)) for s in self._slots.values() if s.wanted != s.taken_up)
+        found = tuple((s.number, *map(id, s.wanted)) for s in self._live if s.wanted != s.taken_up)
         return found or None
 
     def take_up(self) -> None:
-        for slot in self._slots.values():
+        for slot in self._live:
             slot.taken_up = slot.wanted
 
     def _take_up_unseen(self) -> None:
         """What no frame shows needs no waiting; where nobody else waits, nothing does."""
-        for slot in self._slots.values():
+        for slot in self._live:
             network, _ = slot.wanted
             shown = network is not None or slot.taken_up[0] is not None or self._shows(slot)
             if not (shown and self._context.foresees):
@@ -286,7 +296,7 @@ class ControlNets(StreamExtension):
             rgba = torch.zeros(shape[0], 4, *shape[2:], device=self._device)  # laid out as pictures are
             self._image = rgba.contiguous(memory_format=torch.channels_last)[:, :3]
         ready = True
-        for slot in self._slots.values():
+        for slot in self._live:
             network, make = slot.wanted
             if make is not None and (network is not None or self._shows(slot)):
                 ask = getattr(make, "foresee", None)
@@ -304,7 +314,7 @@ class ControlNets(StreamExtension):
         per = self._context.model.pixels_per_latent
         size = (int(latent.shape[-2]) * per, int(latent.shape[-1]) * per)
         luggage: list[dict[int, ControlMap]] = [{} for _ in range(frames)]
-        for slot in self._slots.values():
+        for slot in self._live:
             if slot.taken_up[0] is not None or self._shows(slot):
                 maps = self._maps(slot, roles, frames, size, made)
                 for frame, one in enumerate(maps):
@@ -357,10 +367,10 @@ class ControlNets(StreamExtension):
 
     @property
     def steers(self) -> bool:
-        return any(slot.taken_up[0] is not None for slot in self._slots.values())
+        return any(slot.taken_up[0] is not None for slot in self._live)
 
     def unet_inputs(self, rows: Rows, call: UnetCall) -> UnetCall:
-        for slot in self._slots.values():
+        for slot in self._live:
             network, _ = slot.taken_up
             if network is None:
                 continue

@@ -25,12 +25,12 @@ from sdbridge.engine.image.painting import Painting
 from sdbridge.engine.image.schedule import parse_step_indices
 from sdbridge.engine.image.seams import ExtensionContext, StreamExtension
 from sdbridge.engine.image.settings import (
-    PROMPT_SLOTS,
     ManualSteps,
     StreamSettings,
     complete,
     stream_settings,
     unused_parameters,
+    weighted_texts,
 )
 from sdbridge.engine.interface import (
     MOST_PENDING,
@@ -200,14 +200,16 @@ class ImageEngine:
         self._take_size(taken, rejected)
         self._values.update({name: value for name, value in taken.items() if name in self._values})
         self._check_prompts(taken, rejected)
+        layers = False
         for extension in self._extensions:
             own = {name: value for name, value in taken.items() if name.startswith(extension.parameters)}
             if own and extension.parameters:
                 rejected += extension.apply(own)
+                layers = True
         self._revision = max(self._revision, revision)
         self._dirty = True
         if self._painter is not None and any(not name.startswith(_NOT_PICTURE) for name in taken):
-            self._painter.picture_changed()
+            self._painter.picture_changed(layers)
         return tuple(rejected)
 
     def tick(self, chunk: Chunk | None) -> Chunk | None:
@@ -308,8 +310,8 @@ class ImageEngine:
         if any(loaded):
             painter.picture_changed()
             self._dirty = True
-        others = tuple(extension.awaits for extension in self._extensions)
-        awaited = others if any(others) else None
+        others = [extension.awaits for extension in self._extensions]
+        awaited = tuple(others) if any(others) else None
         if self._dirty or awaited or self._foresight.waiting or painter.settings is None:
             wish = {**self._values, _MANUAL: self._manual}
             settings = self._foresight.choose(wish, self._revision, self._is_ready_for, awaited)
@@ -322,18 +324,25 @@ class ImageEngine:
             if settings == painter.settings:
                 return settings
             painter.settle(settings)
-            self.spec = EngineSpec(
-                kind="image",
-                chunk_in=settings.frames,
-                first_in=settings.frames,
-                chunk_out=settings.frames,
-                first_out=settings.frames,
-                size_multiple=8,
-                pipeline_ticks=0 if settings.mode == "bypass" else settings.plan.count - 1,
-                capabilities=self._capable,
-            )
+            self._state_spec(settings)
         assert painter.settings is not None
         return painter.settings
+
+    def _state_spec(self, settings: StreamSettings) -> None:
+        frames = settings.frames
+        inside = 0 if settings.mode == "bypass" else settings.plan.count - 1
+        now = self.spec
+        if (frames, inside, self._capable) != (now.chunk_in, now.pipeline_ticks, now.capabilities):
+            self.spec = EngineSpec(
+                kind="image",
+                chunk_in=frames,
+                first_in=frames,
+                chunk_out=frames,
+                first_out=frames,
+                size_multiple=8,
+                pipeline_ticks=inside,
+                capabilities=self._capable,
+            )
 
     @property
     def _shown(self) -> int:
@@ -385,8 +394,10 @@ class ImageEngine:
     def _check_prompts(self, taken: Mapping[str, Value], rejected: list[Rejection]) -> None:
         """All weights at 0 leave nothing to paint: the last blend stays, and the sender is told."""
         weights = [name for name in taken if name.startswith("prompt.") and name.endswith(".weight")]
-        filled = [s for s in range(1, PROMPT_SLOTS + 1) if str(self._values[f"prompt.{s}.text"]).strip()]
-        if weights and filled and not any(float(self._values[f"prompt.{s}.weight"]) > 0 for s in filled):
+        if not weights:
+            return
+        filled = [weight for text, weight in weighted_texts(self._values) if text.strip()]
+        if filled and max(filled) <= 0:
             error = SdbridgeError(
                 "SDB-PROMPT-WEIGHTS", f"the weights of all {len(filled)} prompts with a text are 0"
             )

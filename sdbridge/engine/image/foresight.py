@@ -103,7 +103,7 @@ class Foresight:
     def __init__(self, clock: Clock, settings_of: Callable[[Wish], StreamSettings]) -> None:
         self._settings_of = settings_of
         self._patience = Patience(clock)
-        self._wish: dict[str, object] = {}  # that the frames run with
+        self._wish: Wish = {}  # that the frames run with
         self._running: StreamSettings | None = None
         self._revision = 0  # up to which all values are in the frames
         self._shape: CallShape | None = None  # that the frames run in
@@ -128,6 +128,7 @@ class Foresight:
     ) -> StreamSettings:
         """The next frame's settings. ``ready`` is asked at every frame edge, for those of another shape.
 
+        ``wish`` is kept, and must not change afterwards.
         ``others`` is what else waits for its graphs, if anything does: all is taken up together.
         """
         wanted = self._settings_of(wish)
@@ -135,7 +136,7 @@ class Foresight:
         same = self._shape is None or (shape == self._shape and others is None)
         if same or ready(wanted) or self._patience.ends((shape, others)):
             self._patience.rest()
-            self._wish, self._running = dict(wish), wanted
+            self._wish, self._running = wish, wanted
             self._revision, self._shape = revision, shape
             self._held = frozenset()
             return wanted

@@ -37,6 +37,12 @@ class _Slot:
     missing: bool = False
 
     @property
+    def rests(self) -> bool:
+        """Whether it wants nothing, and nothing is on its way for it."""
+        busy = self.stills.busy or self.looks.busy
+        return self.source == "off" and not (self.file or self.grab or self.loaded or busy)
+
+    @property
     def still(self) -> Tensor | None:
         return {"file": self.picture, "grab": self.grabbed}.get(self.source)
 
@@ -70,6 +76,7 @@ class StyleImages(StreamExtension):
         self._layers: list[StyleAttention] = []
         self._blend: tuple[tuple[Tensor, float], ...] = ()
         self._scales_stale = True
+        self._rests = False  # nothing comes of it before something is set
 
     @property
     def loads(self) -> int:
@@ -97,6 +104,12 @@ class StyleImages(StreamExtension):
         if (model, encoder) != (self._model, self._encoder):
             self._model, self._encoder = model, encoder
             self._choose_network()
+        slots = self._slots.values()
+        idle = not (self._model or self._network or self._networks.busy)
+        self._rests = idle and all(slot.rests for slot in slots)
+        if self._rests:
+            for slot in slots:
+                slot.missing = False
         return ()
 
     def _set(self, slot: _Slot, name: str, value: Value) -> None:
@@ -131,6 +144,8 @@ class StyleImages(StreamExtension):
         self._networks.start(load)
 
     def frame_edge(self) -> bool:
+        if self._rests:
+            return False
         changed = False
         network = self._networks.poll()
         if network is not None and network.thing is None:
@@ -194,6 +209,8 @@ class StyleImages(StreamExtension):
     # --- one frame ---
 
     def enter(self, roles: RoleImages, latent: Tensor) -> Sequence[None]:
+        if self._rests:
+            return (None,) * int(latent.shape[0])
         for slot in self._slots.values():
             if slot.grab and "main" in roles:
                 slot.grabbed, slot.grab = shrink(roles["main"][-1:, :3]).clone(), False

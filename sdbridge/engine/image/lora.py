@@ -22,7 +22,7 @@ SLOTS = range(1, 9)
 NAMED_KEYS = 8
 
 
-@dataclass
+@dataclass(eq=False)
 class _Slot:
     beside: Beside[LoraProducts]
     file: str = ""  # what was asked for last
@@ -46,6 +46,7 @@ class LoraSlots(StreamExtension):
         self._store = store
         self._names = TensorNames(store, context.model.unet.config)
         self._slots = {slot: _Slot(Beside(context, f"LoRA {slot}")) for slot in SLOTS}
+        self._coming: list[_Slot] = []  # whose file is being read
         self._stale = False
 
     @property
@@ -73,6 +74,7 @@ class LoraSlots(StreamExtension):
 
     def _change_file(self, slot: _Slot) -> None:
         slot.beside.cancel()
+        self._coming = [other for other in self._coming if other is not slot]
         if not slot.file:
             self._stale |= slot.lora is not None
             slot.lora, slot.loaded = None, ""
@@ -80,10 +82,13 @@ class LoraSlots(StreamExtension):
         file, store, names = slot.file, self._store, self._names
         allow_pickle = bool(self._context.options.get("allow_pickle", False))
         slot.beside.start(lambda: load_lora(resolve(file), store, names, allow_pickle=allow_pickle))
+        self._coming.append(slot)
 
     def frame_edge(self) -> bool:
-        for slot in self._slots.values():
+        for slot in self._coming[:]:
             arrived = slot.beside.poll()
+            if not slot.beside.busy:
+                self._coming.remove(slot)
             if arrived is None:
                 continue
             if arrived.thing is None:

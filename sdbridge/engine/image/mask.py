@@ -68,6 +68,7 @@ class InpaintMask(StreamExtension):
         self._still: Tensor | None = None  # [1, 1, H, W]
         self._size = (0, 0)
         self._has_input = False
+        self._masked = False  # a frame with a mask has entered, and may still be inside
         self._missing = False
         config = context.model.unet.config
         self._channels = int(config["out_channels"])
@@ -144,6 +145,7 @@ class InpaintMask(StreamExtension):
             if not self._nine:
                 return (None,) * frames
             return (MaskLuggage(None, self._everything(latent)),) * frames
+        self._masked = True
         image = roles["main"][:, :3]
         mask = mask.expand(frames, -1, -1, -1)
         soft = soften(mask, self._soft)
@@ -194,6 +196,10 @@ class InpaintMask(StreamExtension):
         more = int(self._context.model.unet.config.in_channels) - self._channels
         rest = call.sample.new_zeros(call.sample.shape[0], more, *call.sample.shape[2:])
         return replace(call, sample=torch.cat((call.sample[:, : self._channels], rest), dim=1))
+
+    @property
+    def steers(self) -> bool:
+        return self._nine or self._masked
 
     def unet_inputs(self, rows: Rows, call: UnetCall) -> UnetCall:
         if not self._nine:

@@ -27,9 +27,10 @@ class Outgoing:
         self._device = device
         self._host: defaultdict[Role, HostPictures] = defaultdict(HostPictures)
         self._aside: torch.cuda.Stream | None = None
+        self._made: torch.cuda.Event | None = None  # the latent to decode
         self._read: list[torch.cuda.Event] = []  # latents of the run before this and of this one
         if device.type == "cuda":
-            self._aside = own_stream(device)
+            self._aside, self._made = own_stream(device), torch.cuda.Event()
             self._read = [torch.cuda.Event(), torch.cuda.Event()]
 
     def await_room(self) -> None:
@@ -49,10 +50,14 @@ class Outgoing:
         revision: int,
     ) -> Painting:
         """Queue the decoding of ``leaving`` and its copies to the host; nothing is waited for."""
-        luggage = [tuple(tag.luggage[index] for tag in leaving.tags) for index in range(len(extensions))]
-        carried = list(zip(extensions, luggage, strict=True))
-        further = {role: tensor for each, own in carried for role, tensor in each.outputs(own).items()}
-        edited = any(each.edits_output(own) for each, own in carried)
+        carried: list[tuple[StreamExtension, Sequence[Any]]] = []
+        further: dict[Role, Tensor] = {}
+        edited = False
+        for index, each in enumerate(extensions):
+            own = tuple([tag.luggage[index] for tag in leaving.tags])
+            carried.append((each, own))
+            further.update(each.outputs(own))
+            edited = each.edits_output(own) or edited
         handouts: dict[Role, Handout] = {
             "generated": self._edited(leaving.latent, acceleration, carried)
             if edited
@@ -77,12 +82,17 @@ class Outgoing:
 
     def _straight(self, latent: Tensor, acceleration: Acceleration) -> Handout:
         """To pixels at once, on the stream beside."""
-        aside = self._aside
-        if aside is None:
+        aside, made = self._aside, self._made
+        if aside is None or made is None:
             return Handout(acceleration.run_decode_rgba(latent), self.show, self._host["generated"])
-        aside.wait_stream(torch.cuda.current_stream(self._device))
+        frames = torch.cuda.current_stream(self._device)
+        made.record(frames)
+        aside.wait_event(made)
         latent.record_stream(aside)  # for when its buffer is let go
-        with torch.cuda.stream(aside):
+        torch.cuda.set_stream(aside)  # torch.cuda.stream() asks and tells a good deal more
+        try:
             decoded = acceleration.run_decode_rgba(latent)
             self._read[-1].record(aside)
-            return Handout(decoded, self.show, self._host["generated"])
+            return Handout(decoded, self.show, self._host["generated"], aside)
+        finally:
+            torch.cuda.set_stream(frames)

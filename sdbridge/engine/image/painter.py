@@ -114,10 +114,14 @@ class Painter:
             self._rehearsal = Rehearsal(self.model, self.acceleration, self._bank)
         return self._rehearsal.ready(CallShape.of(settings), known, self.extensions)
 
-    def picture_changed(self) -> None:
-        """A parameter moved: the next frame is processed even if the input stands still."""
+    def picture_changed(self, layers: bool = True) -> None:
+        """A parameter moved: the next frame is processed even if the input stands still.
+
+        ``layers``: an extension may have changed what the UNet's layers do.
+        """
         self._changed = True
-        self._ready_for = ()  # an extension may have changed what the UNet's layers do
+        if layers:
+            self._ready_for = ()
 
     @property
     def restless(self) -> bool:
@@ -259,12 +263,13 @@ class Painter:
                 source = torch.zeros(*shape, *size, device=self.model.device, dtype=stream.precision)
                 self._nothing = latent = source
         luggage = [extension.enter(roles, source) for extension in self.extensions]
-        tags = tuple(
-            FrameTag(frame_id, received, tuple(own[index] for own in luggage))
-            for index, (frame_id, received) in enumerate(self._names(entries, settings, now_ns))
-        )
+        names = self._names(entries, settings, now_ns)
+        tags = [
+            FrameTag(frame_id, received, tuple([own[index] for own in luggage]))
+            for index, (frame_id, received) in enumerate(names)
+        ]
         self._took("encode", began)
-        return Entering(latent, source, tags, fills=settings.mode == "img2img")
+        return Entering(latent, source, tuple(tags), fills=settings.mode == "img2img")
 
     def _encode_input(self, roles: Roles) -> Tensor:
         """The main pictures' clean latents: straight from pixels where no extension wants to see those."""

@@ -30,7 +30,7 @@ class Staging:
         self.device = device
         self.scratch = Scratch()
         self._depth = depth
-        self._rings: dict[tuple[object, ...], deque[tuple[Tensor, torch.cuda.Event]]] = {}
+        self._rings: dict[tuple[object, ...], deque[tuple[Tensor, np.ndarray, torch.cuda.Event]]] = {}
 
     def to_device(self, array: np.ndarray, into: Tensor | None = None) -> Tensor:
         """A tensor on the device with the array's values; the array may change once this returns.
@@ -47,20 +47,28 @@ class Staging:
         ring = self._rings.setdefault((array.shape, array.dtype), deque())
         if len(ring) < self._depth:
             pinned = torch.empty(array.shape, dtype=_DTYPES[array.dtype.name], pin_memory=True)
-            event = torch.cuda.Event()
+            room, event = pinned.numpy(), torch.cuda.Event()
         else:
-            pinned, event = ring.popleft()
-            event.synchronize()
-        np.copyto(pinned.numpy(), array)  # not torch's copy: its threads cost more than they bring
+            pinned, room, event = ring.popleft()
+            if not event.query():  # it nearly always has: then the interpreter is not let go of
+                event.synchronize()
+        np.copyto(room, array)  # not torch's copy: its threads cost more than they bring
         if into is None:
             into = pinned.to(self.device, non_blocking=True)
         else:
             into.copy_(pinned, non_blocking=True)
         event.record(torch.cuda.current_stream(self.device))
-        ring.append((pinned, event))
+        ring.append((pinned, room, event))
         if len(self._rings) > _KEPT_SHAPES:
             self._rings.pop(next(iter(self._rings)))
         return into
+
+    def numbers_to_device(self, numbers: Tensor, into: Tensor) -> None:
+        """The same for a tensor on the CPU, which may be of another dtype."""
+        if self.device.type != "cuda":
+            into.copy_(numbers)
+        else:
+            self.to_device(self.scratch.cast("numbers", numbers, into.dtype).numpy(), into)
 
 
 class Roles(Mapping[Role, Tensor]):
@@ -77,9 +85,9 @@ class Roles(Mapping[Role, Tensor]):
         self._staging = staging
         self._size = (height, width)
         self._pixels: dict[Role, list[np.ndarray]] = {}
-        self._sent: dict[Role, tuple[list[Tensor], Tensor | None]] = {}
+        self._sent: dict[Role, Tensor | list[Tensor]] = {}
         self._made: dict[Role, Tensor] = {}
-        for role in {role for entry in entries for role in entry}:
+        for role in dict.fromkeys(role for entry in entries for role in entry):
             newest = next(entry[role] for entry in entries if role in entry)
             self._pixels[role] = []
             for entry in entries:
@@ -88,33 +96,38 @@ class Roles(Mapping[Role, Tensor]):
 
     def rgba(self, role: Role) -> Tensor | None:
         """uint8 ``[F, H, W, 4]`` on the device as it came, or None where it is of another size."""
-        return self._upload(role)[1]
+        sent = self._upload(role)
+        return None if isinstance(sent, list) else sent
 
-    def _upload(self, role: Role) -> tuple[list[Tensor], Tensor | None]:
-        """The role's pictures, and all of them as one tensor where they are of the engine's size."""
+    def _upload(self, role: Role) -> Tensor | list[Tensor]:
+        """The role's pictures: as one tensor where they are of the engine's size, else one by one."""
         if role not in self._sent:
-            pictures, whole = self._pixels[role], None
-            places: list[Tensor | None] = [None] * len(pictures)
-            if all(pixels.shape == (*self._size, 4) for pixels in pictures):
-                shape = (len(pictures), *self._size, 4)
-                staging = self._staging
-                whole = staging.scratch.room(f"pixels of {role}", shape, torch.uint8, staging.device)
-                places = list(whole)
-            sent: dict[int, Tensor] = {}  # the same picture may stand in for several frames
-            for pixels, place in zip(pictures, places, strict=True):
-                known = sent.get(id(pixels))
-                if known is None:
-                    sent[id(pixels)] = self._staging.to_device(pixels, place)
-                elif place is not None:
-                    place.copy_(known)
-            each = list(whole) if whole is not None else [sent[id(pixels)] for pixels in pictures]
-            self._sent[role] = each, whole
+            pictures, wanted = self._pixels[role], (*self._size, 4)
+            if any(pixels.shape != wanted for pixels in pictures):
+                known = {id(pixels): self._staging.to_device(pixels) for pixels in unique(pictures)}
+                self._sent[role] = [known[id(pixels)] for pixels in pictures]
+            else:
+                self._sent[role] = self._upload_whole(role, pictures)
         return self._sent[role]
+
+    def _upload_whole(self, role: Role, pictures: list[np.ndarray]) -> Tensor:
+        staging, shape = self._staging, (len(pictures), *self._size, 4)
+        whole = staging.scratch.room(f"pixels of {role}", shape, torch.uint8, staging.device)
+        if len(pictures) == 1:
+            return staging.to_device(pictures[0][None], whole)
+        sent: dict[int, Tensor] = {}
+        for pixels, place in zip(pictures, whole, strict=True):
+            known = sent.get(id(pixels))
+            if known is None:
+                sent[id(pixels)] = staging.to_device(pixels, place)
+            else:
+                place.copy_(known)
+        return whole
 
     def __getitem__(self, role: Role) -> Tensor:
         if role not in self._made:
             self._pixels[role]  # raises KeyError for a role that is not there
-            pictures = [to_float(sent, *self._size) for sent in self._upload(role)[0]]
+            pictures = [to_float(sent, *self._size) for sent in self._upload(role)]
             self._made[role] = pictures[0] if len(pictures) == 1 else torch.cat(pictures)
         return self._made[role]
 
@@ -123,6 +136,11 @@ class Roles(Mapping[Role, Tensor]):
 
     def __len__(self) -> int:
         return len(self._pixels)
+
+
+def unique(pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Each once: the same picture may stand in for several frames."""
+    return list({id(pixels): pixels for pixels in pictures}.values())
 
 
 def to_float(rgba: Tensor, height: int, width: int) -> Tensor:
@@ -150,6 +168,7 @@ class HostPictures:
     def __init__(self) -> None:
         self._shape: tuple[int, ...] = ()
         self._free: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
+        self._lent: dict[int, weakref.ref[np.ndarray]] = {}  # by the array's id
 
     def take(self, like: Tensor) -> tuple[Tensor, np.ndarray, torch.cuda.Event | None]:
         """A buffer for ``like``, its array, and an event to say when it is filled (on a GPU).
@@ -165,7 +184,13 @@ class HostPictures:
             buffer = torch.empty(like.shape, dtype=torch.uint8, pin_memory=on_gpu)
             event = torch.cuda.Event() if on_gpu else None
         array: np.ndarray = buffer.numpy()
-        weakref.finalize(array, self._free.append, (buffer, event)).atexit = False
+        free, lent, key = self._free, self._lent, id(array)
+
+        def back(gone: object) -> None:
+            del lent[key]
+            free.append((buffer, event))
+
+        lent[key] = weakref.ref(array, back)
         return buffer, array, event
 
 
@@ -177,10 +202,12 @@ class Handout:
         image: Tensor,
         show: Callable[[Tensor], None] | None = None,
         host: HostPictures | None = None,
+        stream: torch.cuda.Stream | None = None,
     ) -> None:
         """``image`` float ``[F, 3 or 4, H, W]`` in 0..1; uint8 ``[F, H, W, 4]`` is taken as it is.
 
-        ``show`` gets each picture ``[H, W, 4]`` here already, queued on the current stream as it is.
+        ``show`` gets each picture ``[H, W, 4]`` here already, queued on the current stream as it is;
+        ``stream`` is that stream, where it is known.
         """
         rgba = image if image.dtype == torch.uint8 else to_rgba(image)
         if show is not None:
@@ -190,9 +217,9 @@ class Handout:
         if self._event is None:
             buffer.copy_(rgba)
             return
-        stream = torch.cuda.current_stream(rgba.device)
-        # A picture that nobody waited for may still be on its way into this buffer, on another stream.
-        stream.wait_event(self._event)
+        stream = stream or torch.cuda.current_stream(rgba.device)
+        if not self._event.query():  # a picture that nobody waited for is still on its way into this buffer
+            stream.wait_event(self._event)
         buffer.copy_(rgba, non_blocking=True)
         self._event.record(stream)
 

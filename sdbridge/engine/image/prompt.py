@@ -161,12 +161,15 @@ class PromptMixer:
         self._lengths, self._scratch = Lengths(), Scratch()
         self._result: Conditioning | None = None
         self._stale = True
+        self._texts_stale = True  # a weight that moves asks for no text
 
     def set(self, settings: PromptSettings) -> None:
         """Take new settings; they show as soon as their texts are embedded."""
-        if settings != self._settings:
+        before = self._settings
+        if settings != before:
             self._settings = settings
             self._stale = True
+            self._texts_stale = self._texts_stale or _wanted(settings) != _wanted(before)
 
     def texts_changed(self) -> None:
         """The text encoder changed: embed everything again, showing the old until then.
@@ -174,7 +177,7 @@ class PromptMixer:
         A LoRA's fader may say so in every frame. While a round of texts is being embedded the next one
         waits, so that none piles up and the picture follows as fast as texts can be embedded.
         """
-        self._encoder_changed = self._stale = True
+        self._encoder_changed = self._stale = self._texts_stale = True
 
     @property
     def moving(self) -> bool:
@@ -193,7 +196,9 @@ class PromptMixer:
             self._encoder_changed = False
             self._cache.forget()
             self._fresh.clear()
-        arrived, complete = self._collect(wait or first)
+        arrived, complete = False, True
+        if first or self._texts_stale:
+            arrived, complete = self._collect(wait or first)
         target = self._mix()
         if arrived and not first and self._settings.transition_s > 0 and self._shown is not None:
             self._from, self._started_s = copied(self._shown), now_s
@@ -207,15 +212,15 @@ class PromptMixer:
                 shown = self._transition.mix([self._from, target], shares, self._settings.blend)
         self._shown = shown
         self._result = self._equally_long(shown)
-        self._stale = self._encoder_changed or not complete
+        self._texts_stale = self._encoder_changed or not complete
+        self._stale = self._texts_stale
         return self._result
 
     def _collect(self, wait: bool) -> tuple[bool, bool]:
         """Take what the cache has: (did a text change, are all texts there)."""
         settings, arrived, complete = self._settings, False, True
         get = self._cache.get_now if wait else self._cache.get
-        wanted = {text for text, _ in settings.texts} | {"", settings.negative}
-        self._cache.keep_only({(text, settings.clip_skip) for text in wanted})
+        self._cache.keep_only({(text, settings.clip_skip) for text in ("", *_wanted(settings)[0])})
         if self._empty is None:
             self._empty = self._cache.get_now("", settings.clip_skip)
         self._empty = get("", settings.clip_skip) or self._empty
@@ -278,6 +283,11 @@ class PromptMixer:
     def _blank(self) -> TextEmbedding:
         assert self._empty is not None
         return self._empty
+
+
+def _wanted(settings: PromptSettings) -> tuple[list[str], int]:
+    """The texts that are to be embedded, slot by slot and the negative one, and how."""
+    return [*(text for text, _ in settings.texts), settings.negative], settings.clip_skip
 
 
 def copied(embedding: TextEmbedding) -> TextEmbedding:

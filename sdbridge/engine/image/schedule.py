@@ -35,9 +35,12 @@ _SIGMA_DATA = 0.5
 _TIMESTEP_SCALING = 10.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NoiseSchedule:
-    """abar_t of training, t = 0 .. T-1, as the checkpoint's scheduler config gives it."""
+    """abar_t of training, t = 0 .. T-1, as the checkpoint's scheduler config gives it.
+
+    Equal only to itself: plans are looked up by it in every frame, and a thousand numbers take long to hash.
+    """
 
     alphas_cumprod: tuple[float, ...]
 

@@ -29,11 +29,16 @@ class Scratch:
         self, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device, turns: int = 1
     ) -> Tensor:
         """The buffer ``name``, contiguous, with whatever is in it."""
-        kept = self._kept.setdefault(name, [])
+        kept = self._kept.get(name)
+        if kept is None:
+            kept = self._kept[name] = []
         if kept:
             old = kept[0]
-            if old.shape != shape or old.dtype != dtype or not same_device(old.device, device):
+            there = old.device == device or same_device(old.device, device)
+            if not there or old.dtype != dtype or old.shape != shape:
                 kept.clear()
+            elif turns == 1:
+                return old
         return _next(kept, turns, lambda: torch.empty(shape, dtype=dtype, device=device))
 
     def laid_out_as(self, name: str, tensor: Tensor, turns: int = 1) -> Tensor:

@@ -37,6 +37,8 @@ def noise_of(seed: int, shape: Shape, into: Tensor | None = None) -> Tensor:
     """
     generator = torch.Generator("cpu").manual_seed(seed)
     noise = torch.empty(shape) if into is None else into
+    if shape[0] == 1:
+        return noise.normal_(generator=generator)
     for step in noise.split(1):
         step.normal_(generator=generator)
     return noise
@@ -103,6 +105,8 @@ class NoiseSource:
         shares = [(seed, weight) for seed, weight in settings.seeds if weight > 0] or [
             (settings.seeds[0][0] if settings.seeds else 0, 1.0)
         ]
+        if len(shares) == 1:
+            return self._draw((shares[0][0] + offset) % (_LARGEST_SEED + 1), shape)
         noises = [self._draw((seed + offset) % (_LARGEST_SEED + 1), shape) for seed, _ in shares]
         rooms = self._rooms(f"blend {offset % 2}", shape)  # a walk is between two
         return blend_noise(noises, [weight for _, weight in shares], settings.blend, rooms)

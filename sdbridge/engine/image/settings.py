@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Literal, cast
 
 from sdbridge.engine.image.blend import Blend
@@ -24,6 +25,11 @@ from sdbridge.parameters.table import TABLE
 
 PROMPT_SLOTS = 8
 SEED_SLOTS = 4
+
+_TEXTS = itemgetter(*(f"prompt.{slot}.text" for slot in range(1, PROMPT_SLOTS + 1)))
+_TEXT_WEIGHTS = itemgetter(*(f"prompt.{slot}.weight" for slot in range(1, PROMPT_SLOTS + 1)))
+_SEEDS = itemgetter(*(f"seed.{slot}.value" for slot in range(1, SEED_SLOTS + 1)))
+_SEED_WEIGHTS = itemgetter(*(f"seed.{slot}.weight" for slot in range(1, SEED_SLOTS + 1)))
 
 
 @dataclass(frozen=True)
@@ -93,10 +99,7 @@ def stream_settings(
         ),
         guidance=Guidance(cast(Mode, v["guidance_mode"]), float(v["guidance_scale"]), float(v["delta"])),
         prompts=PromptSettings(
-            texts=tuple(
-                (str(v[f"prompt.{slot}.text"]), float(v[f"prompt.{slot}.weight"]))
-                for slot in range(1, PROMPT_SLOTS + 1)
-            ),
+            texts=weighted_texts(v),
             negative=str(v["negative_prompt"]),
             blend=cast(Blend, v["prompt_blend"]),
             normalize=bool(v["prompt_normalize"]),
@@ -104,10 +107,7 @@ def stream_settings(
             clip_skip=int(v["clip_skip"]),
         ),
         seeds=SeedSettings(
-            seeds=tuple(
-                (int(v[f"seed.{slot}.value"]), float(v[f"seed.{slot}.weight"]))
-                for slot in range(1, SEED_SLOTS + 1)
-            ),
+            seeds=tuple(zip(map(int, _SEEDS(v)), map(float, _SEED_WEIGHTS(v)), strict=True)),
             mode=cast(SeedMode, v["seed_mode"]),
             walk_speed=float(v["seed_walk_speed"]),
             blend=v["seed_blend"],
@@ -127,6 +127,12 @@ def stream_settings(
         ),
         feedback=float(v["latent_feedback"]),
     )
+
+
+def weighted_texts(values: Mapping[str, Value]) -> tuple[tuple[str, float], ...]:
+    """Every slot's text and weight."""
+    v = cast(Any, values)
+    return tuple(zip(map(str, _TEXTS(v)), map(float, _TEXT_WEIGHTS(v)), strict=True))
 
 
 def choose_sampler(choice: str, natural: Sampler, hint: str) -> Sampler:

@@ -144,7 +144,7 @@ class StreamBatch:
             self._allocate(plan.count)
         elif plan.count != self.steps:
             self._change_length(plan.count)
-        if plan != self._plan or self._levels is None:
+        if self._levels is None or (plan is not self._plan and plan != self._plan):
             self._plan = plan
             self._replays = any(plan.replay)
             self._levels = levels_of(plan, self._model.prediction, frames, self.precision, self._device)
@@ -156,12 +156,11 @@ class StreamBatch:
         frames, (steps, *shape) = self._frames, noise.shape
         if self._noise.shape != (steps * frames, *shape):
             self._noise = torch.empty(steps * frames, *shape, device=self._device, dtype=self.precision)
-        drawn = self._scratch.cast("noise drawn", noise, self.precision)
         if frames == 1:
-            self._staging.to_device(drawn.numpy(), self._noise)
+            self._staging.numbers_to_device(noise, self._noise)
         else:
             sent = self._scratch.like("noise sent", self._noise, noise.shape)
-            self._staging.to_device(drawn.numpy(), sent)
+            self._staging.numbers_to_device(noise, sent)
             self._noise.unflatten(0, (steps, frames)).copy_(sent.unsqueeze(1))
 
     def run(
@@ -296,7 +295,7 @@ class StreamBatch:
             self._source = self._in_turn("sources", source, self._source[:-frames])
             self._virtual = self._in_turn("virtual", first, self._virtual[:-frames])
         self._tags = [None if entering is None else entering.tags, *self._tags[:-1]]
-        if entering is None or not entering.fills:
+        if entering is None or not entering.fills or None not in self._tags:
             return
         # all frames of a filled row are the first that enters, so that ids never go back
         filling, origin = (tensor[:1].expand_as(tensor) for tensor in (first, source))
