@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,10 @@ def random_controlnet(folder: Path) -> Path:
         ]
         for layer in ends:  # as made these are zero, and nothing would be compared
             torch.nn.init.normal_(layer.weight, std=0.3 / layer.weight[0].numel() ** 0.5)
-    network.to(dtype=torch.float16).save_pretrained(place)
+    part = place.with_name(f".{place.name}.{os.getpid()}.part")
+    network.to(dtype=torch.float16).save_pretrained(part)
+    if not place.exists():  # whole or not at all; another benchmark may have been first
+        part.rename(place)
     return place
 
 

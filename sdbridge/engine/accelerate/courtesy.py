@@ -23,6 +23,8 @@ from typing import Any
 
 from torch.overrides import TorchFunctionMode
 
+from sdbridge.engine.accelerate.first_use import is_first
+
 log = logging.getLogger(__name__)
 
 #: Whether frames are fetched one by one while something is loaded or captured; off to compare.
@@ -192,7 +194,10 @@ def watch_kernel_loads() -> None:
 
 
 class GivingWay(TorchFunctionMode):
-    """As a context: every operation of PyTorch that this thread asks for gives way first."""
+    """As a context: every operation of PyTorch that this thread asks for gives way first.
+
+    One that is new, for which a library may load code, has a moment between two frames of its own.
+    """
 
     def __enter__(self) -> Any:
         _of_thread.gives_way = True
@@ -210,4 +215,10 @@ class GivingWay(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         give_way()
-        return func(*args, **(kwargs or {}))
+        if not streams() or not is_first(func, args):
+            return func(*args, **(kwargs or {}))
+        load_begins()
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            load_ends()

@@ -82,6 +82,9 @@ class _Between(TorchFunctionMode):
 class CudaGraph:
     """One captured call with tensors of its own for input and output. A replay overwrites the output.
 
+    It keeps ``run``: buffers that the call made for itself before the capture lie in ordinary memory, at the
+    addresses that the graph holds, and stay its own only as long as somebody holds them.
+
     Made in the calling thread, on a stream and in a memory pool of its own, so that it may be made
     beside a stream that runs. Raises RuntimeError where the call cannot be captured.
     """
@@ -91,6 +94,7 @@ class CudaGraph:
     ) -> None:
         """``piece``: about so many kernels are one graph, 0: all; None: ``PIECE`` beside frames, else all."""
         device = tensors[0].device
+        self._run = run
         self._replayed = False
         self._reads = getattr(run, "reads", None)  # besides its inputs; kept as long as the graph
         with torch.inference_mode():

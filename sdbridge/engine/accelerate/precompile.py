@@ -171,6 +171,7 @@ class KernelCompiler:
         self._tell: Tell = lambda progress: None
         self._sound: set[str] = set()  # notes whose files are as they were compiled
         self._seals: dict[str, str] = {}
+        self._entries: dict[str, str] = {}  # of sound notes, and of what was compiled since
         for note in sorted(cache.glob(f"compiled-{self._owner()}-*")):
             self._look_at(note)
         if not self._sound:
@@ -228,6 +229,10 @@ class KernelCompiler:
                 self._write_note(spec, entries)
             compilation._open = False
 
+        if not found:  # its kernels are those of calls before, whichever of them
+            with self._lock:
+                entries |= self._entries
+            self._write_note(spec, entries)
         for kernel in found:
             self._ask(kernel, hear)
         return compilation
@@ -242,6 +247,7 @@ class KernelCompiler:
                 note.unlink()
         with self._lock:
             self._answers.clear()
+            self._entries.clear()
             self._sound.clear()
         for function in self._functions:
             function.device_caches.clear()
@@ -272,6 +278,7 @@ class KernelCompiler:
         with self._lock:
             if answer.entry:
                 self._answers[kernel] = answer
+                self._entries[answer.entry] = answer.seal
             lost, self._lost = answer.lost and not self._lost and not self._link.trouble, bool(answer.lost)
             self._done += 1
             self._seconds += answer.seconds
@@ -319,6 +326,7 @@ class KernelCompiler:
             self._remove(note, wrong)
         else:
             self._sound.add(note.name)
+            self._entries |= entries
 
     def _write_note(self, spec: Spec, entries: Mapping[str, str]) -> None:
         note = self._note(spec)

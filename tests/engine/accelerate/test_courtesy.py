@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sdbridge.engine.accelerate import courtesy
+from sdbridge.engine.accelerate import courtesy, first_use
 from sdbridge.engine.accelerate.beside import BesideTheStream
 from sdbridge.engine.accelerate.courtesy import (
     GivingWay,
@@ -271,3 +271,41 @@ def test_a_triton_without_that_hook_loads_at_any_time(monkeypatch, caplog) -> No
     monkeypatch.setitem(sys.modules, "triton", SimpleNamespace())
     courtesy.watch_kernel_loads()
     assert "loaded at any time" in caplog.text
+
+
+def test_an_operation_whose_code_may_have_to_be_loaded_has_a_moment_between_two_frames(
+    patient, monkeypatch
+) -> None:
+    """Once for each form; what was met before, and what only looks at a tensor, goes on at once."""
+    monkeypatch.setattr(first_use, "_on_gpu", lambda tensor: True)
+    monkeypatch.setattr(first_use, "_met", set())
+    asked: list[str] = []
+    monkeypatch.setattr(courtesy, "load_begins", lambda: asked.append("begins"))
+    monkeypatch.setattr(courtesy, "load_ends", lambda: asked.append("ends"))
+    linear = torch.nn.functional.linear
+    x, weight = torch.ones(2, 4), torch.eye(4)
+    with queueing_a_frame():  # frames run
+        pass
+    with GivingWay():
+        linear(x, weight)
+        assert asked == ["begins", "ends"]
+        linear(x + 0.0, weight)
+        assert len(asked) == 4, "the sum is new, the product is not"
+        linear(x, weight)
+        x.view(4, 2).permute(1, 0).unsqueeze(0)
+        assert len(asked) == 4
+        longer = torch.ones(3, 4)
+        linear(longer, weight)
+        assert len(asked) == 6, "libraries choose by the shape"
+        longer + 0.0
+        assert len(asked) == 6, "nothing else does"
+        torch.ones(3, 4, dtype=torch.float64) + 0.0
+        assert len(asked) == 8
+        with pytest.raises(RuntimeError):
+            linear(torch.ones(2, 3), weight)
+        assert len(asked) == 10 and asked[-1] == "ends", "nobody waits for what failed"
+        monkeypatch.setattr(courtesy, "_LATELY_S", 0.0)
+        linear(torch.ones(5, 4), weight)
+        assert len(asked) == 10, "without frames nobody is held up"
+    linear(torch.ones(6, 4), weight)
+    assert len(asked) == 10, "the frames' own thread asks nobody"

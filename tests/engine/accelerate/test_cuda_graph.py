@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -120,6 +122,30 @@ def test_pieces_share_a_pool_and_run_one_after_the_other(on_cpu, piece: int, cou
         with torch.inference_mode():
             assert torch.equal(graph.run((x,)), steps(x))
     assert {g.replays for g in on_cpu.made} == {5}
+
+
+class Workspace:
+    """A call with a buffer of its own, made by its first run, before the capture."""
+
+    def __init__(self) -> None:
+        self.room: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.room is None:
+            self.room = torch.zeros(1 << 16, device=x.device)
+        self.room += x.sum()
+        return self.room.sum() + 0.0
+
+
+def test_what_a_call_made_for_itself_lives_as_long_as_its_graph_and_no_longer(on_cpu) -> None:
+    """The UNet's workspace was somebody else's memory as soon as the next graph was made."""
+    call = Workspace()
+    alive = weakref.ref(call)
+    graph = CudaGraph(call, (torch.zeros(3),))
+    del call
+    assert alive() is not None
+    del graph
+    assert alive() is None
 
 
 def test_a_unet_is_cut_where_its_parts_end(on_cpu) -> None:
@@ -286,6 +312,24 @@ def test_pieces_give_the_bits_of_the_whole_on_a_gpu(piece: int) -> None:
         other = torch.randn(1 << 24, device=device)  # nobody else is given the pieces' memory
         assert torch.equal(cut.run((sample, timesteps)), wanted)
         del other
+
+
+@pytest.mark.gpu
+def test_what_a_call_made_for_itself_is_given_to_nobody_else_on_a_gpu() -> None:
+    device = _on_gpu()
+    call = Workspace()
+    x = torch.ones(3, device=device)
+    graph = CudaGraph(call, (x,))
+    assert call.room is not None
+    at, size = call.room.data_ptr(), call.room.nbytes
+    del call
+    gc.collect()
+    others = [torch.zeros(1 << 16, device=device) for _ in range(64)]
+    with torch.inference_mode():
+        before = float(graph.run((x,)))
+        assert float(graph.run((x,))) == before + 3 * (1 << 16), "its sums are its own"
+    assert all(other.data_ptr() + other.nbytes <= at or at + size <= other.data_ptr() for other in others)
+    assert not any(bool(other.any()) for other in others)
 
 
 @pytest.mark.gpu

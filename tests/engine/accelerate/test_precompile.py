@@ -165,6 +165,22 @@ def test_a_damaged_file_is_compiled_anew(cache, wanted, caplog, harm: str) -> No
     assert not list(cache.glob("compiled-*"))
 
 
+def test_a_call_whose_kernels_all_are_there_is_known_to_the_next_start(cache, wanted) -> None:
+    """A ControlNet's are those of the UNet: it was gone through plainly first, at every start."""
+    compiler, link = made(cache)
+    compiler.begin(SPEC, run, ())
+    control = {**SPEC, "kind": "controlnet"}
+    wanted.clear()  # nothing is left to compile
+    assert compiler.begin(control, run, ()).is_done() and compiler.known(control) and len(link.asked) == 2
+    again, link = made(cache)
+    assert again.known(control) and again.known(SPEC) and not link.started
+    third = {**SPEC, "kind": "another"}  # what earlier starts compiled counts as well
+    again.begin(third, run, ())
+    (cache / "ENTRYgemm" / "k.cubin").write_text("something else")
+    last, _ = made(cache)
+    assert not any(last.known(spec) for spec in (SPEC, control, third))
+
+
 def test_a_kernel_wanted_twice_is_compiled_once_and_progress_counts_it_once(cache, wanted) -> None:
     compiler, link = made(cache)
     link.held = []
