@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import gc
 import shutil
+import time
+from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 
+from sdbridge.bench import conditioning
 from tests.engine.image.rig import Rig, frame
 from tests.engine.image.test_half import apart
 
@@ -61,6 +65,57 @@ def test_a_network_loaded_beside_the_frames_takes_few_allocations_and_arrives_wh
         assert torch.equal(parameter.cpu(), wanted[name].half()), name
     storages = {parameter.untyped_storage().data_ptr() for parameter in found.parameters()}
     assert len(storages) == 1
+    rig.engine.unload()
+
+
+def test_what_is_made_beside_the_frames_changes_no_bit_of_them(checkpoint, tmp_path) -> None:
+    """What their graphs hold is written by nobody else, from the wish for a ControlNet until it steers."""
+    from diffusers import ControlNetModel, UNet2DConditionModel
+
+    torch.manual_seed(1)
+    unet = UNet2DConditionModel.from_pretrained(str(checkpoint() / "unet"))
+    network = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
+    for layer in (*network.controlnet_down_blocks, network.controlnet_mid_block):
+        torch.nn.init.normal_(layer.weight, std=0.5)
+    network.save_pretrained(tmp_path)
+    rig = Rig(checkpoint(), VALUES, dtype="float16", device="cuda", acceleration="compile")
+    rig.stop_watching()
+
+    def picture() -> np.ndarray:
+        made = rig.tick(frame(3))
+        assert made is not None
+        return made.frames[0]["generated"].pixels.copy()
+
+    def until_it(steers: bool) -> Iterator[np.ndarray]:
+        until = time.monotonic() + 120.0
+        while True:
+            made = picture()
+            if conditioning.steers(rig.engine) == steers:
+                return
+            yield made
+            assert time.monotonic() < until
+
+    for _ in range(8):
+        picture()
+    assert rig.engine.painter.acceleration.settled(240.0)
+    first = picture()
+    assert all((picture() == first).all() for _ in range(20))
+    rig.set(controlnet__1__model=str(tmp_path), controlnet__1__preprocessor="canny")
+    compared = 0
+    for made in until_it(steers=True):
+        assert (made == first).all(), compared
+        compared += 1
+    assert compared > 10
+    for _ in range(8):
+        picture()
+    assert (picture() != first).any()
+    rig.set(controlnet__1__model="")
+    for _ in until_it(steers=False):
+        pass
+    for _ in range(8):
+        picture()
+    assert rig.engine.painter.acceleration.settled(240.0)
+    assert (picture() == first).all()
     rig.engine.unload()
 
 
