@@ -12,6 +12,7 @@ import ctypes
 import logging
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -34,6 +35,27 @@ PIECE = 65
 SENT_AHEAD = True
 
 _of_thread = threading.local()  # ``capture``: the one under way that may be cut
+
+#: What dropped graphs held, and the stream of their last replay, which may be under way; then with an event
+#: that is past when it is not.
+_dropped: deque[tuple[torch.cuda.Stream, Any]] = deque()
+_leaving: deque[tuple[torch.cuda.Event, Any]] = deque()
+_seeing_off = threading.Lock()
+
+
+def let_go(wait: bool = True) -> None:
+    """Give back the buffers of dropped graphs that have done their last replay, or wait for all of them."""
+    with _seeing_off:
+        while _dropped:
+            stream, held = _dropped.popleft()
+            last = torch.cuda.Event()
+            last.record(stream)
+            _leaving.append((last, held))
+            del held
+        while _leaving and (wait or _leaving[0][0].query()):
+            last, held = _leaving.popleft()
+            last.synchronize()
+            del held
 
 
 def may_cut(kernels: int) -> None:
@@ -83,7 +105,8 @@ class CudaGraph:
     """One captured call with tensors of its own for input and output. A replay overwrites the output.
 
     It keeps ``run``: buffers that the call made for itself before the capture lie in ordinary memory, at the
-    addresses that the graph holds, and stay its own only as long as somebody holds them.
+    addresses that the graph holds, and stay its own only as long as somebody holds them. A graph that is
+    dropped leaves them to those that run (``let_go``), since its last replay may be under way.
 
     Made in the calling thread, on a stream and in a memory pool of its own, so that it may be made
     beside a stream that runs. Raises RuntimeError where the call cannot be captured.
@@ -95,7 +118,7 @@ class CudaGraph:
         """``piece``: about so many kernels are one graph, 0: all; None: ``PIECE`` beside frames, else all."""
         device = tensors[0].device
         self._run = run
-        self._replayed = False
+        self._frames: torch.cuda.Stream | None = None  # on which it was replayed
         self._reads = getattr(run, "reads", None)  # besides its inputs; kept as long as the graph
         with torch.inference_mode():
             self._inputs = tuple(tensor.detach().clone() for tensor in tensors)
@@ -110,6 +133,11 @@ class CudaGraph:
             self._pieces = capture.pieces
             self._stream.synchronize()
 
+    def __del__(self) -> None:
+        frames: torch.cuda.Stream | None = getattr(self, "_frames", None)
+        if frames is not None:  # nothing is asked of CUDA here: a capture may be under way
+            _dropped.append((frames, (self._run, self._pieces, self._stream)))
+
     def takes(self, *tensors: Tensor) -> bool:
         """Whether a call with these tensors has the captured shapes."""
         return len(tensors) == len(self._inputs) and all(
@@ -117,16 +145,18 @@ class CudaGraph:
         )
 
     def run(self, tensors: tuple[Tensor, ...]) -> Any:
-        if not self._replayed:
+        if self._frames is None:
             # When they are dropped, their memory is nobody else's before this stream is done.
-            self._replayed = True
+            self._frames = torch.cuda.current_stream(self._inputs[0].device)
             for mine in self._inputs:
-                mine.record_stream(torch.cuda.current_stream(mine.device))
+                mine.record_stream(self._frames)
         for mine, given in zip(self._inputs, tensors, strict=True):
             if mine is not given:
                 mine.copy_(given, non_blocking=True)
         for piece in self._pieces:
             piece.replay()
+        if _dropped or _leaving:
+            let_go(wait=False)
         return self._output
 
 

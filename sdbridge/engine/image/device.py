@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from sdbridge.engine.accelerate.cuda_graph import let_go
 from sdbridge.errors import SdbridgeError
 
 _DTYPES = {
@@ -125,6 +126,7 @@ def give_back_memory(engine: object) -> None:
     load has new streams. Captured graphs have its address, so it goes with the last engine of the process.
     """
     _ON_CUDA.discard(engine)
+    let_go()
     clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)  # there since 1.13, but no public name
     if clear is not None and not _ON_CUDA:
         clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -84,7 +85,7 @@ class Stream:
 
 
 @pytest.fixture
-def on_cpu(monkeypatch) -> type[RecordedGraph]:
+def on_cpu(monkeypatch) -> Iterator[type[RecordedGraph]]:
     """CUDA as ``cuda_graph`` uses it."""
 
     @contextmanager
@@ -99,7 +100,9 @@ def on_cpu(monkeypatch) -> type[RecordedGraph]:
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(cuda_graph, "capture_stream", capture_stream)
     monkeypatch.setattr(Tensor, "record_stream", lambda tensor, stream: None)
-    return RecordedGraph
+    yield RecordedGraph
+    cuda_graph._dropped.clear()
+    cuda_graph._leaving.clear()
 
 
 def steps(x: Tensor) -> Tensor:
@@ -146,6 +149,42 @@ def test_what_a_call_made_for_itself_lives_as_long_as_its_graph_and_no_longer(on
     assert alive() is not None
     del graph
     assert alive() is None
+
+
+def test_a_dropped_graph_keeps_its_buffers_until_its_last_replay_is_done(on_cpu, monkeypatch) -> None:
+    done: list[bool] = []
+    waited: list[str] = []
+
+    class Event:
+        def record(self, stream) -> None: ...
+
+        def query(self) -> bool:
+            return bool(done)
+
+        def synchronize(self) -> None:
+            waited.append("for the last replay")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    call, x = Workspace(), torch.zeros(3)
+    alive = weakref.ref(call)
+    with torch.inference_mode():
+        graph, other = CudaGraph(call, (x,)), CudaGraph(steps, (x,))
+        graph.run((x,))
+        del call, graph
+        other.run((x,))
+        assert alive() is not None and not waited
+        done.append(True)
+        other.run((x,))
+        assert alive() is None, "the frames see it off"
+        done.clear()
+        call = Workspace()
+        alive = weakref.ref(call)
+        graph = CudaGraph(call, (x,))
+        graph.run((x,))
+        del call, graph
+    assert alive() is not None
+    cuda_graph.let_go()  # an unload waits
+    assert alive() is None and waited[-1] == "for the last replay"
 
 
 def test_a_unet_is_cut_where_its_parts_end(on_cpu) -> None:
