@@ -23,15 +23,16 @@ from torch import Tensor
 from sdbridge.engine.accelerate import courtesy, kernels, packed_controlnet, precompile
 from sdbridge.engine.accelerate.attention import Attend, pytorch_attention
 from sdbridge.engine.accelerate.beside import BesideTheStream
+from sdbridge.engine.accelerate.control_graphs import PackedControl, PlainControl
 from sdbridge.engine.accelerate.cuda_graph import CudaGraph, cut_anywhere
 from sdbridge.engine.accelerate.eager import Eager
-from sdbridge.engine.accelerate.graphs import Capture, Graphs, shapes_of
+from sdbridge.engine.accelerate.graphs import Capture, Graphs
 from sdbridge.engine.accelerate.hoisted import PARTS
-from sdbridge.engine.accelerate.packed_controlnet import PackedControlNet, Residuals
+from sdbridge.engine.accelerate.packed_controlnet import PackedControlNet
 from sdbridge.engine.accelerate.picture_graphs import PictureGraphs
 from sdbridge.engine.accelerate.replay import Begin, Key, Replayed, TensorCall
 from sdbridge.engine.accelerate.unet_graphs import UnetGraphs
-from sdbridge.engine.accelerate.unet_ops import PlainOps, UnetOps
+from sdbridge.engine.accelerate.unet_ops import PlainOps
 from sdbridge.engine.image.control_networks import ControlCall
 from sdbridge.engine.image.load import LoadedModel
 from sdbridge.engine.image.seams import UnetCall
@@ -143,24 +144,14 @@ class Compiled:
         why = packed_controlnet.obstacle(run.network)
         if why:
             self.graphs.say(f"{name} runs unpacked: it has {why}")
-            return Replayed(cut_anywhere(run), name, self._capture, beside)
+            return PlainControl(Replayed(cut_anywhere(run), name, self._capture, beside))
         packed = PackedControlNet(run.network, PlainOps(self._attend))
-        make_fast, ops_of = self.unet.make_fast, dict[Key, UnetOps]()
-
-        def plainly(*tensors: Tensor) -> Residuals:
-            return packed.run(run.unet_call(*tensors), tensors[3])
-
-        def faster(*tensors: Tensor) -> Residuals:
-            """With buffers for each shape: one is captured while the graph of another runs."""
-            assert make_fast is not None
-            shapes = shapes_of(tensors)
-            if shapes not in ops_of:
-                ops_of[shapes] = make_fast()
-            return packed.run(run.unet_call(*tensors), tensors[3], ops_of[shapes])
-
         begin = self._begin({"kind": "controlnet", "config": precompile.plain(run.network.config)})
-        fastest = None if make_fast is None else faster
-        return Replayed(plainly, name, self._capture, beside, fastest, begin)
+
+        def replay(call: TensorCall, called: str, faster: TensorCall | None) -> Replayed:
+            return Replayed(call, called, self._capture, beside, faster, begin)
+
+        return PackedControl(packed, name, replay, self.unet.make_fast)
 
     def _begin(self, about: precompile.Spec) -> Begin | None:
         """How calls of this kind have their kernels compiled, where a process of its own does it."""

@@ -99,6 +99,7 @@ class _Shape:
     calls: int = 0
     asked: bool = False
     graph: Captured | None = None
+    reads: Lying | None = None  # held: a shape is known by it too
 
 
 class Replayed:
@@ -137,14 +138,20 @@ class Replayed:
         shape = self._shapes.get(self._key)
         return None if shape is None else shape.graph
 
-    def __call__(self, *tensors: Tensor) -> Any:
-        key = _key(tensors)
+    @property
+    def captured(self) -> bool:
+        """Whether calls of the last one's shape come from a graph."""
+        return self._graph is not None
+
+    def __call__(self, *tensors: Tensor, reads: Lying | None = None) -> Any:
+        """``reads``, where given, is the call's last argument, and no input of its graph: see ``Reading``."""
+        key = _key(tensors, reads)
         if key != self._key:
             before = self._shapes.get(self._key)
             if before is not None and before.graph is None:
                 before.calls = 0
             self._key = key
-        shape = self._shape(key)
+        shape = self._shape(key, reads)
         if shape.graph is not None:
             return shape.graph.run(tensors)
         shape.calls += 1
@@ -152,28 +159,28 @@ class Replayed:
             self._ask(self._beside, key, shape, tensors)
         elif shape.calls > WARM_CALLS and not self._failed:
             try:
-                shape.graph = self._capture(self._run, tensors)
+                shape.graph = self._capture(_reading(self._run, reads), tensors)
             except RuntimeError as error:
                 self._fail(error)
             else:
                 return shape.graph.run(tensors)
-        return self._run(*tensors)
+        return _reading(self._run, reads)(*tensors)
 
-    def foresee(self, *tensors: Tensor) -> bool:
+    def foresee(self, *tensors: Tensor, reads: Lying | None = None) -> bool:
         """Whether a call with tensors like these would not be held up; else the graph for it is begun.
 
         True too where there will be none, and where nothing is made beside the stream.
         """
         if self._beside is None or self._failed:
             return True
-        self._foreseen = key = _key(tensors)
-        shape = self._shape(key)
+        self._foreseen = key = _key(tensors, reads)
+        shape = self._shape(key, reads)
         if shape.graph is None:
             self._ask(self._beside, key, shape, tensors)
         return shape.graph is not None
 
-    def _shape(self, key: Key) -> _Shape:
-        shape = self._shapes.setdefault(key, _Shape())
+    def _shape(self, key: Key, reads: Lying | None) -> _Shape:
+        shape = self._shapes.setdefault(key, _Shape(reads=reads))
         self._shapes.move_to_end(key)
         for other in list(self._shapes)[: max(0, len(self._shapes) - KEPT_SHAPES)]:
             if other not in (self._key, self._foreseen):
@@ -189,15 +196,15 @@ class Replayed:
         copied = torch.cuda.Event() if given[0].is_cuda else None
         if copied is not None:
             copied.record()
-        compiling = self._compiling
-        known = compiling is not None and self._faster is not None and compiling.known(given)
+        compiling, reads = self._compiling, shape.reads
+        known = compiling is not None and self._faster is not None and compiling.known(_seen(given, reads))
 
         def first_form() -> Captured | None:
             if copied is not None:
                 copied.synchronize()  # indices that are not there yet would lead anywhere
             if key not in (self._key, self._foreseen):
                 return None  # others are wanted by now
-            return self._capture((known and self._faster) or self._run, given)
+            return self._capture(_reading((known and self._faster) or self._run, reads), given)
 
         def put_in(graph: Captured | None) -> None:
             shape.graph, shape.asked = graph, graph is not None
@@ -219,8 +226,9 @@ class Replayed:
         self, beside: BesideTheStream, key: Key, shape: _Shape, given: tuple[Tensor, ...]
     ) -> None:
         """Have the faster form of a captured shape compiled and captured; it replaces the first."""
-        faster, compiling = self._faster, self._compiling
-        assert faster is not None
+        compiling, reads = self._compiling, shape.reads
+        assert self._faster is not None
+        faster = _reading(self._faster, reads)
 
         def job() -> Captured | None:
             return self._capture(faster, given) if self._shapes.get(key) is shape else None
@@ -228,10 +236,14 @@ class Replayed:
         def put_in(graph: Captured | None) -> None:
             shape.graph = graph or shape.graph
 
+        def compile_for(*seen: Tensor) -> Any:
+            return faster(*seen[: len(given)])  # the rest is what it reads of its own accord
+
         if compiling is None:
             beside.submit(job, put_in, self._rest_faster)
         else:
-            submit_compiled(beside, lambda: compiling(faster, given), job, put_in, self._rest_faster)
+            seen = _seen(given, reads)
+            submit_compiled(beside, lambda: compiling(compile_for, seen), job, put_in, self._rest_faster)
 
     def _rest_faster(self, error: Exception) -> None:
         if self._faster is not None:
@@ -250,5 +262,14 @@ def foresee(run: TensorCall, *tensors: Tensor) -> bool:
     return ask is None or bool(ask(*tensors))
 
 
-def _key(tensors: tuple[Tensor, ...]) -> Key:
-    return tuple((tensor.shape, tensor.dtype) for tensor in tensors)
+def _reading(run: TensorCall, reads: Lying | None) -> TensorCall:
+    return run if reads is None else Reading(run, reads)
+
+
+def _seen(tensors: tuple[Tensor, ...], reads: Lying | None) -> tuple[Tensor, ...]:
+    """All that the call reads, which is what its kernels are chosen by."""
+    return tensors if reads is None else (*tensors, *reads.tensors)
+
+
+def _key(tensors: tuple[Tensor, ...], reads: Lying | None) -> Key:
+    return (id(reads), *((tensor.shape, tensor.dtype) for tensor in tensors))

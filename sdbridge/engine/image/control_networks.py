@@ -51,16 +51,33 @@ class ControlCall:
         self.network = network
 
     @staticmethod
-    def unet_call(sample: Tensor, timesteps: Tensor, text: Tensor, hint: Tensor, *more: Tensor) -> UnetCall:
-        """What the tensors other than the control image mean."""
+    def unet_call(
+        sample: Tensor,
+        timesteps: Tensor,
+        text: Tensor,
+        hint: Tensor,
+        *more: Tensor,
+        of: UnetCall | None = None,
+    ) -> UnetCall:
+        """What the tensors other than the control image mean; ``of`` as below."""
         rest = list(more)
         guidance = rest.pop(0) if len(rest) % 2 else None
         return UnetCall(
-            sample, timesteps, text, dict(zip(_ADDED, rest, strict=False)), timestep_cond=guidance
+            sample,
+            timesteps,
+            text,
+            dict(zip(_ADDED, rest, strict=False)),
+            timestep_cond=guidance,
+            timesteps_host=() if of is None else of.timesteps_host,
+            text_of=None if of is None else of.text_of,
         )
 
-    def __call__(self, *tensors: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Residuals of the skips and of the middle, at scale 1."""
+    def __call__(self, *tensors: Tensor, of: UnetCall | None = None) -> tuple[list[Tensor], Tensor]:
+        """Residuals of the skips and of the middle, at scale 1.
+
+        ``of`` is the UNet's call that the tensors are taken from: it tells whether timesteps and text are as
+        they were, which is worth something to an acceleration. Here it changes nothing.
+        """
         call = self.unet_call(*tensors)
         down, mid = self.network(
             call.sample,
@@ -108,7 +125,8 @@ class ControlNetwork:
         return self._embed(image)
 
     def add(self, call: UnetCall, hints: list[Hint], scale: Tensor) -> UnetCall:
-        down, mid = self.run(*self._tensors(call, _rows([hint[0] for hint in hints], self._scratch)))
+        hint = _rows([hint[0] for hint in hints], self._scratch)
+        down, mid = self.run(*self._tensors(call, hint), of=call)
         had: list[Tensor | None] = [None] * (len(down) + 1)
         if call.down_residuals is not None and call.mid_residual is not None:
             had = [*call.down_residuals, call.mid_residual]

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from sdbridge.engine.accelerate.beside import BesideTheStream
 from sdbridge.engine.accelerate.compile import Compiled
+from sdbridge.engine.accelerate.control_graphs import PackedControl
 from sdbridge.engine.accelerate.packed_controlnet import PackedControlNet, obstacle
-from sdbridge.engine.accelerate.replay import Replayed
 from sdbridge.engine.accelerate.unet_ops import PlainOps
 from sdbridge.engine.image.control_networks import ControlCall, ControlNetwork
 from tests.engine.accelerate.test_packed_unet import KINDS, build, error, make_call
+from tests.engine.image.test_foresight import Graph
 
 
 def make_network(kind: str, **more: object) -> ControlNetModel:
@@ -74,20 +75,12 @@ def test_what_is_unusual_is_named() -> None:
     assert obstacle(module) == "an unusual way out"
 
 
-class Recorded:
+class Recorded(Graph):
     """A capture's contract: outputs of its own, overwritten by every run."""
 
     def __init__(self, run, tensors) -> None:
         self.thread = threading.current_thread().name
-        self._run = run
-        down, mid = run(*tensors)
-        self._down, self._mid = [each.clone() for each in down], mid.clone()
-
-    def run(self, tensors):
-        down, mid = self._run(*tensors)
-        for mine, new in zip([*self._down, self._mid], [*down, mid], strict=True):
-            mine.copy_(new)
-        return self._down, self._mid
+        super().__init__(run, tensors)
 
 
 class CountingOps(PlainOps):
@@ -99,7 +92,7 @@ class CountingOps(PlainOps):
         type(self).begun += 1
 
 
-def wrapped(module: ControlNetModel, make_fast, beside: BesideTheStream | None) -> Replayed:
+def wrapped(module: ControlNetModel, make_fast, beside: BesideTheStream | None) -> PackedControl:
     """What ``Compiled`` makes of a ControlNet."""
     compiled = Compiled(SimpleNamespace(unet=build("sd15"), device=torch.device("cpu")), capture=Recorded)
     compiled.unet.make_fast, compiled.graphs.beside = make_fast, beside
@@ -120,7 +113,7 @@ def test_the_faster_form_is_captured_beside_and_takes_over() -> None:
         before = run(*tensors)
         assert beside.wait(60) and CountingOps.begun == 1
         after = run(*tensors)
-        assert CountingOps.begun == 2 and run._graph.thread == "accelerate"
+        assert CountingOps.begun == 2 and run._run._graph.thread == "accelerate"
     for down, mid in (before, after):
         for found, exact in zip([*down, mid], [*wanted[0], wanted[1]], strict=True):
             assert error(found, exact) <= 1e-12
@@ -141,7 +134,7 @@ def test_when_the_faster_form_fails_the_plain_one_is_captured(caplog: pytest.Log
         run = wrapped(module, Failing, beside)
         run(*tensors)
         assert beside.wait(60)
-        assert run._graph is not None and run._graph.thread == "accelerate"
+        assert run._run._graph is not None and run._run._graph.thread == "accelerate"
         down, mid = run(*tensors)
     assert error(mid, wanted[1]) <= 1e-12 and error(down[0], wanted[0][0]) <= 1e-12
     assert "runs without our own kernels: no kernel for this card" in caplog.text
@@ -175,9 +168,11 @@ def test_graphs_of_two_shapes_never_share_buffers() -> None:
 
     module = make_network("sd15")
     network, beside = ControlNetwork(module), BesideTheStream(torch.device("cpu"))
-    replayed = wrapped(module, Ops, beside)
+    run = wrapped(module, Ops, beside)
     with torch.no_grad():
         for size in (16, 24, 16, 24):
-            replayed._faster(*tensors_of("sd15", network, size))
+            sample, times, text, hint = tensors_of("sd15", network, size)
+            hoisted = run.hoisting.of(ControlCall.unet_call(sample, times, text, hint))
+            run._run._faster(sample, hint, hoisted)
     beside.close()
     assert len(made) == 2 and used == [made[0], made[1], made[0], made[1]]

@@ -121,7 +121,7 @@ def test_a_network_steers_only_once_all_that_it_runs_is_captured(streams: Stream
     slot = streams.nets._slots[1]
     assert slot.make_map._run._graph is not None
     if kind == "one":
-        assert slot.network.run._graph is not None and slot.network.embed._graph is not None
+        assert slot.network.run.captured and slot.network.embed._graph is not None
 
 
 def test_while_one_steers_another_shape_waits_for_its_graphs_too(streams: Streams, networks) -> None:
@@ -138,7 +138,7 @@ def test_while_one_steers_another_shape_waits_for_its_graphs_too(streams: Stream
         streams.plain.set(**change)
         for _ in range(3):
             assert streams.step() <= 1e-9 and streams.steers and streams.from_graphs
-        assert streams.nets._slots[1].network.run._graph is not None
+        assert streams.nets._slots[1].network.run.captured
     assert streams.held.in_stream == captured
 
 

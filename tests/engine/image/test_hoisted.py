@@ -11,8 +11,11 @@ import pytest
 import torch
 
 from sdbridge.engine.accelerate.compile import Compiled
+from sdbridge.engine.accelerate.replay import WARM_CALLS
 from sdbridge.engine.image import painter
+from sdbridge.engine.image.controlnet import ControlNets
 from tests.engine.image.rig import Rig, frame, relative
+from tests.engine.image.test_controlnet import save_real_hint
 from tests.engine.image.test_foresight import Graph
 from tests.engine.image.test_lora import kohya, pairs, saved, targets
 
@@ -100,6 +103,12 @@ class Pair:
             while any(getattr(each, "loading", False) for each in rig.engine._extensions):
                 rig.engine.frame_edge()
 
+    def made_for(self, slot: int) -> tuple[int, int]:
+        """How often times and text were made for the ControlNet of this slot."""
+        nets = next(each for each in self.rig.engine._extensions if isinstance(each, ControlNets))
+        made = nets._slots[slot].network.run.hoisting.made
+        return made["times"], made["text"]
+
     @property
     def made(self) -> tuple[int, int]:
         hoisting = self.acceleration.unet.hoisting
@@ -146,7 +155,7 @@ def test_nothing_is_made_while_nothing_moves_and_each_change_is_in_its_very_fram
         assert pair.step() <= 1e-9, f"{name}: its first frame"
         now = pair.made
         assert (now[0] - before[0], now[1] - before[1]) == (times, text), name
-        for _ in range(3):
+        for _ in range(2):
             assert pair.step() <= 1e-9, name
         assert pair.made == now, f"{name}: nothing moved after it"
 
@@ -185,6 +194,52 @@ def test_the_pooled_text_and_the_size_are_in_the_times_of_sdxl(paired) -> None:
         assert pair.step() <= 1e-9 and pair.made == now
 
 
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], str]:
+    folder = tmp_path_factory.mktemp("networks")
+
+    def get(family: str, number: int) -> str:
+        place = folder / f"{family}-{number}"
+        return str(place if place.exists() else save_real_hint(place, family, number))
+
+    return get
+
+
+def test_a_controlnet_makes_them_when_they_change_too(paired, networks) -> None:
+    pair = paired()
+    pair.set(controlnet__1__model=networks("sd15", 1), controlnet__1__preprocessor="canny")
+    pair.set(controlnet__2__model=networks("sd15", 1), controlnet__2__source="main", controlnet__2__scale=0.3)
+    for _ in range(3):
+        assert pair.step() <= 1e-9
+    for _ in range(WARM_CALLS):  # then it is captured
+        before = pair.made_for(1)
+        assert pair.step() <= 1e-9 and pair.made_for(1) == before == pair.made_for(2)
+    changes: list[tuple[str, Values, int, int]] = [
+        ("prompt", {"prompt__1__text": "fire on a hill"}, 0, 1),
+        ("weights of the prompts", {"prompt__2__weight": 0.7}, 0, 1),
+        ("step values", {"step_indices": "20,41"}, 1, 0),
+        ("the UNet's LoRA is none of its", {"lora__1__weight": 0.8}, 0, 0),
+        ("the encoder's LoRA", {"lora__2__weight": 0.6}, 0, 1),
+        ("scale", {"controlnet__1__scale": 0.4}, 0, 0),
+        ("the other slot goes, with the same network", {"controlnet__2__enabled": False}, 0, 0),
+        ("end", {"controlnet__1__end": 0.9}, 0, 0),
+        ("size", {"width": 128}, 0, 0),
+        ("guidance full", {"guidance_mode": "full", "guidance_scale": 1.5}, 1, 1),
+        ("negative prompt", {"negative_prompt": "a dog"}, 0, 1),
+        ("feature bank", {"feature_bank__enabled": True}, 0, 0),
+        ("a longer text", {"prompt__1__text": LONG}, 1, 1),
+        ("frames at a time", {"frame_batch": 2}, 1, 1),
+    ]
+    for name, values, times, text in changes:
+        pair.set(**values)
+        before = pair.made_for(1)
+        assert pair.step() <= 1e-9, f"{name}: its first frame"
+        now = pair.made_for(1)
+        assert (now[0] - before[0], now[1] - before[1]) == (times, text), name
+        assert pair.step() <= 1e-9, name
+        assert pair.made_for(1) == now, f"{name}: nothing moved after it"
+
+
 MOVES: list[Values] = [
     *({"prompt__1__text": text} for text in ("fox", "fire", LONG)),
     *({"prompt__2__weight": weight} for weight in (0.0, 0.3, 0.7)),
@@ -203,11 +258,24 @@ MOVES: list[Values] = [
 ]
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
-def test_a_walk_over_all_of_it_paints_what_eager_paints(paired, family: str) -> None:
-    pair, chance = paired(family), random.Random(7)
-    for number in range(45):
+@pytest.mark.parametrize(
+    ("family", "frames"),
+    [
+        ("sd15", 25),
+        *(pytest.param(family, 150, marks=pytest.mark.slow) for family in ("sd15", "sdxl")),
+    ],
+)
+def test_a_walk_over_all_of_it_paints_what_eager_paints(paired, networks, family: str, frames: int) -> None:
+    pair, chance = paired(family), random.Random(frames)
+    steering: list[Values] = [
+        *({"controlnet__1__model": networks(family, number)} for number in (1, 2)),
+        *({"controlnet__2__model": model} for model in ("", networks(family, 1))),
+        *({"controlnet__1__scale": scale} for scale in (0.0, 0.5, 1.0)),
+    ]
+    for number in range(frames):
         moved = [chance.choice(MOVES) for _ in range(chance.choice((0, 0, 1, 1, 2)))]
+        if chance.random() < 0.2:
+            moved.append(chance.choice(steering))
         for values in moved:
             pair.set(**values)
         pair.let_time_pass(chance.choice((0.0, 0.1)))
