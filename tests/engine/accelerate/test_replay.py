@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
+import weakref
 
 import pytest
 import torch
@@ -54,6 +56,35 @@ def test_a_capture_that_fails_is_said_once_and_the_call_goes_on(caplog: pytest.L
         assert torch.equal(replayed(torch.ones(2))[0], torch.full((2,), 2.0))
     said = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert len(said) == 1 and "ControlNet canny" in said[0].getMessage()
+
+
+class Still:
+    """What lies still, and can be told from another of its kind."""
+
+    def __init__(self, value: float) -> None:
+        self.tensors = (torch.full((2,), value),)
+
+
+def test_a_graph_is_bound_to_what_it_reads_and_holds_it() -> None:
+    def plus(x: Tensor, still: Still) -> list[Tensor]:
+        return [x + still.tensors[0]]
+
+    FakeGraph.captures = 0
+    replayed, one, other = Replayed(plus, "net", FakeGraph), Still(1.0), Still(2.0)
+    for _ in range(WARM_CALLS + 1):
+        assert replayed(torch.zeros(2), reads=one)[0].tolist() == [1.0, 1.0]
+    assert FakeGraph.captures == 1 and replayed.captured
+    assert replayed(torch.zeros(2), reads=other)[0].tolist() == [2.0, 2.0] and not replayed.captured
+    one.tensors[0].fill_(5.0)  # what is in it is read at each replay
+    assert replayed(torch.zeros(2), reads=one)[0].tolist() == [5.0, 5.0] and replayed.captured
+    gone = weakref.ref(one)
+    del one
+    gc.collect()
+    assert gone() is not None, "the graph looks for it there"
+    for size in range(3, 3 + KEPT_SHAPES):
+        replayed(torch.zeros(size, 2), reads=other)
+    gc.collect()
+    assert gone() is None, "its graph is gone too"
 
 
 @pytest.mark.gpu

@@ -215,7 +215,8 @@ def test_a_controlnet_makes_them_when_they_change_too(paired, networks) -> None:
         before = pair.made_for(1)
         assert pair.step() <= 1e-9 and pair.made_for(1) == before == pair.made_for(2)
     changes: list[tuple[str, Values, int, int]] = [
-        ("prompt", {"prompt__1__text": "fire on a hill"}, 0, 1),
+        ("a longer text, where graphs are", {"prompt__1__text": LONG}, 1, 1),
+        ("a short one again", {"prompt__1__text": "fire on a hill"}, 0, 1),
         ("weights of the prompts", {"prompt__2__weight": 0.7}, 0, 1),
         ("step values", {"step_indices": "20,41"}, 1, 0),
         ("the UNet's LoRA is none of its", {"lora__1__weight": 0.8}, 0, 0),
@@ -227,7 +228,6 @@ def test_a_controlnet_makes_them_when_they_change_too(paired, networks) -> None:
         ("guidance full", {"guidance_mode": "full", "guidance_scale": 1.5}, 1, 1),
         ("negative prompt", {"negative_prompt": "a dog"}, 0, 1),
         ("feature bank", {"feature_bank__enabled": True}, 0, 0),
-        ("a longer text", {"prompt__1__text": LONG}, 1, 1),
         ("frames at a time", {"frame_batch": 2}, 1, 1),
     ]
     for name, values, times, text in changes:
