@@ -135,8 +135,9 @@ class ExtensionContext:
     report              tell people of something that happened beside the loop, such as a file that does
                         not fit: it reaches log, page and OSC, and the stream goes on
     encode              image ``[F, 3, H, W]`` 0..1 -> clean latent ``[F, 4, h, w]``, the stream's dtype
-    accelerate          a network's call on tensors -> the same, as the chosen acceleration runs it. What it
-                        gives is overwritten by the next call: use it or copy it before
+    accelerate          a network's call on tensors -> the same, as the chosen acceleration runs it (with what
+                        is given by name). What it gives is overwritten by the next call: use it or copy it
+                        before
     foresees            whether the engine calls ``take_up`` once what an extension ``awaits`` is captured;
                         where not, it takes things up itself as they come
     options             the config's ``engine.options`` (for instance ``allow_pickle``)

@@ -17,6 +17,7 @@ from sdbridge.engine.accelerate.packed_unet import Packed, PackedUnet
 from sdbridge.engine.accelerate.replay import Reading
 from sdbridge.engine.accelerate.unet_ops import PlainOps
 from sdbridge.engine.image.seams import UnetCall
+from tests.engine.accelerate.test_cuda_graph import on_cpu  # noqa: F401
 from tests.engine.accelerate.test_packed_unet import KINDS, build, error, make_call, plainly
 
 
@@ -129,41 +130,44 @@ def test_beside_the_stream_only_a_capture_may_write_what_frames_read() -> None:
         assert torch.equal(lies, was) and error(tried, was) > 1e-3
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_graph_reads_them_where_they_lie_and_keeps_them() -> None:
-    unet = build("sd21").to("cuda", torch.float16)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_graph_reads_them_where_they_lie_and_keeps_them(device: str, request) -> None:
+    if device == "cpu":
+        request.getfixturevalue("on_cpu")  # graphs that run again what was noted down
+    elif not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    dtype = torch.float64 if device == "cpu" else torch.float16
+    unet = build("sd21").to(device, dtype)
     packed = PackedUnet(unet, PlainOps())
     hoisting = Hoisting(packed.packed)
-
-    def on_device(call: UnetCall) -> UnetCall:
-        return replace(
-            call,
-            sample=call.sample.to("cuda", torch.float16),
-            timesteps=call.timesteps.cuda(),
-            encoder_hidden_states=call.encoder_hidden_states.to("cuda", torch.float16),
-        )
-
-    call = on_device(known_call("sd21"))
+    call = known_call("sd21")
+    sample, text = (each.to(device, dtype) for each in (call.sample, call.encoder_hidden_states))
+    call = replace(call, sample=sample, encoder_hidden_states=text, timesteps=call.timesteps.to(device))
 
     def run(sample: Tensor, hoisted: Hoisted) -> Tensor:
         return packed.run(replace(call, sample=sample), known=hoisted.known)
 
     with torch.inference_mode():
         hoisted = hoisting.of(call)
-        graph = CudaGraph(Reading(run, hoisted), (call.sample,))
-        writing = {
-            part: CudaGraph(hoisting.bound(part, hoisted), hoisting.inputs(part, call)) for part in PARTS
-        }
+        graph = CudaGraph(Reading(run, hoisted), (sample,), piece=0)
+        writing = {}
+        for part in PARTS:
+            given = hoisting.inputs(part, call)
+            writing[part] = CudaGraph(hoisting.bound(part, hoisted), given, piece=0)
+        kept = weakref.ref(hoisted)
         del hoisted
         gc.collect()
-        torch.cuda.empty_cache()
         for number in range(3):
-            text = torch.randn_like(call.encoder_hidden_states)
+            text = torch.randn_like(text)
             other = replace(call, encoder_hidden_states=text, text_of=object(), timesteps_host=(number, 1))
             hoisting.refreshed(other, lambda part, lies, tensors: writing[part].run(tensors))
-            assert error(graph.run((other.sample,)).float(), plainly(unet, other).float()) < 0.02
+            assert error(graph.run((sample,)).double(), plainly(unet, other).double()) < 0.02
         assert hoisting.made == {"times": 3, "text": 3}
+        writing.clear()
+        assert kept() is not None, "the graph reads it"
+        del graph
+        gc.collect()
+        assert kept() is None
 
 
 def test_a_packed_network_has_a_room_for_every_shape(kind: str = "sd15") -> None:

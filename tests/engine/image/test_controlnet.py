@@ -480,8 +480,8 @@ def test_one_network_in_two_slots_survives_outputs_that_are_overwritten(tmp_path
         def wrap(run: Any, name: str) -> Any:
             kept: list[torch.Tensor] = []
 
-            def again(*tensors: torch.Tensor) -> Any:
-                made = run(*tensors)  # the residuals, or what became of the control image
+            def again(*tensors: torch.Tensor, **about: Any) -> Any:
+                made = run(*tensors, **about)  # the residuals, or what became of the control image
                 flat = [*made[0], made[1]] if isinstance(made, tuple) else [made]
                 if not kept:
                     kept.extend(t.clone() for t in flat)
