@@ -75,6 +75,13 @@ class Acceleration(Protocol):
         """``run_decode``, rounded to uint8 ``[F, H, W, 4]`` with alpha 255."""
         ...
 
+    def room_for_pixels(self, frames: int, height: int, width: int) -> Tensor | None:
+        """Where ``run_encode_rgba`` reads pictures of this size, so that they need not be copied there.
+
+        To be asked for in every frame; None where it reads them wherever they lie.
+        """
+        ...
+
     def wrap(self, run: TensorCall, name: str) -> TensorCall:
         """A call of another network on tensors (a ControlNet) as this acceleration runs it."""
         ...

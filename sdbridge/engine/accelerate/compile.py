@@ -128,6 +128,9 @@ class Compiled:
     def run_decode_rgba(self, latent: Tensor) -> Tensor:
         return self.pictures.run_decode_rgba(latent)
 
+    def room_for_pixels(self, frames: int, height: int, width: int) -> Tensor | None:
+        return self.pictures.room_for_pixels(frames, height, width)
+
     # --- the rest of the interface ---
 
     def wrap(self, run: TensorCall, name: str) -> TensorCall:

@@ -138,6 +138,11 @@ class CudaGraph:
         if frames is not None:  # nothing is asked of CUDA here: a capture may be under way
             _dropped.append((frames, (self._run, self._pieces, self._stream)))
 
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Where it reads: a ``run`` with these very tensors copies nothing."""
+        return self._inputs
+
     def takes(self, *tensors: Tensor) -> bool:
         """Whether a call with these tensors has the captured shapes."""
         return len(tensors) == len(self._inputs) and all(

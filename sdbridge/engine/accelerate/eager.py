@@ -76,6 +76,10 @@ class Eager:
     def run_decode_rgba(self, latent: Tensor) -> Tensor:
         return to_rgba(self.run_decode(latent).float().add(1).mul(0.5))
 
+    def room_for_pixels(self, frames: int, height: int, width: int) -> Tensor | None:
+        """They are read wherever they lie."""
+        return None
+
     def wrap(self, run: TensorCall, name: str) -> TensorCall:
         """``run`` of another network as this acceleration runs it: as it is."""
         return run

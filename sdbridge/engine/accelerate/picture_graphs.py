@@ -112,6 +112,12 @@ class PictureGraphs:
     def run_decode_rgba(self, latent: Tensor) -> Tensor:
         return self._run("decode_rgba", latent, self._eager.run_decode_rgba)
 
+    def room_for_pixels(self, *size: int) -> Tensor | None:
+        """The recorded encoder's own input, as long as that is the encoder."""
+        graph = self._graphs.by_key.get(("encode_rgba", *self._size)) if size == self._size else None
+        given: tuple[Tensor, ...] | None = getattr(graph, "inputs", None)
+        return given[0] if given else None
+
     def _run(self, kind: str, given: Tensor, plain: TensorCall) -> Tensor:
         graph = self._graphs.by_key.get((kind, *self._size))
         made: Tensor = plain(given) if graph is None or not graph.takes(given) else graph.run((given,))

@@ -234,7 +234,8 @@ class Painter:
         self, entries: Sequence[Entry] | None, settings: StreamSettings, revision: int
     ) -> Painting | None:
         now_ns = self._clock.now_ns()
-        roles = Roles(entries or (), self._staging, settings.width, settings.height)
+        room = self.acceleration.room_for_pixels
+        roles = Roles(entries or (), self._staging, settings.width, settings.height, room)
         entering = self._entering(entries, roles, settings, now_ns)
         # A GPU encodes while the host draws noise and mixes prompts.
         self._refresh_noise(settings, now_ns)
@@ -250,7 +251,7 @@ class Painter:
         began = time.perf_counter()
         stream = self._stream
         if settings.mode == "img2img":
-            source = self._encode_input(roles)
+            source = self._encode_input(roles, stays=settings.feedback > 0)
             latent = feed_back(source, self._last_latent, settings.feedback, self._scratch)
         else:
             shape = (settings.frames, self.model.latent_channels)
@@ -271,13 +272,18 @@ class Painter:
         self._took("encode", began)
         return Entering(latent, source, tuple(tags), fills=settings.mode == "img2img")
 
-    def _encode_input(self, roles: Roles) -> Tensor:
-        """The main pictures' clean latents: straight from pixels where no extension wants to see those."""
+    def _encode_input(self, roles: Roles, stays: bool) -> Tensor:
+        """The main pictures' clean latents: straight from pixels where no extension wants to see those.
+
+        Unless it ``stays`` it may be the acceleration's own tensor, in its dtype, until the next frame's.
+        """
         editors = [extension for extension in self.extensions if extension.edits_input]
         rgba = None if editors else roles.rgba("main")
         if rgba is not None:
             latent = self.acceleration.run_encode_rgba(rgba)
             precision = self._stream.precision
+            if not stays:
+                return latent
             return self._scratch.room("source", latent.shape, precision, latent.device).copy_(latent)
         image = roles["main"][:, :3]
         for extension in editors:

@@ -75,14 +75,21 @@ class Roles(Mapping[Role, Tensor]):
     """The pictures of F entries by role, float32 ``[F, 4, H, W]`` in 0..1 at the engine's size.
 
     A role that not every entry has is filled from the nearest entry that has it. Pixels of the engine's size
-    lie on the device in buffers of the staging, one for each role, until the next frames' do; what is made of
-    them here is a tensor of its own.
+    lie on the device in buffers of the staging, one for each role (the main ones where the encoder reads
+    them), until the next frames' do; what is made of them here is a tensor of its own.
     """
 
     def __init__(
-        self, entries: Sequence[Mapping[Role, Frame]], staging: Staging, width: int, height: int
+        self,
+        entries: Sequence[Mapping[Role, Frame]],
+        staging: Staging,
+        width: int,
+        height: int,
+        room_for_main: Callable[[int, int, int], Tensor | None] = lambda frames, height, width: None,
     ) -> None:
+        """``room_for_main``: where F main pictures of that size are wanted, if anywhere."""
         self._staging = staging
+        self._room_for_main = room_for_main
         self._size = (height, width)
         self._pixels: dict[Role, list[np.ndarray]] = {}
         self._sent: dict[Role, Tensor | list[Tensor]] = {}
@@ -111,8 +118,11 @@ class Roles(Mapping[Role, Tensor]):
         return self._sent[role]
 
     def _upload_whole(self, role: Role, pictures: list[np.ndarray]) -> Tensor:
-        staging, shape = self._staging, (len(pictures), *self._size, 4)
-        whole = staging.scratch.room(f"pixels of {role}", shape, torch.uint8, staging.device)
+        staging, count = self._staging, len(pictures)
+        whole = self._room_for_main(count, *self._size) if role == "main" else None
+        if whole is None:
+            shape = (count, *self._size, 4)
+            whole = staging.scratch.room(f"pixels of {role}", shape, torch.uint8, staging.device)
         if len(pictures) == 1:
             return staging.to_device(pictures[0][None], whole)
         sent: dict[int, Tensor] = {}

@@ -287,7 +287,7 @@ class PromptMixer:
 
 def _wanted(settings: PromptSettings) -> tuple[list[str], int]:
     """The texts that are to be embedded, slot by slot and the negative one, and how."""
-    return [*(text for text, _ in settings.texts), settings.negative], settings.clip_skip
+    return [text for text, _ in settings.texts] + [settings.negative], settings.clip_skip
 
 
 def copied(embedding: TextEmbedding) -> TextEmbedding:

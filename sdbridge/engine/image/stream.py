@@ -55,6 +55,9 @@ class Entering:
 
     latent   ``[F, 4, h, w]`` what is noised: the clean latent, perhaps with feedback in it
     source   ``[F, 4, h, w]`` the clean latent of the input itself (zeros in txt2img)
+
+    Both may be written over as soon as the next frames enter, and be of a narrower dtype than the stream.
+
     fills    empty rows may be filled from it (img2img); txt2img lets the pipe fill instead
     """
 
@@ -179,7 +182,7 @@ class StreamBatch:
         """
         plan, levels = self._plan, self._levels
         assert plan is not None and levels is not None
-        self._shift_in(entering)
+        self._shift_in(entering, guidance.active)
         latents = torch.mul(levels.fresh, self._noise, out=self._scratch.like("latents", self._noise))
         latents.addcmul_(levels.keep, self._clean)
         if self._replays:
@@ -278,12 +281,20 @@ class StreamBatch:
         self._predict = lambda: made
         return made
 
-    def _shift_in(self, entering: Entering | None) -> None:
-        """Move every frame one step on and put the entering ones, or nothing, into row 0."""
-        frames = self._frames
-        wide, precision = self._scratch.cast, self.precision
-        first = self._clean[:frames] if entering is None else wide("first", entering.latent, precision)
-        source = self._source[:frames] if entering is None else wide("source", entering.source, precision)
+    def _shift_in(self, entering: Entering | None, guided: bool) -> None:
+        """Move every frame one step on and put the entering ones, or nothing, into row 0.
+
+        One row alone is read where it lies, except by guidance, which wants the stream's precision.
+        """
+        frames, precision = self._frames, self.precision
+        as_it_is = self._scratch.cast if guided and self.steps == 1 else self._scratch.operand
+        first = self._clean[:frames] if entering is None else as_it_is("first", entering.latent, precision)
+        if entering is None:
+            source = self._source[:frames]
+        elif entering.source is entering.latent:
+            source = first
+        else:
+            source = as_it_is("source", entering.source, precision)
         if self.steps == 1:
             self._clean = self._virtual = first
             self._source = source
@@ -315,21 +326,21 @@ class StreamBatch:
         added_cond: Callable[[Tensor | None, int], dict[str, Tensor]] | None,
         timestep_cond: Tensor | None,
     ) -> UnetCall:
-        count, frames, dtype = latents.shape[0], self._frames, self._model.dtype
-        assert self._plan is not None
-        host = tuple(t for t in self._plan.timesteps for _ in range(frames))
-        sample = latents
+        count, dtype = latents.shape[0], self._model.dtype
+        assert self._levels is not None
+        host, timesteps, sample = self._levels.timesteps, self._timesteps, latents
         if extra or dtype != latents.dtype:
             shape = (count + extra, *latents.shape[1:])
             sample = self._scratch.room("sample", shape, dtype, latents.device)
-            sample[:count].copy_(latents)
-            sample[count:].copy_(latents[:extra])
+            (sample[:count] if extra else sample).copy_(latents)
+            if extra:
+                sample[count:].copy_(latents[:extra])
         text = self._text
         if text is None or not text.fits(conditioning, count, extra):
             text = self._text = self._text_of_rows(conditioning, count, extra)
         return UnetCall(
             sample=sample,
-            timesteps=self._timesteps[: count + extra],
+            timesteps=timesteps[: count + extra],
             encoder_hidden_states=text.tokens,
             added_cond={} if added_cond is None else added_cond(text.pooled, count + extra),
             timestep_cond=self._guided_rows(timestep_cond, count + extra),

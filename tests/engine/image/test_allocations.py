@@ -67,6 +67,10 @@ class ReplayedGraph:
         with torch.inference_mode():
             self._output = tree_map(torch.clone, run(*self._inputs))
 
+    @property
+    def inputs(self) -> tuple[torch.Tensor, ...]:
+        return self._inputs
+
     def takes(self, *tensors: torch.Tensor) -> bool:
         return all(a.shape == b.shape for a, b in zip(self._inputs, tensors, strict=True))
 
@@ -133,6 +137,7 @@ CASES: dict[str, tuple[str, Mapping[str, Any], str, Callable[[Rig, int], None]]]
     "the last picture fed back": ("sd21", {**ONE, "latent_feedback": 0.3}, "turbo", moving),
     "three prompts and two seeds": ("sd15", {**ONE, **MORE}, "lcm", moving),
     "seeds walk, a text fades in": ("sd15", {**ONE, "seed_mode": "walk", **LONG}, "lcm", fading),
+    "one, self": ("sd21", {**ONE, **SELF}, "turbo", moving),
     "from the prompt alone": ("sd15", {"mode": "txt2img", "steps": 2}, "lcm", moving),
 }
 
@@ -223,7 +228,15 @@ def test_what_would_be_allocated_is_seen(checkpoint, graphs, monkeypatch) -> Non
     assert recorder.made["aten.lift_fresh.default at nowhere in sdbridge"] == 1
 
 
-@pytest.mark.parametrize("case", ["SDXL, four steps, full", "two frames at a time, two steps"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "SD-Turbo, prompts and seed move",
+        "SDXL, four steps, full",
+        "two frames at a time, two steps",
+        "one, self",
+    ],
+)
 def test_buffers_that_are_written_again_change_no_picture(checkpoint, request, case: str) -> None:
     """What is kept from frame to frame (time projections of SDXL's pooled text) never goes by a buffer."""
     found = []

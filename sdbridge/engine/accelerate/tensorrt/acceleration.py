@@ -235,6 +235,10 @@ class TensorRT:
     def run_encode_rgba(self, rgba: Tensor) -> Tensor:
         return self.run_encode(from_rgba(rgba))
 
+    def room_for_pixels(self, frames: int, height: int, width: int) -> Tensor | None:
+        """They are made numbers first, wherever they lie."""
+        return None
+
     def run_decode_rgba(self, latent: Tensor) -> Tensor:
         return to_rgba(self.run_decode(latent).float().add(1).mul(0.5))
 
