@@ -104,9 +104,10 @@ class _Between(TorchFunctionMode):
 class CudaGraph:
     """One captured call with tensors of its own for input and output. A replay overwrites the output.
 
-    It keeps ``run``: buffers that the call made for itself before the capture lie in ordinary memory, at the
-    addresses that the graph holds, and stay its own only as long as somebody holds them. A graph that is
-    dropped leaves them to those that run (``let_go``), since its last replay may be under way.
+    It keeps ``run``: what that reads besides its inputs (``replay.Reading``), and buffers that it made for
+    itself before the capture, lie in ordinary memory, at the addresses that the graph holds, and stay its own
+    only as long as somebody holds them. A graph that is dropped leaves them to those that run (``let_go``),
+    since its last replay may be under way.
 
     Made in the calling thread, on a stream and in a memory pool of its own, so that it may be made
     beside a stream that runs. Raises RuntimeError where the call cannot be captured.
@@ -119,7 +120,6 @@ class CudaGraph:
         device = tensors[0].device
         self._run = run
         self._frames: torch.cuda.Stream | None = None  # on which it was replayed
-        self._reads = getattr(run, "reads", None)  # besides its inputs; kept as long as the graph
         with torch.inference_mode():
             self._inputs = tuple(tensor.detach().clone() for tensor in tensors)
             for _ in range(warm_runs):  # libraries choose their algorithms outside the capture

@@ -37,7 +37,7 @@ class Lying(Protocol):
 class Reading:
     """``run`` with ``reads`` as its last argument: what a record of it reads where it lies, as no input.
 
-    Who records the call keeps ``reads`` as long as the record (``CudaGraph`` does).
+    Who records the call keeps it as long as the record (``CudaGraph`` does).
     """
 
     def __init__(self, run: TensorCall, reads: Lying) -> None:
