@@ -74,6 +74,7 @@ class Drive:
     wait_ms: list[float] = field(default_factory=list)  # and then waiting for the device
     kept: dict[int, np.ndarray] = field(default_factory=dict)  # picture by frame id
     coming: dict[int, Mapping[str, Value]] = field(default_factory=dict)  # what else moves, by chunk
+    still: bool = False  # nothing moves but the picture
 
     def __post_init__(self) -> None:
         self._pixels = make_pixels(self.recipe.width, self.recipe.height)
@@ -146,7 +147,8 @@ class Drive:
             self._collect(getattr(self.engine, "most_pending", IN_FLIGHT) - 1)
         began = time.perf_counter()
         also = self.coming.pop(self.number, {})
-        self.engine.apply({**self.recipe.moves(self.number), **also}, self.number + 1)
+        moved = {} if self.still else self.recipe.moves(self.number)
+        self.engine.apply({**moved, **also}, self.number + 1)
         chunk = self.chunk(self.number)
         self.number += 1
         if self.ahead:

@@ -32,6 +32,8 @@ WARM_UP_CHUNKS = 60  # networks beside the UNet are captured after twenty
 PACED_FRAMES = 120
 PACED_S = 1 / 60
 PART_TICKS = 50
+STILL_CHUNKS = 100  # of the new pictures under values that rest, the first ones left out
+STILL_LEFT_OUT = 5
 BUILD_TIMEOUT_S = 400.0
 
 #: t = 359 of 1000: index 32 of 50, where the issue compares pictures with the eager engine's.
@@ -198,6 +200,7 @@ def measure(config: EngineConfig, recipe: Recipe, seconds: float, *, check: bool
         figures = {
             **figures_of(times, recipe.rows),
             **overlap,
+            **_still(drive, seconds / 4),
             **_paced(drive, statistics.median(times)),
             "peak_mb": _peak_mb(),
             "card_mb": engine.stats().vram_mb,
@@ -255,6 +258,14 @@ def figures_of(times: list[float], rows: int) -> dict[str, Any]:
         "fps": 1e3 / statistics.fmean(ordered),
         "frames": len(ordered) * rows,
     }
+
+
+def _still(drive: Drive, seconds: float) -> dict[str, float]:
+    """The median with new pictures and nothing else: what a prompt, a seed or a fader that moves costs."""
+    drive.still = True
+    times = drive.run(STILL_LEFT_OUT + STILL_CHUNKS, seconds, at_least=STILL_LEFT_OUT + 3)
+    drive.still = False
+    return {"still_median_ms": statistics.median(times[STILL_LEFT_OUT:])}
 
 
 def _paced(drive: Drive, usual_ms: float) -> dict[str, float]:

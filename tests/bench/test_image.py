@@ -20,6 +20,7 @@ from sdbridge.models.small import build_small_checkpoint
 
 USUAL = {
     "median_ms",
+    "still_median_ms",
     "p95_ms",
     "p99_ms",
     "p99_over_median",
@@ -127,8 +128,10 @@ def test_an_engine_that_overlaps_is_driven_two_deep() -> None:
         def __init__(self) -> None:
             self.inside: list = []
             self.deepest = 0
+            self.changes: list[dict] = []
 
         def apply(self, changes, revision):
+            self.changes.append(dict(changes))
             return ()
 
         @property
@@ -150,6 +153,12 @@ def test_an_engine_that_overlaps_is_driven_two_deep() -> None:
     assert set(drive.kept) == {3, 20} and len(times) == 26
     drive.one()
     assert engine.pending == 0
+    engine.changes.clear()
+    drive.run(2)
+    assert all("prompt.2.weight" in changes for changes in engine.changes)
+    engine.changes.clear()
+    assert image._still(drive, 0.0).keys() == {"still_median_ms"}
+    assert engine.changes and not any(engine.changes) and not drive.still
 
 
 def test_equal_pictures_are_told_from_nearly_equal_ones() -> None:

@@ -91,19 +91,21 @@ def _unfit(folder: Path) -> str:
 
 
 def unet_spec(unet: Any, call: UnetCall) -> dict[str, Any]:
-    """What decides which kernels this call of the UNet takes, as plain values."""
-    optional = {"timestep_cond": call.timestep_cond, "mid_residual": call.mid_residual}
-    bank = call.bank
+    """What decides which kernels a frame's call of the packed UNet takes, as plain values.
+
+    The text's own product and the time projections are no part of it (``hoisted.py``): of the text only its
+    shape is, since attention reads what was made of it.
+    """
+    bank, middle = call.bank, call.mid_residual
     return {
         "kind": "unet",
         "config": plain(unet.config),
         "dtype": str(call.sample.dtype).removeprefix("torch."),  # asking the network takes 10 ms
         "sample": list(call.sample.shape),
         "text": list(call.encoder_hidden_states.shape),
-        "added": {name: list(value.shape) for name, value in sorted(call.added_cond.items())},
         "down": None if call.down_residuals is None else [list(each.shape) for each in call.down_residuals],
         "bank": None if bank is None else [bank.memory.frames, bank.seeding],
-        **{name: None if value is None else list(value.shape) for name, value in optional.items()},
+        "mid_residual": None if middle is None else list(middle.shape),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,20 @@ CHANGES: list[tuple[str, Values, int, int]] = [
 ]
 
 
+def write_loras(model: Any, folder: Path) -> Values:
+    """One of all that is made beforehand in the UNet, one of the text encoders: what to set."""
+    reading = targets(model.unet, ("attn2.to_k", "attn2.to_v", "time_emb_proj"))
+    picture = saved(folder, kohya(pairs(model.unet, reading, 1)), "unet.safetensors")
+    state: dict[str, torch.Tensor] = {}
+    prefixes = ["lora_te_"] if len(model.text_encoders) == 1 else ["lora_te1_", "lora_te2_"]
+    for prefix, encoder in zip(prefixes, model.text_encoders, strict=True):
+        named = [name for name, _ in encoder.named_modules() if name.endswith("q_proj")]
+        for name, pair in pairs(encoder, named, 2).items():
+            state |= kohya({f"text_model.{name.removeprefix('text_model.')}": pair}, prefix)
+    text = saved(folder, state, "text.safetensors")
+    return {"lora__1__file": str(picture), "lora__2__file": str(text)}
+
+
 class Pair:
     """The same stream twice: operation by operation, and from stand-ins for graphs."""
 
@@ -79,23 +94,7 @@ class Pair:
             self.rig = Rig(folder, {**START, **more}, dtype="float64")
         self.acceleration: Compiled = self.rig.engine.painter.acceleration
         self.number = 0
-        self._load_loras(tmp_path)
-
-    def _load_loras(self, folder: Path) -> None:
-        unet, encoders = self.rig.model.unet, self.rig.model.text_encoders
-        reading = targets(unet, ("attn2.to_k", "attn2.to_v", "time_emb_proj"))
-        picture = saved(folder, kohya(pairs(unet, reading, 1)), "unet.safetensors")
-        state: dict[str, torch.Tensor] = {}
-        prefixes = ["lora_te_"] if len(encoders) == 1 else ["lora_te1_", "lora_te2_"]
-        for prefix, encoder in zip(prefixes, encoders, strict=True):
-            named = [name for name, _ in encoder.named_modules() if name.endswith("q_proj")]
-            for name, pair in pairs(encoder, named, 2).items():
-                state |= kohya({f"text_model.{name.removeprefix('text_model.')}": pair}, prefix)
-        files = {
-            "lora__1__file": str(picture),
-            "lora__2__file": str(saved(folder, state, "text.safetensors")),
-        }
-        self.set(**files)
+        self.set(**write_loras(self.rig.model, tmp_path))
 
     def set(self, **values: Any) -> None:
         for rig in (self.plain, self.rig):
@@ -283,3 +282,42 @@ def test_a_walk_over_all_of_it_paints_what_eager_paints(paired, networks, family
             for rig in (pair.rig, pair.plain):
                 rig.engine.reset("hard")
         assert pair.step() <= 1e-9, (number, moved)
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_on_a_gpu_every_change_is_in_the_picture_of_the_graphs(
+    checkpoint, networks, tmp_path, family
+) -> None:
+    """And nothing is made in the frames after it, nor while nothing moves."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    steering = {"controlnet.1.model": networks(family, 1), "controlnet.1.preprocessor": "canny"}
+    given = {**START, **steering}
+    eager, rig = (
+        Rig(checkpoint(family), given, dtype="float32", device="cuda", acceleration=name)
+        for name in ("eager", "compile")
+    )
+    loras = write_loras(rig.model, tmp_path)
+    hoisting = rig.engine.painter.acceleration.unet.hoisting
+    number = 0
+    changes = [(name, values) for name, values, *_ in CHANGES if "frame_batch" not in values]
+    for name, values in [("LoRAs", loras), *changes]:
+        for each in (eager, rig):
+            each.set(**values)
+            until = time.monotonic() + 60.0
+            while each.engine.shows_up_to is not None or any(
+                getattr(extension, "loading", False) for extension in each.engine._extensions
+            ):
+                assert time.monotonic() < until, name
+                time.sleep(0.01)
+                each.engine.frame_edge()
+            each.engine.reset("hard")
+        assert rig.engine.painter.acceleration.settled(60)
+        for turn in range(4):
+            number += 1
+            before = dict(hoisting.made)
+            ours, theirs = (each.latent_of(frame(number)) for each in (rig, eager))
+            assert relative(ours, theirs) < 1e-3, (name, turn)
+            assert not turn or before == hoisting.made, name
