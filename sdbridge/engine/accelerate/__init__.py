@@ -82,6 +82,10 @@ class Acceleration(Protocol):
         """
         ...
 
+    def room_for_sample(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
+        """The same for the sample of ``run_denoise``."""
+        ...
+
     def wrap(self, run: TensorCall, name: str) -> TensorCall:
         """A call of another network on tensors (a ControlNet) as this acceleration runs it."""
         ...

@@ -131,6 +131,9 @@ class Compiled:
     def room_for_pixels(self, frames: int, height: int, width: int) -> Tensor | None:
         return self.pictures.room_for_pixels(frames, height, width)
 
+    def room_for_sample(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
+        return self.unet.room_for_sample(shape, dtype)
+
     # --- the rest of the interface ---
 
     def wrap(self, run: TensorCall, name: str) -> TensorCall:

@@ -80,6 +80,10 @@ class Eager:
         """They are read wherever they lie."""
         return None
 
+    def room_for_sample(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
+        """It is read wherever it lies."""
+        return None
+
     def wrap(self, run: TensorCall, name: str) -> TensorCall:
         """``run`` of another network as this acceleration runs it: as it is."""
         return run

@@ -167,6 +167,13 @@ class UnetGraphs:
             answer = graph.run(flat(call)[1])
         return answer
 
+    def room_for_sample(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
+        """The recorded call's own, where the last frame's was of this shape."""
+        graph = self._graphs.by_key.get(self._denoise) if self._denoise is not None else None
+        given: tuple[Tensor, ...] | None = getattr(graph, "inputs", None)
+        fits = given is not None and given[0].shape == shape and given[0].dtype == dtype
+        return given[0] if given is not None and fits else None
+
     def _make(self, call: UnetCall, part: Part, hoisted: Hoisted, tensors: tuple[Tensor, ...]) -> None:
         """By its graph, which was captured for this very ``hoisted``: there is one for such calls."""
         assert self.hoisting is not None

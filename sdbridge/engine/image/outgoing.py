@@ -14,7 +14,7 @@ from sdbridge.engine.accelerate.streams import own_stream
 from sdbridge.engine.image.painting import Painting, painting_of
 from sdbridge.engine.image.pictures import Handout, HostPictures
 from sdbridge.engine.image.seams import StreamExtension
-from sdbridge.engine.image.stream import Leaving
+from sdbridge.engine.image.travellers import Leaving
 from sdbridge.frame import Role
 
 

@@ -32,8 +32,9 @@ from sdbridge.engine.image.seams import StreamExtension, UnetCall
 from sdbridge.engine.image.seed import NoiseSource
 from sdbridge.engine.image.settings import StreamSettings
 from sdbridge.engine.image.similarity import SimilarityFilter
-from sdbridge.engine.image.stream import Entering, FrameTag, Leaving, StreamBatch
+from sdbridge.engine.image.stream import StreamBatch
 from sdbridge.engine.image.text import TextEncoder
+from sdbridge.engine.image.travellers import Entering, FrameTag, Leaving
 from sdbridge.engine.interface import ResetKind
 from sdbridge.frame import Chunk, Frame, Role
 
@@ -316,6 +317,7 @@ class Painter:
             self.extensions,
             lambda pooled, rows: added_conditions(model, pooled, rows, settings.width, settings.height),
             embedding,
+            self.acceleration.room_for_sample,
         )
         self._took("denoise", began)
         return leaving

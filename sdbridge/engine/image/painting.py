@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from sdbridge.engine.image.pictures import Handout
-from sdbridge.engine.image.stream import FrameTag
+from sdbridge.engine.image.travellers import FrameTag
 from sdbridge.frame import Chunk, Frame, Role
 
 

@@ -21,8 +21,9 @@ from sdbridge.engine.image.pictures import from_rgba, to_float, to_rgba
 from sdbridge.engine.image.prompt import Conditioning
 from sdbridge.engine.image.schedule import SAMPLERS, plan_steps
 from sdbridge.engine.image.seams import StreamExtension, UnetCall
-from sdbridge.engine.image.stream import Entering, FrameTag, StreamBatch
+from sdbridge.engine.image.stream import StreamBatch
 from sdbridge.engine.image.text import TextEmbedding
+from sdbridge.engine.image.travellers import Entering, FrameTag
 from sdbridge.errors import first_line
 
 log = logging.getLogger(__name__)

@@ -38,43 +38,7 @@ from sdbridge.engine.image.prompt import Conditioning
 from sdbridge.engine.image.schedule import StepPlan
 from sdbridge.engine.image.scratch import Scratch
 from sdbridge.engine.image.seams import Rows, StreamExtension, UnetCall
-
-
-@dataclass(frozen=True)
-class FrameTag:
-    """Who a frame is; ``luggage`` has one entry per extension."""
-
-    frame_id: int
-    received_at_ns: int
-    luggage: tuple[Any, ...] = ()
-
-
-@dataclass(frozen=True)
-class Entering:
-    """F frames for row 0.
-
-    latent   ``[F, 4, h, w]`` what is noised: the clean latent, perhaps with feedback in it
-    source   ``[F, 4, h, w]`` the clean latent of the input itself (zeros in txt2img)
-
-    Both may be written over as soon as the next frames enter, and be of a narrower dtype than the stream.
-
-    fills    empty rows may be filled from it (img2img); txt2img lets the pipe fill instead
-    """
-
-    latent: Tensor
-    source: Tensor
-    tags: tuple[FrameTag, ...]
-    fills: bool = True
-
-
-@dataclass(frozen=True)
-class Leaving:
-    """F finished frames: their clean latent ``[F, 4, h, w]``, which stands until the next but one ``run``
-    writes its own there, and who they are.
-    """
-
-    latent: Tensor
-    tags: tuple[FrameTag, ...]
+from sdbridge.engine.image.travellers import Entering, FrameTag, Leaving
 
 
 @dataclass(frozen=True)
@@ -175,6 +139,7 @@ class StreamBatch:
         extensions: Sequence[StreamExtension] = (),
         added_cond: Callable[[Tensor | None, int], dict[str, Tensor]] | None = None,
         timestep_cond: Tensor | None = None,
+        room_for_sample: Callable[[tuple[int, ...], torch.dtype], Tensor | None] = lambda shape, dtype: None,
     ) -> Leaving | None:
         """Advance every frame by one step; None when the oldest row was empty.
 
@@ -189,7 +154,8 @@ class StreamBatch:
             latents.addcmul_(levels.replay, self._predicted)
         frames = self._frames
         extra = guidance.extra_rows(self.steps, frames)
-        call = self._call(latents, extra, conditioning, added_cond, timestep_cond)
+        sample = self._sample(latents, extra, room_for_sample)
+        call = self._call(sample, extra, conditioning, added_cond, timestep_cond)
         steering = self._steering(extensions, levels, latents, extra)
         for extension, rows in steering:
             call = extension.unet_inputs(rows, call)
@@ -318,23 +284,32 @@ class StreamBatch:
                     self._predicted[here] = self._noise[:frames]
                 self._tags[step] = (entering.tags[0],) * frames
 
+    def _sample(
+        self, latents: Tensor, extra: int, room: Callable[[tuple[int, ...], torch.dtype], Tensor | None]
+    ) -> Tensor:
+        """What the model is given: the rows in its dtype, and the first ``extra`` of them once more."""
+        count, dtype = latents.shape[0], self._model.dtype
+        if not extra and dtype == latents.dtype:
+            return latents
+        shape = (count + extra, *latents.shape[1:])
+        sample = room(shape, dtype)
+        if sample is None:
+            sample = self._scratch.room("sample", shape, dtype, latents.device)
+        (sample[:count] if extra else sample).copy_(latents)
+        if extra:
+            sample[count:].copy_(latents[:extra])
+        return sample
+
     def _call(
         self,
-        latents: Tensor,
+        sample: Tensor,
         extra: int,
         conditioning: Conditioning,
         added_cond: Callable[[Tensor | None, int], dict[str, Tensor]] | None,
         timestep_cond: Tensor | None,
     ) -> UnetCall:
-        count, dtype = latents.shape[0], self._model.dtype
         assert self._levels is not None
-        host, timesteps, sample = self._levels.timesteps, self._timesteps, latents
-        if extra or dtype != latents.dtype:
-            shape = (count + extra, *latents.shape[1:])
-            sample = self._scratch.room("sample", shape, dtype, latents.device)
-            (sample[:count] if extra else sample).copy_(latents)
-            if extra:
-                sample[count:].copy_(latents[:extra])
+        host, timesteps, count = self._levels.timesteps, self._timesteps, sample.shape[0] - extra
         text = self._text
         if text is None or not text.fits(conditioning, count, extra):
             text = self._text = self._text_of_rows(conditioning, count, extra)

@@ -16,7 +16,7 @@ from sdbridge.engine.image.engine import ImageEngine
 from sdbridge.engine.image.painting import Painting
 from sdbridge.engine.image.seams import UnetCall
 from sdbridge.engine.image.seed import noise_of
-from sdbridge.engine.image.stream import Leaving
+from sdbridge.engine.image.travellers import Leaving
 from sdbridge.engine.interface import EngineConfig
 from sdbridge.frame import Chunk, Frame
 

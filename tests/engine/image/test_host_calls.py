@@ -52,10 +52,10 @@ class PreparedGraph(ReplayedGraph):
 # On a GPU most of them are a kernel's launch and a turn of the interpreter, 5 to 10 us of a frame's latency
 # each, and more while something is loaded beside. Before anybody counted they were 54, 74, 64 and 77.
 MOST = {
-    "SD-Turbo, prompts and seed move": 18,
-    "SDXL-Turbo, prompts and seed move": 27,
-    "four steps": 29,
-    "four steps, self": 32,
+    "SD-Turbo, prompts and seed move": 17,
+    "SDXL-Turbo, prompts and seed move": 26,
+    "four steps": 28,
+    "four steps, self": 31,
 }
 
 

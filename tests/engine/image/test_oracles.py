@@ -14,8 +14,9 @@ from torch import Tensor
 from sdbridge.engine.image.guidance import Guidance
 from sdbridge.engine.image.prompt import Conditioning
 from sdbridge.engine.image.schedule import noise_schedule, plan_steps
-from sdbridge.engine.image.stream import Entering, FrameTag, StreamBatch
+from sdbridge.engine.image.stream import StreamBatch
 from sdbridge.engine.image.text import TextEmbedding
+from sdbridge.engine.image.travellers import Entering, FrameTag
 from tests.engine.image.rig import Rig, frame, relative
 
 TIGHT = {"float64": 1e-9, "float32": 1e-5}

@@ -17,8 +17,9 @@ from sdbridge.engine.image.prompt import Conditioning
 from sdbridge.engine.image.schedule import noise_schedule, plan_steps
 from sdbridge.engine.image.seams import UnetCall
 from sdbridge.engine.image.seed import noise_of
-from sdbridge.engine.image.stream import Entering, FrameTag, StreamBatch
+from sdbridge.engine.image.stream import StreamBatch
 from sdbridge.engine.image.text import TextEmbedding
+from sdbridge.engine.image.travellers import Entering, FrameTag
 from sdbridge.engine.interface import ResetKind
 from sdbridge.parameters.parameter import Parameter, Value
 from sdbridge.parameters.table import TABLE

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sdbridge import paths
@@ -237,6 +238,10 @@ class TensorRT:
 
     def room_for_pixels(self, frames: int, height: int, width: int) -> Tensor | None:
         """They are made numbers first, wherever they lie."""
+        return None
+
+    def room_for_sample(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
+        """It is read wherever it lies."""
         return None
 
     def run_decode_rgba(self, latent: Tensor) -> Tensor:
