@@ -40,6 +40,10 @@ class XformersAttention:
         self._attend = ops.memory_efficient_attention
         self._refused: set[tuple[object, ...]] = set()
 
+    def attempt(self, tokens: Tensor) -> None:
+        """Raises what xFormers raises at them."""
+        self._attend(tokens, tokens, tokens)
+
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         shape = (*query.shape, key.shape[1], query.dtype)
         if shape not in self._refused:
@@ -57,6 +61,11 @@ class XformersAttention:
         return pytorch_attention(query, key, value)
 
 
+def _blank(device: torch.device) -> Tensor:
+    """Tokens as every UNet has them: 64 wide, in half."""
+    return torch.zeros(1, 16, 1, 64, dtype=torch.float16, device=device)
+
+
 def choose_attention(choice: str, device: torch.device) -> tuple[Attend, str]:
     """The attention for ``auto``, ``pytorch`` or ``xformers``, and a line that says which and why."""
     if choice != "xformers":
@@ -68,10 +77,11 @@ def choose_attention(choice: str, device: torch.device) -> tuple[Attend, str]:
         try:
             ops = importlib.import_module("xformers.ops")
             attention = XformersAttention(ops)
+            attention.attempt(_blank(device))  # it imports without its kernels too, made for another torch
             version = getattr(importlib.import_module("xformers"), "__version__", "of unknown version")
             return attention, f"attention by xFormers {version}"
         except (ImportError, OSError, RuntimeError, AttributeError) as error:
-            why = f"{type(error).__name__}: {str(error).strip()[:200]}"
+            why = f"{type(error).__name__}: {first_line(error)[:200]}"
     log.warning("xFormers cannot be used: %s; PyTorch's attention runs instead", why)
     return pytorch_attention, f"xFormers cannot be used ({why}); PyTorch's attention runs instead"
 
