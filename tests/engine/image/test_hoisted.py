@@ -293,8 +293,9 @@ def test_on_a_gpu_every_change_is_in_the_picture_of_the_graphs(
     """And nothing is made in the frames after it, nor while nothing moves."""
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    steering = {"controlnet.1.model": networks(family, 1), "controlnet.1.preprocessor": "canny"}
-    given = {**START, **steering}
+    # two frames in the bank are taken up as they are: nothing hangs on which of two keys is nearer
+    banked = {"feature_bank.interval": 1, "feature_bank.frames": 2, "feature_bank.threshold": 1.0}
+    given = {**START, **banked, "controlnet.1.model": networks(family, 1)}
     eager, rig = (
         Rig(checkpoint(family), given, dtype="float32", device="cuda", acceleration=name)
         for name in ("eager", "compile")
@@ -305,19 +306,20 @@ def test_on_a_gpu_every_change_is_in_the_picture_of_the_graphs(
     changes = [(name, values) for name, values, *_ in CHANGES if "frame_batch" not in values]
     for name, values in [("LoRAs", loras), *changes]:
         for each in (eager, rig):
-            each.set(**values)
+            each.set_and_await(**values)
+            each.tick(frame(0))
             until = time.monotonic() + 60.0
-            while each.engine.shows_up_to is not None or any(
+            while each.engine.painter._texts.waiting or any(
                 getattr(extension, "loading", False) for extension in each.engine._extensions
             ):
                 assert time.monotonic() < until, name
                 time.sleep(0.01)
-                each.engine.frame_edge()
+                each.tick(frame(0))
             each.engine.reset("hard")
         assert rig.engine.painter.acceleration.settled(60)
         for turn in range(4):
             number += 1
             before = dict(hoisting.made)
             ours, theirs = (each.latent_of(frame(number)) for each in (rig, eager))
-            assert relative(ours, theirs) < 1e-3, (name, turn)
+            assert relative(ours, theirs) < 5e-3, (name, turn)
             assert not turn or before == hoisting.made, name
