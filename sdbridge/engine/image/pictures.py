@@ -111,7 +111,7 @@ class Roles(Mapping[Role, Tensor]):
         if role not in self._sent:
             pictures, wanted = self._pixels[role], (*self._size, 4)
             if any(pixels.shape != wanted for pixels in pictures):
-                known = {id(pixels): self._staging.to_device(pixels) for pixels in unique(pictures)}
+                known = {id(pixels): self._staging.to_device(pixels) for pixels in _unique(pictures)}
                 self._sent[role] = [known[id(pixels)] for pixels in pictures]
             else:
                 self._sent[role] = self._upload_whole(role, pictures)
@@ -148,7 +148,7 @@ class Roles(Mapping[Role, Tensor]):
         return len(self._pixels)
 
 
-def unique(pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+def _unique(pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Each once: the same picture may stand in for several frames."""
     return list({id(pixels): pixels for pixels in pictures}.values())
 

@@ -250,17 +250,18 @@ class StreamBatch:
     def _shift_in(self, entering: Entering | None, guided: bool) -> None:
         """Move every frame one step on and put the entering ones, or nothing, into row 0.
 
-        One row alone is read where it lies, except by guidance, which wants the stream's precision.
+        One row alone is read where it lies, except by guidance, which wants the stream's precision. Several
+        are put together, which on a GPU is one call for tensors of one dtype.
         """
         frames, precision = self._frames, self.precision
-        as_it_is = self._scratch.cast if guided and self.steps == 1 else self._scratch.operand
-        first = self._clean[:frames] if entering is None else as_it_is("first", entering.latent, precision)
+        taken = self._scratch.cast if guided or self.steps > 1 else self._scratch.operand
+        first = self._clean[:frames] if entering is None else taken("first", entering.latent, precision)
         if entering is None:
             source = self._source[:frames]
         elif entering.source is entering.latent:
             source = first
         else:
-            source = as_it_is("source", entering.source, precision)
+            source = taken("source", entering.source, precision)
         if self.steps == 1:
             self._clean = self._virtual = first
             self._source = source
