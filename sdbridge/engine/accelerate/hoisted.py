@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sdbridge.engine.accelerate.beside import works_beside
-from sdbridge.engine.accelerate.packed_unet import Known, Packed
+from sdbridge.engine.accelerate.packed_weights import Known, Packed
 from sdbridge.engine.accelerate.replay import Key, Reading
 from sdbridge.engine.image.seams import UnetCall
 

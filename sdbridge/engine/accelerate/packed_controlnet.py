@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdbridge.engine.accelerate.packed_unet import Known, Packed, Pass, matrix, unusual_parts
+from sdbridge.engine.accelerate.packed_unet import Pass, matrix, unusual_parts
+from sdbridge.engine.accelerate.packed_weights import Known, Packed
 from sdbridge.engine.accelerate.unet_ops import Picture, PlainOps, UnetOps
 from sdbridge.engine.image.seams import UnetCall
 

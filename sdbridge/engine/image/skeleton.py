@@ -109,7 +109,7 @@ def read_together(module: Any, device: torch.device) -> tuple[tuple[str, ...], .
     """Names of the weights that this device's acceleration will read as one tensor."""
     if device.type != "cuda":
         return ()
-    from sdbridge.engine.accelerate.packed_unet import together
+    from sdbridge.engine.accelerate.packed_weights import together
 
     return together(module)
 

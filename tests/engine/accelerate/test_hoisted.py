@@ -13,7 +13,8 @@ from torch import Tensor
 from sdbridge.engine.accelerate.beside import BesideTheStream
 from sdbridge.engine.accelerate.cuda_graph import CudaGraph
 from sdbridge.engine.accelerate.hoisted import PARTS, Hoisted, Hoisting
-from sdbridge.engine.accelerate.packed_unet import Packed, PackedUnet
+from sdbridge.engine.accelerate.packed_unet import PackedUnet
+from sdbridge.engine.accelerate.packed_weights import Packed
 from sdbridge.engine.accelerate.replay import Reading
 from sdbridge.engine.accelerate.unet_ops import PlainOps
 from sdbridge.engine.image.seams import UnetCall

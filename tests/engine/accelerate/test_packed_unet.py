@@ -6,7 +6,8 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from sdbridge.engine.accelerate.packed_unet import PackedUnet, obstacle, together
+from sdbridge.engine.accelerate.packed_unet import PackedUnet, obstacle
+from sdbridge.engine.accelerate.packed_weights import together
 from sdbridge.engine.accelerate.unet_ops import PlainOps
 from sdbridge.engine.image.seams import UnetCall
 from sdbridge.engine.image.upload import Upload
