@@ -308,6 +308,48 @@ def test_a_latent_is_written_over_only_when_its_decoder_has_read_it(monkeypatch)
     assert waited == ["a", "b"] * 3 and recorded == ["a", "b", "b", "a", "b"]
 
 
+def test_a_latent_is_decoded_aside_and_the_frames_have_their_stream_back(monkeypatch) -> None:
+    """In this order: the latent is there, it is decoded on the other stream, and read; also if that fails."""
+    said: list[str] = []
+
+    class Named:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def wait_event(self, event: Any) -> None:
+            said.append(f"{self.name} waits for {event.name}")
+
+        def record(self, stream: Any) -> None:
+            said.append(f"{self.name} after {stream.name}")
+
+    class Latent:
+        def record_stream(self, stream: Any) -> None:
+            said.append(f"kept for {stream.name}")
+
+    class Decoder:
+        fails = False
+
+        def run_decode_rgba(self, latent: Any) -> torch.Tensor:
+            said.append("decodes")
+            if self.fails:
+                raise RuntimeError("no kernel")
+            return torch.zeros(1, 4, 4, 4, dtype=torch.uint8)
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Named("frames"))
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: said.append(f"on {stream.name}"))
+    outgoing, decoder = Outgoing(torch.device("cpu")), Decoder()
+    outgoing._aside, outgoing._made = Named("aside"), Named("made")  # type: ignore[assignment]
+    outgoing._read = [Named("old"), Named("read")]  # type: ignore[list-item]
+    outgoing._straight(Latent(), decoder)  # type: ignore[arg-type]
+    asked = ["made after frames", "aside waits for made", "kept for aside", "on aside", "decodes"]
+    assert said == [*asked, "read after aside", "on frames"]
+    said.clear()
+    decoder.fails = True
+    with pytest.raises(RuntimeError):
+        outgoing._straight(Latent(), decoder)  # type: ignore[arg-type]
+    assert said == [*asked, "on frames"]
+
+
 ON_A_GPU = (
     "SD-Turbo, prompts and seed move",
     "four steps",

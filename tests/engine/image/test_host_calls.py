@@ -59,13 +59,18 @@ MOST = {
 }
 
 
-@pytest.mark.parametrize("case", MOST)
-def test_a_warm_frame_makes_few_calls(checkpoint, monkeypatch, case: str) -> None:
+@pytest.fixture
+def prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines run on graphs that were prepared."""
     monkeypatch.setattr(
         painter_module,
         "build_acceleration",
         lambda name, model, attend=None: Compiled(model, capture=PreparedGraph, attend=attend),
     )
+
+
+@pytest.mark.parametrize("case", MOST)
+def test_a_warm_frame_makes_few_calls(checkpoint, prepared, case: str) -> None:
     _, tick = rig_of(checkpoint, case, "bfloat16")
     for number in range(25):
         tick(number)
@@ -73,3 +78,22 @@ def test_a_warm_frame_makes_few_calls(checkpoint, monkeypatch, case: str) -> Non
         tick(25)
     made = calls.made
     assert made.total() <= MOST[case], "\n".join(f"{count} x {what}" for what, count in made.items())
+
+
+def test_a_weight_that_moves_asks_for_no_graph_and_no_text(checkpoint, prepared, monkeypatch) -> None:
+    rig, tick = rig_of(checkpoint, "SD-Turbo, prompts and seed move", "float32")
+    tick(0)
+    painter = rig.engine.painter
+    asked: list[str] = []
+    for owner, name in ((painter.acceleration, "prepare_denoise"), (painter.prompts, "get_now")):
+        before = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *given, f=before, n=name: (asked.append(n), f(*given))[1])
+    for number in range(1, 4):
+        tick(number)
+    assert asked == []
+    rig.set(prompt__2__text="ice")
+    tick(4)
+    assert "get_now" in asked and "prepare_denoise" not in asked
+    rig.set(lora__1__weight=0.5)  # an extension may have done something to the layers
+    tick(5)
+    assert "prepare_denoise" in asked
