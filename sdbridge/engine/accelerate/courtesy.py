@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch.overrides import TorchFunctionMode
 
 from sdbridge.engine.accelerate.first_use import is_first
@@ -161,6 +162,7 @@ def load_begins(*about: Any) -> None:
     global _asks_to_load
     if not gives_way():
         return
+    _drain()
     if not one_at_a_time():  # two frames are held up when it begins behind a second, one when with the next
         _begun.clear()
         _begun.wait(_LOAD_PATIENCE_S)
@@ -169,6 +171,12 @@ def load_begins(*about: Any) -> None:
     _nothing_queued.clear()
     _asks_to_load = True
     _nothing_queued.wait(_LOAD_PATIENCE_S)
+
+
+def _drain() -> None:
+    """Wait for what this thread has queued: a load would wait for it too, with the driver's lock held."""
+    if torch.cuda.is_initialized() and not torch.cuda.is_current_stream_capturing():
+        torch.cuda.current_stream().synchronize()
 
 
 def load_ends(*about: Any) -> None:

@@ -309,3 +309,24 @@ def test_an_operation_whose_code_may_have_to_be_loaded_has_a_moment_between_two_
         assert len(asked) == 10, "without frames nobody is held up"
     linear(torch.ones(6, 4), weight)
     assert len(asked) == 10, "the frames' own thread asks nobody"
+
+
+@pytest.mark.parametrize("capturing", [False, True])
+def test_what_the_thread_beside_has_queued_is_done_before_it_loads(
+    hooks, patient, monkeypatch, capturing: bool
+) -> None:
+    """The driver waits for all that is queued, its lock held. What is captured must not be waited for."""
+    done: list[str] = []
+    stream = SimpleNamespace(synchronize=lambda: done.append("drained"))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(courtesy, "_LOAD_PATIENCE_S", 0.0)
+    hooks["start"]()
+    assert not done, "the frames' own thread does not wait"
+    with queueing_a_frame():  # frames run
+        pass
+    with GivingWay():
+        hooks["start"]()
+        hooks["end"]()
+    assert done == ([] if capturing else ["drained"])
