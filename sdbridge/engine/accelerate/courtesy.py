@@ -64,13 +64,19 @@ def frame_begins() -> None:
     global _busy_since
     _busy_since = time.perf_counter()
     _free.clear()
-    _begun.set()
+    _tell(_begun)
 
 
 def frame_waits() -> None:
     """It has queued its work, and waits."""
     _free.set()
-    _queued.set()
+    _tell(_queued)
+
+
+def _tell(event: threading.Event) -> None:
+    """Mostly nobody waits, and setting what is set costs a frame more than to look."""
+    if not event.is_set():
+        event.set()
 
 
 @contextmanager
@@ -86,9 +92,9 @@ def queueing_a_frame() -> Iterator[None]:
 def frame_is_out(in_flight: int) -> None:
     """It has fetched a frame, with ``in_flight`` more queued, and goes to work again."""
     frame_begins()
-    _fetched.set()
+    _tell(_fetched)
     if not in_flight:
-        _nothing_queued.set()
+        _tell(_nothing_queued)
 
 
 def before_the_next(in_flight: int) -> None:
