@@ -164,7 +164,35 @@ def _adapter(opened: OpenedFile, config: Mapping[str, Any], model: ModelParts) -
             "SDB-CONTROLNET-FAMILY",
             f"{opened.path} is a T2I-Adapter for blocks of {channels} channels, the model has {widths}",
         )
+    theirs, ours = _adapter_factors(network), _block_factors(model)
+    if any(mine != given for mine, given in zip(ours, theirs, strict=False)):
+        raise SdbridgeError(
+            "SDB-CONTROLNET-FAMILY",
+            f"{opened.path} is a T2I-Adapter whose features are {theirs} times smaller than the picture, "
+            f"the blocks of the model {ours} times",
+        )
     return AdapterNetwork(network)
+
+
+def _adapter_factors(network: Any) -> list[int]:
+    """How much smaller than the picture each of its features is. Nothing is computed for it."""
+    from diffusers import T2IAdapter
+
+    side = 512
+    with torch.device("meta"):
+        same = T2IAdapter.from_config(network.config)
+        features = same(torch.empty(1, int(network.config["in_channels"]), side, side))
+    return [side // int(level.shape[-1]) for level in features]
+
+
+def _block_factors(model: ModelParts) -> list[int]:
+    """The same of the places where the UNet takes features: at a block's attention, else at its end."""
+    factor, found = model.pixels_per_latent, []
+    for block in model.unet.down_blocks:
+        after = factor * (2 if block.downsamplers else 1)
+        found.append(factor if getattr(block, "has_cross_attention", False) else after)
+        factor = after
+    return found
 
 
 def _adapter_config(tensors: Mapping[str, Source]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from sdbridge.engine.image import still_file
+from sdbridge.engine.image.control_files import _adapter_factors
 from sdbridge.engine.image.controlnet import ControlNets
 from sdbridge.engine.image.seams import UnetCall
 from sdbridge.models.small import WIDTH
@@ -177,8 +178,13 @@ def test_the_same_as_diffusers_pipeline(tmp_path: Path, family: str, count: int)
 def save_adapter(folder: Path, in_channels: int = 3, kind: str = "full_adapter") -> Path:
     from diffusers import T2IAdapter
 
+    factor = 16 if kind.endswith("_xl") else 8
     adapter = T2IAdapter(
-        in_channels=in_channels, channels=[16, 32], num_res_blocks=1, downscale_factor=8, adapter_type=kind
+        in_channels=in_channels,
+        channels=[16, 32],
+        num_res_blocks=1,
+        downscale_factor=factor,
+        adapter_type=kind,
     )
     random_weights(adapter, 4).save_pretrained(folder)
     return folder
@@ -456,6 +462,42 @@ def test_bad_files_are_named_and_leave_the_slot_as_it_was(tmp_path: Path) -> Non
     Path(tmp_path / "text.png").write_text("I am no picture")
     change(bench, nets, slot1_file=str(tmp_path / "text.png"))
     assert bench.reports[-1][0] == "SDB-IMAGE-FORMAT" and "text.png" in bench.reports[-1][1]
+
+
+@pytest.mark.parametrize(("family", "kind"), [("sdxl", "full_adapter"), ("sd15", "full_adapter_xl")])
+def test_an_adapter_of_another_family_is_refused_although_its_channels_fit(
+    tmp_path: Path, family: str, kind: str
+) -> None:
+    """Published ones of SD 1.5 and SDXL have the same channels: every frame raised in the UNet."""
+    bench = make_bench(family)
+    path = save_adapter(tmp_path / "other", kind=kind)
+    nets = control(bench, slot1_model=str(path))
+    ((told, message),) = bench.reports
+    assert told == "SDB-CONTROLNET-FAMILY" and str(path) in message and "times smaller" in message
+    assert nets._slots[1].network is None
+    own = "full_adapter_xl" if family == "sdxl" else "full_adapter"
+    change(bench, nets, slot1_model=str(save_adapter(tmp_path / "own", kind=own)))
+    assert len(bench.reports) == 1 and nets._slots[1].network is not None
+
+
+@pytest.mark.parametrize(
+    ("channels", "more", "factors"),
+    [
+        ([320, 640, 1280, 1280], {}, [8, 16, 32, 64]),
+        ([320, 640, 1280], {"adapter_type": "light_adapter"}, [8, 16, 32, 64]),
+        (
+            [320, 640, 1280, 1280],
+            {"adapter_type": "full_adapter_xl", "downscale_factor": 16},
+            [16, 16, 32, 32],
+        ),
+    ],
+)
+def test_the_published_adapters_sizes(channels: list[int], more: dict[str, Any], factors: list[int]) -> None:
+    from diffusers import T2IAdapter
+
+    with torch.device("meta"):
+        network = T2IAdapter(channels=channels, **more)
+    assert _adapter_factors(network) == factors
 
 
 def test_a_missing_depth_network_is_told_and_the_slot_rests(tmp_path: Path) -> None:
