@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sdbridge.engine.accelerate.courtesy import beside_the_frames
 from sdbridge.engine.accelerate.streams import own_stream
@@ -25,6 +26,11 @@ _of_thread = threading.local()  # ``works``: it is one that works beside a strea
 def works_beside() -> bool:
     """Whether the calling thread works beside the stream: nothing may be written there that frames read."""
     return getattr(_of_thread, "works", False)
+
+
+def only_noted(tensor: Tensor) -> bool:
+    """Whether a capture notes down what is done to ``tensor`` now, and does not do it."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 @dataclass(order=True)

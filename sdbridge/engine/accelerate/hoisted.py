@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from sdbridge.engine.accelerate.beside import works_beside
+from sdbridge.engine.accelerate import beside
 from sdbridge.engine.accelerate.packed_weights import Known, Packed
 from sdbridge.engine.accelerate.replay import Key, Reading
 from sdbridge.engine.image.seams import UnetCall
@@ -89,7 +89,7 @@ class Hoisting:
             *tensors, hoisted = given
             lying = hoisted.known.text if text else hoisted.known.times
             # Beside the stream nothing is written where frames read, unless a capture only notes it down.
-            tried = works_beside() and not (lying.is_cuda and torch.cuda.is_current_stream_capturing())
+            tried = beside.works_beside() and not beside.only_noted(lying)
             into = torch.empty_like(lying) if tried else lying
             (packed.write_text if text else packed.write_times)(into, *tensors)
             return into

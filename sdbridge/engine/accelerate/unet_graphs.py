@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdbridge.engine.accelerate import beside as beside_frames
 from sdbridge.engine.accelerate import precompile
 from sdbridge.engine.accelerate.attention import Attend
 from sdbridge.engine.accelerate.cuda_graph import cut_anywhere
@@ -203,11 +204,10 @@ def _rehearsal(call: UnetCall) -> Callable[[], UnetCall]:
     if call.bank is None:
         return lambda: call
     frames_thread, own = threading.get_ident(), [call]
-    on_cuda = call.sample.is_cuda
 
     def now() -> UnetCall:
         in_stream = threading.get_ident() == frames_thread
-        if in_stream or (on_cuda and torch.cuda.is_current_stream_capturing()):
+        if in_stream or beside_frames.only_noted(call.sample):
             own[:] = [call]
             return call
         if own[0] is call:

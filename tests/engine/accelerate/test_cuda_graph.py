@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from sdbridge.engine.accelerate import courtesy, cuda_graph, streams
+from sdbridge.engine.accelerate import beside, courtesy, cuda_graph, streams
 from sdbridge.engine.accelerate.beside import BesideTheStream
 from sdbridge.engine.accelerate.cuda_graph import CudaGraph, cut_anywhere, may_cut
 from sdbridge.engine.accelerate.packed_unet import PackedUnet
@@ -23,16 +24,43 @@ from sdbridge.engine.accelerate.unet_ops import PlainOps
 from sdbridge.engine.image.seams import UnetCall
 from tests.engine.accelerate.test_packed_unet import build, make_call
 
+#: What waits for the device: a capture would fail over it, and a replay would have the first answer.
+_WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero"}
+
 
 class Recording(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.steps: list[tuple[Any, tuple, dict, list[Tensor]]] = []
+        self._before: dict[int, tuple[Any, Any]] = {}  # memory that was written, and what lay there
+
+    def _remember(self, written: list[Tensor]) -> None:
+        for tensor in written:
+            memory = tensor.untyped_storage()
+            if memory.data_ptr() not in self._before:
+                self._before[memory.data_ptr()] = memory, memory.clone()
+
+    def undo(self) -> None:
+        """A capture does nothing of what it notes down."""
+        for memory, lay_there in self._before.values():
+            memory.copy_(lay_there)
+        self._before.clear()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func._schema.name in _WAITS:
+            raise RuntimeError(f"{func}: operation not permitted when stream is capturing")
+        self._remember(_written(func._schema, args, kwargs or {}))
         made = func(*args, **(kwargs or {}))
         self.steps.append((func, args, kwargs or {}, _tensors(made)))
         return made
+
+
+def _written(schema: Any, args: tuple, more: dict) -> list[Tensor]:
+    found: list[Tensor] = []
+    for number, argument in enumerate(schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            found += _tensors(args[number] if number < len(args) else more.get(argument.name))
+    return found
 
 
 class RecordedGraph:
@@ -40,22 +68,34 @@ class RecordedGraph:
 
     made: ClassVar[list[RecordedGraph]] = []
     under_way: ClassVar[list[RecordedGraph]] = []
+    #: A capture here writes for a moment what it notes down: no frame may run meanwhile.
+    alone: ClassVar[Any] = threading.RLock()
     fail_at = 0  # the number of the capture that fails to end
 
     def __init__(self) -> None:
         self.given_pool: Any = None
         self.replays = 0
+        self.thread = 0
         self._recording = Recording()
 
     def capture_begin(self, pool=None, capture_error_mode="global") -> None:
-        assert capture_error_mode == "thread_local" and not self.under_way
+        assert capture_error_mode == "thread_local" and not self.is_under_way(), "one at a time in a thread"
+        self.alone.acquire()
+        self.thread = threading.get_ident()
         self.given_pool = pool
         self.under_way.append(self)
         self._recording.__enter__()
 
+    @classmethod
+    def is_under_way(cls) -> bool:
+        """In this thread."""
+        return any(graph.thread == threading.get_ident() for graph in cls.under_way)
+
     def capture_end(self) -> None:
-        assert self.under_way.pop() is self
+        self.under_way.remove(self)
         self._recording.__exit__(None, None, None)
+        self._recording.undo()
+        self.alone.release()
         self.made.append(self)
         if len(self.made) == self.fail_at:
             raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
@@ -99,6 +139,7 @@ def on_cpu(monkeypatch) -> Iterator[type[RecordedGraph]]:
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(cuda_graph, "capture_stream", capture_stream)
+    monkeypatch.setattr(beside, "only_noted", lambda tensor: RecordedGraph.is_under_way())
     monkeypatch.setattr(Tensor, "record_stream", lambda tensor, stream: None)
     yield RecordedGraph
     cuda_graph._dropped.clear()

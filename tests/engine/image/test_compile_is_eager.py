@@ -1,0 +1,118 @@
+"""With graphs every parameter means what it means operation by operation: a walk through all of them."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from sdbridge.engine.accelerate import replay
+from sdbridge.engine.accelerate.beside import BesideTheStream
+from sdbridge.engine.accelerate.compile import Compiled
+from sdbridge.engine.image import painter
+from sdbridge.parameters.table import TABLE
+from tests.engine.accelerate.test_cuda_graph import RecordedGraph, on_cpu  # noqa: F401 (a fixture)
+from tests.engine.image import rig
+from tests.engine.image.all_parameters import LEFT_OUT, Both, Files, Walk, walk, walked
+from tests.engine.image.rig import Rig
+
+START = {"prompt.1.text": "fox", "steps": 2, "prompt_transition": 0.0}
+
+
+class Event:
+    """Of a device that has done all it was given."""
+
+    def __init__(self, *how: Any, **more: Any) -> None: ...
+
+    def record(self, stream: Any = None) -> None: ...
+
+    def query(self) -> bool:
+        return True
+
+    def synchronize(self) -> None: ...
+
+
+@pytest.fixture
+def both(checkpoint, monkeypatch, on_cpu) -> Iterator[Callable[..., Both]]:  # noqa: F811
+    """An eager engine beside one of real ``CudaGraph`` records; ``beside``: made as on a GPU."""
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(replay, "WARM_CALLS", 2)
+
+    def make(family: str, distilled: str = "", beside: bool = False, **values: Any) -> Both:
+        folder, given = checkpoint(family, distilled), {**START, **values}
+
+        def build(name, model, attend=None):
+            made = Compiled(model, attend=attend)
+            if beside:
+                made.graphs.beside = BesideTheStream(torch.device("cpu"))
+            return made
+
+        plain = Rig(folder, given, dtype="float64")
+        with monkeypatch.context() as patch:
+            patch.setattr(painter, "build_acceleration", build)
+            graphs = Rig(folder, given, dtype="float64")
+        return Both(plain, graphs, alone=RecordedGraph.alone)
+
+    yield make
+    rig.close_all()
+    gc.collect()  # graphs that go now are seen off by the fixture, not by the next test's
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Files]:
+    made: dict[str, Files] = {}
+
+    def get(family: str) -> Files:
+        if family not in made:
+            made[family] = Files.make(tmp_path_factory.mktemp(family), family)
+        return made[family]
+
+    return get
+
+
+def test_the_walk_goes_through_the_whole_table(files) -> None:
+    """A new parameter is walked, or a reason stands in ``LEFT_OUT``."""
+    names = {row.name for row in walked()}
+    assert not names & LEFT_OUT.keys()
+    missing = {
+        row.name
+        for row in TABLE.templates
+        if row.effect in ("live", "reencode") and row.kind != "trigger" and row.name not in LEFT_OUT
+    } - names
+    assert not missing
+    drawn = Walk(files("sd15"), 0)
+    drawn.everything()
+    assert drawn.moved == names
+
+
+SHORT = [("sd15", "", False, 1, 26), ("sdxl", "turbo", False, 2, 20), ("sd15", "lcm", True, 3, 16)]
+LONG = [
+    (family, distilled, beside, seed, 400)
+    for seed, (family, distilled, beside) in enumerate(
+        [
+            ("sd15", "", False), ("sd15", "turbo", True), ("sd15", "lcm", False), ("sdxl", "turbo", False),
+            ("sdxl", "", True), ("sd15-inpaint", "", False), ("sd15-inpaint", "lcm", True),
+            ("sd21", "", False),
+        ],
+        start=11,
+    )
+]  # fmt: skip
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("family", "distilled", "beside", "seed", "frames"),
+    [*SHORT, *(pytest.param(*each, marks=pytest.mark.slow) for each in LONG)],
+)
+def test_graphs_paint_what_eager_paints(
+    both, files, family: str, distilled: str, beside: bool, seed: int, frames: int
+) -> None:
+    pair = both(family, distilled, beside)
+    walk(pair, Walk(files(family), seed), frames)
+    acceleration = pair.graphs.engine.painter.acceleration
+    assert isinstance(acceleration, Compiled)
+    assert not [line for line in acceleration.graphs.said if "cannot be captured" in line]
+    assert pair.compared > frames // 2 and pair.replayed > 0.8 * pair.compared
