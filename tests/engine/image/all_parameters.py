@@ -72,7 +72,7 @@ class Files:
         pictures = [str(png(folder, n)) for n in (1, 2)]
         return cls(
             {
-                "controlnet.#.model": [str(each) for each in (*networks, networks[0], *adapters)] + [""],
+                "controlnet.#.model": [str(each) for each in (*networks, *adapters, adapters[0])] + [""],
                 "controlnet.#.file": [*pictures, ""],
                 "lora.#.file": [str(each) for each in loras] + [""],
                 "style_model": [str(each) for each in styles] * 2 + [""],
@@ -173,7 +173,7 @@ class Walk:
         if given:
             return chance.choice(given)
         if row.kind in ("bool", "trigger"):
-            return row.kind == "trigger" or chance.random() < 0.5
+            return row.kind == "trigger" or chance.random() < 0.7
         if row.kind == "enum":
             return chance.choice(row.choices)
         assert row.kind == "float" and row.minimum is not None and row.maximum is not None, row.name
@@ -289,12 +289,15 @@ def _same(ours: Chunk, theirs: Chunk) -> None:
             assert off.max() <= 1, f"{role} is {off.max()} off"  # a half may be rounded either way
 
 
-def walk(both: Both, drawn: Walk, frames: int) -> None:
-    """``frames`` frames of both, with whatever the walk draws; says where it was when they parted."""
+def walk(both: Both, drawn: Walk, frames: int, scene: int = 40) -> None:
+    """``frames`` frames of both, with whatever the walk draws; says where it was when they parted.
+
+    Every so many frames, ``scene``, everything is changed at once.
+    """
     said: dict[str, Value] = {}
     feeds_back, exact = False, both.tolerance
     for number in range(frames):
-        moved = drawn.everything() if number % 40 == 6 else drawn.moves()
+        moved = drawn.everything() if number % scene == 3 else drawn.moves()
         said |= moved
         both.set(moved)
         both.pass_time(drawn.passes())

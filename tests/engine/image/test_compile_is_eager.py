@@ -111,7 +111,7 @@ def test_graphs_paint_what_eager_paints(
     both, files, family: str, distilled: str, beside: bool, seed: int, frames: int
 ) -> None:
     pair = both(family, distilled, beside)
-    walk(pair, Walk(files(family), seed), frames)
+    walk(pair, Walk(files(family), seed), frames, scene=6 if frames < 100 else 40)
     acceleration = pair.graphs.engine.painter.acceleration
     assert isinstance(acceleration, Compiled)
     assert not [line for line in acceleration.graphs.said if "cannot be captured" in line]
