@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any, Protocol
 
 import torch
@@ -200,7 +201,8 @@ class AdapterNetwork:
     def add(self, call: UnetCall, hints: list[Hint], scale: Tensor) -> UnetCall:
         features = [_rows([hint[level] for hint in hints]) * scale for level in range(len(hints[0]))]
         if call.intrablock_residuals is not None:
-            features = [had + new for had, new in zip(call.intrablock_residuals, features, strict=True)]
+            both = zip_longest(call.intrablock_residuals, features)  # one may have more levels
+            features = [new if had is None else had if new is None else had + new for had, new in both]
         return replace(call, intrablock_residuals=tuple(features))
 
     def foresee(self, call: UnetCall, image: Tensor) -> UnetCall | None:

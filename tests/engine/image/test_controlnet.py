@@ -277,6 +277,25 @@ def test_two_adapters_and_two_controlnets_add_up(tmp_path: Path) -> None:
     assert nets._slots[1].network is nets._slots[5].network  # one copy of the weights
 
 
+def test_adapters_of_two_kinds_with_more_and_fewer_levels_add_up(tmp_path: Path) -> None:
+    """A light one has a level more than its channels: every frame raised with both."""
+    bench = make_bench()
+    full = save_adapter(tmp_path / "full")
+    light = save_adapter(tmp_path / "light", kind="light_adapter")
+    nets = control(bench, slot1_model=str(full), slot2_model=str(light))
+    assert not bench.reports
+
+    def painted() -> torch.Tensor:
+        luggage = nets.enter({"main": picture(1)}, latent(1))
+        return predict(bench, [nets], [luggage], latent(3), [500], embeds("sd15"))[0]
+
+    together = painted()
+    change(bench, nets, slot1_scale=0.0)
+    assert relative(together, painted()) > 1e-3
+    change(bench, nets, slot1_scale=1.0, slot2_scale=0.0)
+    assert relative(together, painted()) > 1e-3
+
+
 def test_each_row_has_the_map_of_its_own_frame(tmp_path: Path) -> None:
     """A batch of three rows equals each row alone with its frame's map; newest gives all the last map."""
     bench = make_bench()
