@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from sdbridge.engine.accelerate.attention import Attend, pytorch_attention
+from sdbridge.engine.accelerate.beside import works_beside
 from sdbridge.engine.accelerate.replay import foresee
 from sdbridge.engine.image.bank_memory import SHARES, BankForm, LayerMemory, LayerSize, Memory
 from sdbridge.engine.image.seams import UnetCall
@@ -97,7 +98,7 @@ class FeatureBank:
             self.forget()
             for module in self._layers:
                 self._before[module] = module.processor
-                module.processor = _BankAttention(self)
+                module.processor = _BankAttention(self, module.processor)
         elif not settings.enabled and self._before:
             self._remove()
 
@@ -198,8 +199,9 @@ class _BankAttention:
 
     graph_safe = True  # what is written lies still
 
-    def __init__(self, bank: FeatureBank) -> None:
+    def __init__(self, bank: FeatureBank, former: Any) -> None:
         self._bank = bank
+        self._former = former
 
     def __call__(
         self,
@@ -212,6 +214,13 @@ class _BankAttention:
         **keywords: Any,
     ) -> Tensor:
         """``hidden_states`` ``[rows, N, width]`` -> the same shape."""
+        if (
+            works_beside()
+        ):  # modules are captured there for calls without a bank only, which this one is not in
+            made: Tensor = self._former(
+                attn, hidden_states, encoder_hidden_states, attention_mask, temb, *arguments, **keywords
+            )
+            return made
         layer: LayerMemory = self._bank.form.layers[attn]
         keys, values = layer.extend(torch.cat([attn.to_k(hidden_states), attn.to_v(hidden_states)], -1))
         query, keys, values = (

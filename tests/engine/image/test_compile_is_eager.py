@@ -13,6 +13,7 @@ from sdbridge.engine.accelerate import replay
 from sdbridge.engine.accelerate.beside import BesideTheStream
 from sdbridge.engine.accelerate.compile import Compiled
 from sdbridge.engine.image import painter
+from sdbridge.frame import Chunk
 from sdbridge.parameters.table import TABLE
 from tests.engine.accelerate.test_cuda_graph import RecordedGraph, on_cpu  # noqa: F401 (a fixture)
 from tests.engine.image import rig
@@ -116,3 +117,23 @@ def test_graphs_paint_what_eager_paints(
     assert isinstance(acceleration, Compiled)
     assert not [line for line in acceleration.graphs.said if "cannot be captured" in line]
     assert pair.compared > frames // 2 and pair.replayed > 0.8 * pair.compared
+
+
+def test_a_bank_that_goes_is_not_in_the_graph_made_beside_it(both, files) -> None:
+    """With a T2I-Adapter the modules are captured, which still had the bank's attention then."""
+    pair, drawn = both("sd15", beside=True), Walk(files("sd15"), 5)
+    adapter = next(name for name in files("sd15").choices["controlnet.#.model"] if "full_adapter" in name)
+    steps = [
+        {"controlnet.1.model": adapter, "feature_bank.enabled": True, "feature_bank.strength": 1.0},
+        {"feature_bank.enabled": False},
+        {"feature_bank.enabled": True},
+        {"feature_bank.enabled": False, "width": 96},
+    ]
+    acceleration = pair.graphs.engine.painter.acceleration
+    for values in steps:
+        pair.set({"feature_bank.threshold": 0.0, **values})
+        pair.arrive()
+        for number in range(4):
+            pair.tick(Chunk.of(drawn._frame(number, 64)))
+            pair.arrive()
+    assert not [line for line in acceleration.graphs.said if "cannot be captured" in line]
