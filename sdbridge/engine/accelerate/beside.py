@@ -6,8 +6,8 @@ import itertools
 import logging
 import queue
 import threading
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,21 @@ _of_thread = threading.local()  # ``works``: it is one that works beside a strea
 def works_beside() -> bool:
     """Whether the calling thread works beside the stream: nothing may be written there that frames read."""
     return getattr(_of_thread, "works", False)
+
+
+@contextmanager
+def capturing_for(marks: tuple[str, ...]) -> Iterator[None]:
+    """The calling thread runs a call marked so, whatever frames run by now (``marks_here``)."""
+    before, _of_thread.marks = marks_here(), marks
+    try:
+        yield
+    finally:
+        _of_thread.marks = before
+
+
+def marks_here() -> tuple[str, ...] | None:
+    """How the call is marked that is captured beside the stream; None in the frames' own thread."""
+    return getattr(_of_thread, "marks", None) if works_beside() else None
 
 
 def only_noted(tensor: Tensor) -> bool:

@@ -218,4 +218,8 @@ def _rehearsal(call: UnetCall) -> Callable[[], UnetCall]:
 
 
 def _on_tensors(run: Callable[[UnetCall], Tensor], call: UnetCall, names: tuple[str, ...]) -> TensorCall:
-    return lambda *given: run(unflat(call, names, given))
+    def on_tensors(*given: Tensor) -> Tensor:
+        with beside_frames.capturing_for(tuple(call.added_cond)):
+            return run(unflat(call, names, given))
+
+    return on_tensors

@@ -259,8 +259,7 @@ class StyleImages(StreamExtension):
             mine.set_scales([self._scale * factor for factor in factors])
             self._scales_stale = False
         # The UNet does not read this. Accelerations tell calls apart by it: which layers, which rows.
-        mark = f"style_{mine.serial}_{mine.guidance_rows}_{mine.tokens}"
-        return replace(call, added_cond={**call.added_cond, mark: mine.scales})
+        return replace(call, added_cond={**call.added_cond, mine.mark: mine.scales})
 
     @property
     def foreseeable(self) -> bool:

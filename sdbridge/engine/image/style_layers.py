@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as nn
 
+from sdbridge.engine.accelerate.beside import marks_here
+
 _PLACE = re.compile(r"(down|mid|up)_blocks?(?:\.(\d+))?\.attentions\.(\d+)")
 _SERIALS = itertools.count(1)
 _ORDER = {"down": 0, "mid": 1, "up": 2}
@@ -25,6 +27,22 @@ class StyleRows:
         self.tokens = 0
         self.scales = torch.zeros(layers, device=device, dtype=dtype)
         self.serial = next(_SERIALS)  # a captured graph reads these very layers and no others
+
+    @property
+    def mark(self) -> str:
+        """What tells calls apart that read these layers: which layers, which rows."""
+        return f"style_{self.serial}_{self.guidance_rows}_{self.tokens}"
+
+    def state(self) -> tuple[bool, int]:
+        """Whether the style is in the call that runs in this thread, and that call's guidance rows.
+
+        What is captured beside the stream is a call of some frames ago.
+        """
+        marks = marks_here()
+        if marks is None:
+            return self.active, self.guidance_rows
+        own = [mark.split("_") for mark in marks if mark.startswith(f"style_{self.serial}_")]
+        return (True, int(own[0][2])) if own else (False, 0)
 
     def set_scales(self, scales: Sequence[float]) -> None:
         """Write in place: captured graphs read this very tensor."""
@@ -70,7 +88,8 @@ class StyleAttention:
         *args: Any,
         **options: Any,
     ) -> Tensor:
-        if not self._rows.active or self._keys is None or self._values is None:
+        active, extra = self._rows.state()
+        if not active or self._keys is None or self._values is None:
             return self.former(
                 attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **options
             )
@@ -84,7 +103,8 @@ class StyleAttention:
             attention_mask = attn.prepare_attention_mask(attention_mask, text.shape[1], batch)
             attention_mask = attention_mask.view(batch, heads, -1, attention_mask.shape[-1])
         out = _joined(nn.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask))
-        style_key, style_value = self._per_row(self._keys, batch), self._per_row(self._values, batch)
+        style_key = _per_row(self._keys, batch, extra)
+        style_value = _per_row(self._values, batch, extra)
         style = nn.scaled_dot_product_attention(query, _heads(style_key, heads), _heads(style_value, heads))
         out = out + self._rows.scales[self._layer] * _joined(style)
         out = attn.to_out[1](attn.to_out[0](out))
@@ -92,13 +112,13 @@ class StyleAttention:
             out = out + hidden_states
         return out / attn.rescale_output_factor
 
-    def _per_row(self, both: Tensor, batch: int) -> Tensor:
-        """``[2, T, width]`` -> ``[B, T, width]``: conditioned rows first, then the guidance rows."""
-        extra = self._rows.guidance_rows
-        conditioned = both[:1].expand(batch - extra, -1, -1)
-        if not extra:
-            return conditioned
-        return torch.cat((conditioned, both[1:].expand(extra, -1, -1)))
+
+def _per_row(both: Tensor, batch: int, extra: int) -> Tensor:
+    """``[2, T, width]`` -> ``[B, T, width]``: conditioned rows first, then the ``extra`` guidance rows."""
+    conditioned = both[:1].expand(batch - extra, -1, -1)
+    if not extra:
+        return conditioned
+    return torch.cat((conditioned, both[1:].expand(extra, -1, -1)))
 
 
 def _heads(states: Tensor, heads: int) -> Tensor:

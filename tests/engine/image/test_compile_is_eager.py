@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -137,3 +138,24 @@ def test_a_bank_that_goes_is_not_in_the_graph_made_beside_it(both, files) -> Non
             pair.tick(Chunk.of(drawn._frame(number, 64)))
             pair.arrive()
     assert not [line for line in acceleration.graphs.said if "cannot be captured" in line]
+
+
+def test_a_style_that_goes_while_its_graph_is_made_is_in_that_graph(both, files) -> None:
+    pair, drawn = both("sd15", beside=True), Walk(files("sd15"), 5)
+    choices = files("sd15").choices
+    pair.set({"style_model": choices["style_model"][0], "style.1.file": choices["style.#.file"][0]})
+    pair.arrive()
+    pair.tick(Chunk.of(drawn._frame(0, 64)))
+    pair.set({"style.1.source": "file"})
+    for _ in range(3):
+        pair.arrive()
+    with pair.alone:  # the capture waits for this
+        pair.tick(Chunk.of(drawn._frame(1, 64)))
+        time.sleep(0.2)  # its trial is over
+        pair.set({"style.1.source": "off"})
+        pair.tick(Chunk.of(drawn._frame(2, 64)))
+    pair.arrive()
+    pair.set({"style.1.source": "file"})
+    pair.arrive()
+    for number in range(3, 6):
+        pair.tick(Chunk.of(drawn._frame(number, 64)))
