@@ -120,8 +120,7 @@ def _stream(options: Mapping[str, Any]) -> Iterator[tuple[Drive, Path]]:
 
 def steers(engine: Any) -> bool:
     """Whether the newest frame's call had residuals of a ControlNet."""
-    slots = next(each for each in engine._extensions if each.name == "controlnet")._slots
-    return any(slot.taken_up[0] is not None for slot in slots.values())
+    return any(each.steers for each in engine._extensions if each.name == "controlnet")
 
 
 def _wait(engine: Any) -> None:

@@ -87,10 +87,15 @@ class ReplayedGraph:
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines run on the stand-ins."""
+    run_on(ReplayedGraph, monkeypatch)
+
+
+def run_on(capture: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines of this test capture their calls so."""
     monkeypatch.setattr(
         painter_module,
         "build_acceleration",
-        lambda name, model, attend=None: Compiled(model, capture=ReplayedGraph, attend=attend),
+        lambda name, model, attend=None: Compiled(model, capture=capture, attend=attend),
     )
 
 

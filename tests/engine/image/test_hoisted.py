@@ -13,9 +13,9 @@ import torch
 
 from sdbridge.engine.accelerate.compile import Compiled
 from sdbridge.engine.accelerate.replay import WARM_CALLS
-from sdbridge.engine.image import painter
 from sdbridge.engine.image.controlnet import ControlNets
 from tests.engine.image.rig import Rig, frame, relative
+from tests.engine.image.test_allocations import run_on
 from tests.engine.image.test_controlnet import save_real_hint
 from tests.engine.image.test_foresight import Graph
 from tests.engine.image.test_lora import kohya, pairs, saved, targets
@@ -86,11 +86,7 @@ class Pair:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **more: Any) -> None:
         self.plain = Rig(folder, {**START, **more}, dtype="float64")
         with monkeypatch.context() as patch:
-            patch.setattr(
-                painter,
-                "build_acceleration",
-                lambda name, model, attend=None: Compiled(model, capture=Graph, attend=attend),
-            )
+            run_on(Graph, patch)
             self.rig = Rig(folder, {**START, **more}, dtype="float64")
         self.acceleration: Compiled = self.rig.engine.painter.acceleration
         self.number = 0

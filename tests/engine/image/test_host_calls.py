@@ -10,9 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sdbridge.engine.accelerate.compile import Compiled
-from sdbridge.engine.image import painter as painter_module
-from tests.engine.image.test_allocations import ReplayedGraph, rig_of
+from tests.engine.image.test_allocations import ReplayedGraph, rig_of, run_on
 
 #: ``Tensor.numpy()`` goes through these, and through others in another torch.
 _OF_NUMPY = {"aten.detach.default", "aten.to.dtype_layout", "aten.resolve_conj.default"}
@@ -62,11 +60,7 @@ MOST = {
 @pytest.fixture
 def prepared(monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines run on graphs that were prepared."""
-    monkeypatch.setattr(
-        painter_module,
-        "build_acceleration",
-        lambda name, model, attend=None: Compiled(model, capture=PreparedGraph, attend=attend),
-    )
+    run_on(PreparedGraph, monkeypatch)
 
 
 @pytest.mark.parametrize("case", MOST)

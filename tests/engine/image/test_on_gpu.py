@@ -6,6 +6,7 @@ import gc
 import shutil
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,18 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 VALUES = {"prompt.1.text": "a fox", "scheduler": "lcm", "guidance_mode": "none"}
+
+
+def save_controlnet(model: Path, folder: Path, std: float) -> None:
+    """One that fits the model's UNet, in float32; its residuals are not zero."""
+    from diffusers import ControlNetModel, UNet2DConditionModel
+
+    torch.manual_seed(1)
+    unet = UNet2DConditionModel.from_pretrained(str(model / "unet"))
+    network = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
+    for layer in (*network.controlnet_down_blocks, network.controlnet_mid_block):
+        torch.nn.init.normal_(layer.weight, std=std)
+    network.save_pretrained(folder)
 
 
 def test_a_tick_waits_for_the_device_only_to_hand_the_frame_out(checkpoint) -> None:
@@ -38,17 +51,11 @@ def test_a_tick_waits_for_the_device_only_to_hand_the_frame_out(checkpoint) -> N
 def test_a_network_loaded_beside_the_frames_takes_few_allocations_and_arrives_whole(
     checkpoint, tmp_path
 ) -> None:
-    from diffusers import ControlNetModel, UNet2DConditionModel
     from safetensors.torch import load_file
 
     from sdbridge.engine.image.control_files import load_network
 
-    torch.manual_seed(1)
-    unet = UNet2DConditionModel.from_pretrained(str(checkpoint() / "unet"))
-    network = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
-    for layer in (*network.controlnet_down_blocks, network.controlnet_mid_block):
-        torch.nn.init.normal_(layer.weight, std=0.1)
-    network.save_pretrained(tmp_path)
+    save_controlnet(checkpoint(), tmp_path, 0.1)
     wanted = load_file(tmp_path / "diffusion_pytorch_model.safetensors")
     rig = Rig(checkpoint(), VALUES, dtype="float16", device="cuda")
     rig.tick(frame(0))
@@ -70,14 +77,7 @@ def test_a_network_loaded_beside_the_frames_takes_few_allocations_and_arrives_wh
 
 def test_what_is_made_beside_the_frames_changes_no_bit_of_them(checkpoint, tmp_path) -> None:
     """What their graphs hold is written by nobody else, from the wish for a ControlNet until it steers."""
-    from diffusers import ControlNetModel, UNet2DConditionModel
-
-    torch.manual_seed(1)
-    unet = UNet2DConditionModel.from_pretrained(str(checkpoint() / "unet"))
-    network = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
-    for layer in (*network.controlnet_down_blocks, network.controlnet_mid_block):
-        torch.nn.init.normal_(layer.weight, std=0.5)
-    network.save_pretrained(tmp_path)
+    save_controlnet(checkpoint(), tmp_path, 0.5)
     rig = Rig(checkpoint(), VALUES, dtype="float16", device="cuda", acceleration="compile")
     rig.stop_watching()
 
