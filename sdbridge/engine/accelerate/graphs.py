@@ -13,7 +13,8 @@ from torch import Tensor
 
 from sdbridge.engine.accelerate import precompile
 from sdbridge.engine.accelerate.beside import BesideTheStream
-from sdbridge.engine.accelerate.precompile import KernelCompiler
+from sdbridge.engine.accelerate.forms import FirstForms
+from sdbridge.engine.accelerate.precompile import Compilation, KernelCompiler
 from sdbridge.engine.accelerate.replay import Captured, Key, TensorCall, Uncaptured
 from sdbridge.errors import first_line
 
@@ -55,19 +56,15 @@ class Graphs:
 
         Until the first form is there, whoever takes the shape up runs operation by operation.
         """
-        known = faster is not None and spec is not None and self._is_compiled(spec)
         if not beside:
             self._add(key, run, tensors)
             if faster is not None:
                 self._improve(key, faster, tensors, spec)
             return
         given = tuple(tensor.detach().clone() for tensor in tensors)
-        form = faster if known else None
-        place = Uncaptured(run, lambda place: self._capture_first(key, place, run, given, form))
+        place = Uncaptured(run, lambda place: self._make_beside(key, place, run, given, faster, spec))
         self.by_key[key] = place
         place.ask()
-        if faster is not None and not known:
-            self._improve(key, faster, tensors, spec)
 
     def streams(self, kind: str) -> bool:
         """Whether frames run by now that would see a capture as a stall."""
@@ -129,38 +126,47 @@ class Graphs:
         try:
             self.by_key[key] = self._capture(run, tensors)
         except RuntimeError as error:
-            self.warn(f"{key[0]} cannot be captured: {first_line(error)}; it runs operation by operation")
+            self._never(key, error)
 
-    def _capture_first(
+    def _make_beside(
         self,
         key: Key,
         place: Uncaptured,
         run: TensorCall,
         given: tuple[Tensor, ...],
         faster: TensorCall | None,
+        spec: precompile.Spec | None,
     ) -> None:
-        """Have the first form captured beside the stream, before anything that only makes faster."""
+        """The forms of a call, in the order of ``forms.py``, before anything that only makes faster."""
         assert self.beside is not None
-        beside = self.beside
 
-        def make() -> Captured | None:
-            return self._capture(faster or run, given) if self._is_wanted(key) else None
+        def make(capture: Capture, form: TensorCall) -> Captured | None:
+            known = self.by_key.get(key, place)  # what runs already is made faster, wanted now or later
+            return capture(form, given) if known is not place or self._is_wanted(key) else None
 
-        def put_in(graph: Captured | None) -> None:
-            if graph is None:
-                place.asked = False  # other shapes are wanted by now; it may be asked for again
-            else:
-                self._put_in(key, graph)
+        def put_in(graph: Captured) -> None:
+            self._put_in(key, graph)
+
+        def given_up() -> None:
+            place.asked = False  # other shapes are wanted by now; it may be asked for again
 
         def failed(error: Exception) -> None:
-            if faster is not None:
-                self.warn(f"our own kernels rest: {first_line(error)}")
-                self._capture_first(key, place, run, given, None)
-                return
             place.failed = True
-            self.warn(f"{key[0]} cannot be captured: {first_line(error)}; it runs operation by operation")
+            self._never(key, error)
 
-        beside.submit(make, put_in, failed, first=True)
+        forms = FirstForms(
+            self.beside, lambda: make(self._capture, run), put_in, given_up, failed, lambda: place.runs
+        )
+        if faster is None:
+            forms.submit_plain()
+            return
+        fast, known = faster, spec is not None and self._is_compiled(spec)
+        forms.submit_both(
+            lambda: self._compile(spec, fast, given),
+            lambda: make(self._capture_or_again, fast),
+            self._rest,
+            known,
+        )
 
     def _improve(
         self, key: Key, run: TensorCall, tensors: tuple[Tensor, ...], spec: precompile.Spec | None = None
@@ -173,33 +179,47 @@ class Graphs:
         beside = self.beside
         given = tuple(tensor.detach().clone() for tensor in tensors)
 
-        def failed(error: Exception) -> None:
-            self.warn(f"our own kernels rest: {first_line(error)}")
-
         def make() -> Captured:
-            try:
-                return self._capture(run, given)
-            except RuntimeError as error:  # another thread's work forbade it just then
-                if not self._on_cuda or isinstance(error, torch.OutOfMemoryError):
-                    raise
-                log.info("captured once more: %s", first_line(error))
-                time.sleep(0.5)
-            try:
-                return self._capture(run, given)
-            except RuntimeError:
-                if compiler is not None:
-                    compiler.forget()  # should it be what was compiled: the next start trusts none of it
-                raise
+            return self._capture_or_again(run, given)
 
         def put_in(graph: Captured) -> None:
             self._put_in(key, graph)
 
-        compiler = self.compiler
-        if spec is None or compiler is None:
-            beside.submit(make, put_in, failed)
-            return
-        given_spec, asked = spec, compiler
-        precompile.submit_compiled(beside, lambda: asked.begin(given_spec, run, given), make, put_in, failed)
+        if spec is None or self.compiler is None:
+            beside.submit(make, put_in, self._rest)
+        else:
+            precompile.submit_compiled(
+                beside, lambda: self._compile(spec, run, given), make, put_in, self._rest
+            )
+
+    def _compile(
+        self, spec: precompile.Spec | None, run: TensorCall, given: tuple[Tensor, ...]
+    ) -> Compilation:
+        if spec is None or self.compiler is None:
+            return Compilation(here=True)
+        return self.compiler.begin(spec, run, given)
+
+    def _capture_or_again(self, run: TensorCall, given: tuple[Tensor, ...]) -> Captured:
+        """A form on our own kernels, which another thread's work may forbid just then."""
+        try:
+            return self._capture(run, given)
+        except RuntimeError as error:
+            if not self._on_cuda or isinstance(error, torch.OutOfMemoryError):
+                raise
+            log.info("captured once more: %s", first_line(error))
+            time.sleep(0.5)
+        try:
+            return self._capture(run, given)
+        except RuntimeError:
+            if self.compiler is not None:
+                self.compiler.forget()  # should it be what was compiled: the next start trusts none of it
+            raise
+
+    def _rest(self, error: Exception) -> None:
+        self.warn(f"our own kernels rest: {first_line(error)}")
+
+    def _never(self, key: Key, error: Exception) -> None:
+        self.warn(f"{key[0]} cannot be captured: {first_line(error)}; it runs operation by operation")
 
     def _put_in(self, key: Key, graph: Captured) -> None:
         with self._putting_in:

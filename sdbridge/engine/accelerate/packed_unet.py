@@ -147,7 +147,7 @@ class Pass:
         self._packed = packed
         self._ops = ops
         self._call = call
-        self._times, self._text = known.times, known.text
+        self._known = known
         self._batch = int(call.sample.shape[0])
 
     def begin(self) -> Walk:
@@ -159,7 +159,7 @@ class Pass:
 
     def descend(self, walk: Walk) -> None:
         """The way down and the middle."""
-        unet, batch, times, text = self._unet, self._batch, self._times, self._text
+        unet, batch, times = self._unet, self._batch, self._known.times
         for block in unet.down_blocks:
             attentions: Sequence[Any] = getattr(block, "attentions", ())
             for index, resnet in enumerate(block.resnets):
@@ -167,7 +167,7 @@ class Pass:
                 if attentions:
                     attention = attentions[index]
                     here, normed = walk.settle(attention.norm, False)
-                    walk.pending = self._transformer(here, normed, attention, text, batch)
+                    walk.pending = self._transformer(here, normed, attention, batch)
                 walk.owed = True
             if block.downsamplers:
                 here, _ = walk.settle()
@@ -178,14 +178,13 @@ class Pass:
         walk.pending = self._resnet(*walk.settle(mid.resnets[0].norm1, True), mid.resnets[0], times)
         for attention, resnet in zip(mid.attentions, mid.resnets[1:], strict=True):
             here, normed = walk.settle(attention.norm, False)
-            walk.pending = self._transformer(here, normed, attention, text, batch)
+            walk.pending = self._transformer(here, normed, attention, batch)
             walk.pending = self._resnet(*walk.settle(resnet.norm1, True), resnet, times)
 
     def run(self) -> Tensor:
-        unet, ops, call, batch, times = self._unet, self._ops, self._call, self._batch, self._times
+        unet, ops, call, batch, times = self._unet, self._ops, self._call, self._batch, self._known.times
         walk = self.begin()
         self.descend(walk)
-        text = self._text
         if call.mid_residual is not None:
             walk.pending = walk.pending.plus(Picture.of(call.mid_residual))
 
@@ -197,7 +196,7 @@ class Pass:
                 if attentions:
                     attention = attentions[index]
                     here, normed = walk.settle(attention.norm, False)
-                    walk.pending = self._transformer(here, normed, attention, text, batch)
+                    walk.pending = self._transformer(here, normed, attention, batch)
             if block.upsamplers:
                 here, _ = walk.settle()
                 to = walk.skips[-1][0]
@@ -228,7 +227,7 @@ class Pass:
         may_cut(_RESNET_KERNELS)
         return Pending(hidden, resnet.conv2.bias, (residual,))
 
-    def _transformer(self, here: Picture, normed: Picture, model: Any, text: Tensor, batch: int) -> Pending:
+    def _transformer(self, here: Picture, normed: Picture, model: Any, batch: int) -> Pending:
         ops = self._ops
         hidden = ops.linear(normed.rows, matrix(model.proj_in.weight), model.proj_in.bias)
         blocks = list(model.transformer_blocks)
@@ -250,7 +249,7 @@ class Pass:
             else:
                 even = ops.residual_norm(hidden, seen, out.weight, out.bias, block.norm2)
             query = ops.linear(even, block.attn2.to_q.weight)
-            key, value = text[:, packed.text].chunk(2, dim=-1)
+            key, value = self._packed.read_text(self._known, block)
             seen = ops.attention(query, key, value, batch, block.attn2.heads)
             out = block.attn2.to_out[0]
             wide, narrow = block.ff.net[0].proj, block.ff.net[2]

@@ -138,7 +138,9 @@ def plain(config: Mapping[str, Any]) -> dict[str, Any]:
 class Compilation:
     """The kernels of one call on their way. Made by ``KernelCompiler.begin``."""
 
-    def __init__(self, link: CompilerLink | None = None) -> None:
+    def __init__(self, link: CompilerLink | None = None, here: bool = False) -> None:
+        """``here``: nobody compiles elsewhere; this process will, when the call is captured."""
+        self.here = here
         self._link = link
         self._open = False  # while kernels are not answered
         self._fault = ""
@@ -205,15 +207,17 @@ class KernelCompiler:
 
         Takes as long as a pass of the call: beside the stream, please.
         """
+        if self.known(spec):
+            return Compilation(self._link)
+        if self._link.trouble:
+            return Compilation(self._link, here=True)
         compilation = Compilation(self._link)
-        if self._link.trouble or self.known(spec):
-            return compilation
         try:
             with torch.inference_mode(), recording() as found:
                 run(*tensors)
         except (ImportError, AttributeError, TypeError) as error:  # a Triton that cannot be asked, or a form
             log.warning("kernels are compiled in the streaming process: %s", error)
-            return compilation
+            return Compilation(self._link, here=True)
         entries: dict[str, str] = {}
         answers: list[Answer] = []
         compilation._open = bool(found)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from sdbridge.engine.accelerate.beside import BesideTheStream
 from sdbridge.engine.accelerate.cuda_graph import CudaGraph
-from sdbridge.engine.accelerate.precompile import Compilation, submit_compiled
+from sdbridge.engine.accelerate.forms import FirstForms
+from sdbridge.engine.accelerate.precompile import Compilation
 from sdbridge.errors import first_line
 
 log = logging.getLogger(__name__)
@@ -69,14 +70,15 @@ class Captured(Protocol):
 class Uncaptured:
     """A call in a recorded call's place until that is there: runs operation by operation.
 
-    ``asked`` says that the recording is under way, ``failed`` that there will be none.
+    ``asked`` says that the recording is under way, ``failed`` that there will be none, ``runs`` that frames
+    did not wait for it.
     """
 
     def __init__(self, run: TensorCall, begin: Callable[[Uncaptured], None] = lambda place: None) -> None:
         """``begin`` gets this place, so that nobody needs to hold on to it in a circle."""
         self._run = run
         self._begin = begin
-        self.asked = self.failed = False
+        self.asked = self.failed = self.runs = False
 
     def ask(self) -> None:
         """Have the recording begun, unless it is under way or has failed."""
@@ -89,6 +91,7 @@ class Uncaptured:
         return True
 
     def run(self, tensors: tuple[Tensor, ...]) -> Any:
+        self.runs = True
         return self._run(*tensors)
 
 
@@ -188,7 +191,7 @@ class Replayed:
         return shape
 
     def _ask(self, beside: BesideTheStream, key: Key, shape: _Shape, tensors: tuple[Tensor, ...]) -> None:
-        """Have this shape captured beside the stream, once; as it is first where kernels are not compiled."""
+        """Have this shape captured beside the stream, once."""
         if shape.asked or self._failed:
             return
         shape.asked = True
@@ -196,54 +199,38 @@ class Replayed:
         copied = torch.cuda.Event() if given[0].is_cuda else None
         if copied is not None:
             copied.record()
-        compiling, reads = self._compiling, shape.reads
-        known = compiling is not None and self._faster is not None and compiling.known(_seen(given, reads))
+        compiling, faster, reads = self._compiling, self._faster, shape.reads
 
-        def first_form() -> Captured | None:
+        def capture(run: TensorCall) -> Captured | None:
             if copied is not None:
                 copied.synchronize()  # indices that are not there yet would lead anywhere
-            if key not in (self._key, self._foreseen):
+            wanted = shape.graph is not None or key in (self._key, self._foreseen)
+            if self._shapes.get(key) is not shape or not wanted:
                 return None  # others are wanted by now
-            return self._capture(_reading((known and self._faster) or self._run, reads), given)
+            return self._capture(_reading(run, reads), given)
 
-        def put_in(graph: Captured | None) -> None:
-            shape.graph, shape.asked = graph, graph is not None
-            if graph is not None and self._faster is not None and not known:
-                self._ask_faster(beside, key, shape, given)
+        def put_in(graph: Captured) -> None:
+            shape.graph = graph
 
-        def failed(error: Exception) -> None:
-            nonlocal known
-            if not known:
-                self._fail(error)
-                return
-            known = False
-            self._rest_faster(error)
-            beside.submit(first_form, put_in, failed, first=True)
+        def given_up() -> None:
+            shape.asked = False
 
-        beside.submit(first_form, put_in, failed, first=True)
-
-    def _ask_faster(
-        self, beside: BesideTheStream, key: Key, shape: _Shape, given: tuple[Tensor, ...]
-    ) -> None:
-        """Have the faster form of a captured shape compiled and captured; it replaces the first."""
-        compiling, reads = self._compiling, shape.reads
-        assert self._faster is not None
-        faster = _reading(self._faster, reads)
-
-        def job() -> Captured | None:
-            return self._capture(faster, given) if self._shapes.get(key) is shape else None
-
-        def put_in(graph: Captured | None) -> None:
-            shape.graph = graph or shape.graph
+        forms = FirstForms(
+            beside, lambda: capture(self._run), put_in, given_up, self._fail, lambda: shape.calls > 0
+        )
+        if faster is None:
+            forms.submit_plain()
+            return
+        fast, seen = faster, _seen(given, reads)
+        known = compiling is not None and compiling.known(seen)
 
         def compile_for(*seen: Tensor) -> Any:
-            return faster(*seen[: len(given)])  # the rest is what it reads of its own accord
+            return _reading(fast, reads)(*seen[: len(given)])  # the rest is what it reads of its own accord
 
-        if compiling is None:
-            beside.submit(job, put_in, self._rest_faster)
-        else:
-            seen = _seen(given, reads)
-            submit_compiled(beside, lambda: compiling(compile_for, seen), job, put_in, self._rest_faster)
+        def begin() -> Compilation:
+            return Compilation(here=True) if compiling is None else compiling(compile_for, seen)
+
+        forms.submit_both(begin, lambda: capture(fast), self._rest_faster, known)
 
     def _rest_faster(self, error: Exception) -> None:
         if self._faster is not None:

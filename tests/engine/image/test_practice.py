@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers import ControlNetModel
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from sdbridge.engine.image import practice
+from sdbridge.engine.image.control_networks import ControlNetwork
 from sdbridge.engine.image.practice import practise
 from sdbridge.parameters.table import TABLE
 from tests.engine.image.rig import Rig, frame, relative
@@ -62,6 +65,31 @@ def test_whatever_a_live_change_runs_has_run_before(checkpoint, change: str) -> 
         for number in range(4, 7):
             rig.tick(frame(number))
     assert seen.names <= usual.names
+    rig.engine.unload()
+
+
+class Convolutions(TorchFunctionMode):
+    """Which convolutions ran: shapes and layouts of picture and weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[tuple[object, ...]] = set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__name__", "") == "conv2d":
+            self.shapes.add(tuple((each.shape, each.stride()) for each in args[:2]))
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_embeds_a_control_image_has_run_before_there_is_a_controlnet(checkpoint) -> None:
+    rig = Rig(checkpoint(), {}, dtype="float32")
+    network = ControlNetwork(ControlNetModel.from_unet(rig.model.unet))
+    with torch.inference_mode():
+        with Convolutions() as tried:
+            practise(rig.model, rig.engine._extensions, 64, 64)
+        with Convolutions() as ran:
+            network.hint(torch.rand(1, 3, 64, 64))
+    assert len(ran.shapes) == 8 and ran.shapes <= tried.shapes
     rig.engine.unload()
 
 
