@@ -12,11 +12,19 @@ import torch
 from sdbridge.engine.image.control_kinds import refuse_relatives
 from sdbridge.engine.image.control_networks import AdapterNetwork, ControlNetwork, Network
 from sdbridge.engine.image.seams import ModelParts
+from sdbridge.engine.image.share import share_here
 from sdbridge.engine.image.skeleton import give_weights, shapes_of, skeleton
 from sdbridge.engine.image.stored import Source
 from sdbridge.engine.image.upload import upload_to
-from sdbridge.engine.image.weight_file import OpenedFile, find_weights, open_weight_file, told_of_broken
-from sdbridge.errors import SdbridgeError
+from sdbridge.engine.image.weight_file import (
+    OpenedFile,
+    few_of,
+    find_weights,
+    open_weight_file,
+    refuse_spoilt,
+    told_of_broken,
+)
+from sdbridge.errors import SdbridgeError, first_line
 
 _NAMES = (
     "diffusion_pytorch_model.fp16.safetensors",
@@ -43,6 +51,8 @@ def load_network(
     config = _config_beside(place)
     keys = opened.tensors.keys()
     refuse_relatives(place, keys)
+    refuse_spoilt(place, few_of(opened.tensors))
+    share_here().expect(sum(source.nbytes for source in opened.tensors.values()))
     if any("controlnet_cond_embedding." in key for key in keys):
         network: Network = _controlnet(opened, config, opened.tensors, model)
     elif any("input_hint_block." in key for key in keys):
@@ -75,6 +85,17 @@ def _config_beside(place: Path) -> dict[str, Any]:
     return read if known else {}
 
 
+def _of_config(kind: Any, config: Mapping[str, Any], place: Path) -> Any:
+    """The empty network. Raises SDB-FILE-BROKEN where the config beside the file says nothing that can be."""
+    try:
+        return kind.from_config(dict(config))
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise SdbridgeError(
+            "SDB-FILE-BROKEN",
+            f"{place.with_name('config.json')} describes no {kind.__name__}: {first_line(error, kind=True)}",
+        ) from None
+
+
 def _from_original(opened: OpenedFile, model: ModelParts) -> Mapping[str, Source]:
     """Keys of the original ControlNet code (``control_model.input_blocks...``) as diffusers names them."""
     from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
@@ -101,7 +122,7 @@ def _controlnet(
         raise _other_family(opened.path, "ControlNet", theirs, ours)
     with skeleton(upload_to(model.device).gentle):
         if config:
-            network = ControlNetModel.from_config(dict(config))
+            network = _of_config(ControlNetModel, config, opened.path)
         else:
             network = ControlNetModel.from_unet(
                 model.unet,
@@ -155,7 +176,7 @@ def _adapter(opened: OpenedFile, config: Mapping[str, Any], model: ModelParts) -
     from diffusers import T2IAdapter
 
     with skeleton(upload_to(model.device).gentle):
-        network = T2IAdapter.from_config(dict(config) or _adapter_config(opened.tensors))
+        network = _of_config(T2IAdapter, config or _adapter_config(opened.tensors), opened.path)
     _fill(network, opened.tensors, opened.path, model)
     widths = list(model.unet.config["block_out_channels"])
     channels = list(network.config["channels"])

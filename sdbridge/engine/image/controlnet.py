@@ -17,7 +17,7 @@ from sdbridge.engine.image.control_networks import Hint, Network, try_embedding
 from sdbridge.engine.image.seams import ExtensionContext, RoleImages, Rows, StreamExtension, UnetCall
 from sdbridge.engine.image.still_file import StillFile
 from sdbridge.engine.image.stills import fill
-from sdbridge.engine.image.weight_file import resolve
+from sdbridge.engine.image.weight_file import mark_of, resolve
 from sdbridge.engine.interface import ResetKind
 from sdbridge.engine.preprocess.base import Preprocessor, Settings
 from sdbridge.engine.preprocess.canny import Canny
@@ -27,6 +27,7 @@ from sdbridge.parameters.parameter import Value
 from sdbridge.parameters.store import Rejection
 
 SLOTS = range(1, 9)
+_RESTS = "The slot rests, since another control image would mean something else; the output goes on."
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class _Slot:
     still: Tensor | None = None  # [1, 4, h, w], in its own size
     still_maps: tuple[tuple[Any, ...], tuple[ControlMap, ...]] | None = None
     missing_source: bool = False
+    misses: str = ""  # start or end, where that leaves no row of the stream to it
 
     @property
     def settings(self) -> Settings:
@@ -115,7 +117,7 @@ class ControlNets(StreamExtension):
             n: _Slot(
                 n,
                 Beside(context, f"ControlNet {n}"),
-                Beside(context, f"ControlNet {n}'s preprocessor"),
+                Beside(context, f"ControlNet {n}'s preprocessor", meanwhile=_RESTS),
                 StillFile(context, f"ControlNet {n}'s file"),
             )
             for n in SLOTS
@@ -174,10 +176,11 @@ class ControlNets(StreamExtension):
     def _set(self, slot: _Slot, name: str, value: Value) -> None:
         if name in ("model", "file"):
             value = str(value).strip()
+        again = (name == "file" and slot.stills.failed) or (name == "model" and slot.refused)
+        if getattr(slot, name) == value and not again:
+            return
         if name == "model":
             slot.refused = False
-        if getattr(slot, name) == value and not (name == "file" and slot.stills.failed):
-            return
         setattr(slot, name, value)
         if name == "model":
             self._choose_network(slot)
@@ -199,7 +202,8 @@ class ControlNets(StreamExtension):
         slot.models.start(
             lambda: load_network(
                 resolve(text), parts, accelerate=self._context.accelerate, allow_pickle=self._allow_pickle
-            )
+            ),
+            lambda: mark_of(text),
         )
 
     def _choose_preprocessor(self, slot: _Slot) -> None:
@@ -223,7 +227,7 @@ class ControlNets(StreamExtension):
             return make_preprocessor(name, path, device, dtype, allow_pickle=self._allow_pickle)
 
         slot.make_map = None  # the former preprocessor's map would mean something else
-        slot.preprocessors.start(load)
+        slot.preprocessors.start(load, lambda: mark_of(text))
 
     def _choose_still(self, slot: _Slot) -> None:
         slot.stills.ask(slot.file)
@@ -244,11 +248,11 @@ class ControlNets(StreamExtension):
         for slot in self._live:
             network = slot.models.poll()
             if network is not None and network.thing is None:
-                slot.model, slot.refused = slot.loaded, True
+                slot.refused = True
             elif network is not None and network.thing is not None:
                 # Another slot may have loaded the same model meanwhile: one copy is enough.
                 slot.network = self._shared.networks.setdefault(slot.model, network.thing)
-                slot.loaded = slot.model
+                slot.loaded, slot.refused = slot.model, False
                 changed = True
             made = slot.preprocessors.poll()
             if made is not None and made.thing is not None:
@@ -382,6 +386,7 @@ class ControlNets(StreamExtension):
                 slot.scale if hint is not None and _within(slot, rows.fraction[row]) and not leaving else 0.0
                 for row, hint in enumerate(found)
             )
+            slot.misses = "" if any(scales) else _missed(slot, rows)
             present = next((hint for hint in found if hint is not None), None)
             if present is None or not (any(scales) or leaving):
                 continue
@@ -417,8 +422,12 @@ class ControlNets(StreamExtension):
     def unused(self) -> tuple[str, ...]:
         slots = self._slots.values()
         refused = (f"controlnet.{s.number}.model" for s in slots if s.refused)
-        missing = (f"controlnet.{s.number}.source" for s in slots if s.steers and s.missing_source)
-        return (*refused, *missing)
+        steer = [s for s in slots if s.steers]
+        blind = (f"controlnet.{s.number}.preprocessor" for s in steer if s.make_map is None)
+        missing = (f"controlnet.{s.number}.source" for s in steer if s.missing_source)
+        unread = (f"controlnet.{s.number}.file" for s in steer if s.source == "file" and s.stills.failed)
+        outside = (f"controlnet.{s.number}.{s.misses}" for s in steer if s.misses)
+        return (*refused, *blind, *missing, *unread, *outside)
 
     def reset(self, how: ResetKind) -> None:
         self._newest = ()
@@ -437,3 +446,11 @@ class ControlNets(StreamExtension):
 def _within(slot: _Slot, fraction: float) -> bool:
     """start and end are shares of the denoising; an end of 1 includes the last step."""
     return slot.start <= fraction and (fraction < slot.end or slot.end >= 1.0)
+
+
+def _missed(slot: _Slot, rows: Rows) -> str:
+    """Which of start and end no row comes to; neither where something else silences the slot."""
+    fractions = rows.fraction[: rows.count]
+    if any(_within(slot, fraction) for fraction in fractions):
+        return ""
+    return "start" if all(fraction < slot.start for fraction in fractions) else "end"

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -32,6 +33,7 @@ from sdbridge.engine.image.settings import (
     unused_parameters,
     weighted_texts,
 )
+from sdbridge.engine.image.share import UnderWay
 from sdbridge.engine.interface import (
     MOST_PENDING,
     EngineConfig,
@@ -64,6 +66,7 @@ class ImageEngine:
         self.spec = EngineSpec(kind="image")
         self._clock = clock or SystemClock()
         self._progress: Callable[[Progress | None], None] = lambda progress: None
+        self._under_way = UnderWay(lambda progress: self._progress(progress))
         self._trouble: Callable[[SdbridgeError], None] = lambda error: log.warning("%s", error)
         self._values: dict[str, Value] = complete({})
         self._manual = ManualSteps()
@@ -163,7 +166,7 @@ class ImageEngine:
         )
         report = getattr(self._painter.acceleration, "report_progress", None)
         if report is not None:  # it goes on getting better while frames run
-            report(self._progress)
+            report(partial(self._under_way.tell, "acceleration"))
         self._extensions = build_extensions(self._context(self._painter))
         self._painter.extensions = self._extensions
         self._capable = self._capabilities()
@@ -416,6 +419,7 @@ class ImageEngine:
             accelerate=painter.acceleration.wrap,
             foresees=painter.acceleration.foresees,
             options=self.config.options,
+            progress=self._under_way.tell,
         )
 
     def _load_beside(self, work: Callable[[], Any]) -> Future[Any]:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sdbridge.engine.image.beside import Beside
 from sdbridge.engine.image.seams import ExtensionContext, RoleImages, Rows, StreamExtension, UnetCall
-from sdbridge.engine.image.stills import load_still
+from sdbridge.engine.image.still_file import StillFile
 from sdbridge.engine.image.style_files import StyleNetwork, cross_attention_layers, load_style, shrink
 from sdbridge.engine.image.style_layers import StyleAttention, StyleRows, layer_factors
-from sdbridge.engine.image.weight_file import resolve
+from sdbridge.engine.image.weight_file import mark_of, resolve
 from sdbridge.parameters.parameter import Value
 from sdbridge.parameters.store import Rejection
 
@@ -23,14 +22,13 @@ SLOTS = range(1, 5)
 
 @dataclass
 class _Slot:
-    stills: Beside[Tensor]  # a file's picture
+    stills: StillFile  # a file's picture
     looks: Beside[Tensor]  # the tokens of the picture
     source: str = "off"
     file: str = ""
     weight: float = 1.0
     grab: bool = False
     picture: Tensor | None = None  # [1, 3, h, w] of the file
-    loaded: str = ""  # the file that ``picture`` came from
     grabbed: Tensor | None = None  # [1, 3, h, w] of the live input
     looked_at: Tensor | None = None  # the picture that ``tokens`` were made of, or are being made of
     tokens: Tensor | None = None  # [1, T, D]
@@ -40,7 +38,7 @@ class _Slot:
     def rests(self) -> bool:
         """Whether it wants nothing, and nothing is on its way for it."""
         busy = self.stills.busy or self.looks.busy
-        return self.source == "off" and not (self.file or self.grab or self.loaded or busy)
+        return self.source == "off" and not (self.file or self.grab or busy)
 
     @property
     def still(self) -> Tensor | None:
@@ -62,7 +60,11 @@ class StyleImages(StreamExtension):
         self._context = context
         self._networks: Beside[StyleNetwork] = Beside(context, "Style model")
         self._slots = {
-            n: _Slot(Beside(context, f"Style image {n}"), Beside(context, f"Style image {n}")) for n in SLOTS
+            n: _Slot(
+                StillFile(context, f"Style image {n}", _as_style),
+                Beside(context, f"Style image {n}"),
+            )
+            for n in SLOTS
         }
         self._model = ""
         self._encoder = ""
@@ -99,9 +101,10 @@ class StyleImages(StreamExtension):
                 self._set(self._slots[int(number)], field, value)
         model = str(changes.get("style_model", self._model)).strip()
         encoder = str(changes.get("style_encoder", self._encoder)).strip()
-        if "style_model" in changes or "style_encoder" in changes:
+        again = self._refused and ("style_model" in changes or "style_encoder" in changes)
+        if again:
             self._refused = False
-        if (model, encoder) != (self._model, self._encoder):
+        if (model, encoder) != (self._model, self._encoder) or again:
             self._model, self._encoder = model, encoder
             self._choose_network()
         slots = self._slots.values()
@@ -119,20 +122,19 @@ class StyleImages(StreamExtension):
             slot.weight = float(value)
         elif name == "source":
             slot.source = str(value)
-        elif name == "file" and str(value).strip() != slot.file:
+        elif name == "file" and (str(value).strip() != slot.file or slot.stills.failed):
             slot.file = str(value).strip()
-            slot.stills.cancel()
+            slot.stills.ask(slot.file)
             if not slot.file:
-                slot.picture, slot.loaded = None, ""
-                return
-            path, device = Path(slot.file).expanduser(), self._context.model.device
-            slot.stills.start(lambda: shrink(load_still(path, device)[:, :3]))
+                slot.picture = None
 
     def _choose_network(self) -> None:
         self._networks.cancel()
         if not self._model:
             self._loaded = ("", self._encoder)
             self._detach()
+            return
+        if self._network is not None and (self._model, self._encoder) == self._loaded:
             return
         text, encoder, parts = self._model, self._encoder, self._context.model
         allow_pickle = bool(self._context.options.get("allow_pickle", False))
@@ -141,7 +143,7 @@ class StyleImages(StreamExtension):
             folder = resolve(encoder) if encoder else None
             return load_style(resolve(text), folder, parts, allow_pickle=allow_pickle)
 
-        self._networks.start(load)
+        self._networks.start(load, lambda: mark_of(text, encoder))
 
     def frame_edge(self) -> bool:
         if self._rests:
@@ -149,19 +151,15 @@ class StyleImages(StreamExtension):
         changed = False
         network = self._networks.poll()
         if network is not None and network.thing is None:
-            self._model, self._encoder = self._loaded
             self._refused = True
         elif network is not None and network.thing is not None:
-            self._loaded = (self._model, self._encoder)
+            self._loaded, self._refused = (self._model, self._encoder), False
             self._attach(network.thing)
             changed = True
         for slot in self._slots.values():
-            still = slot.stills.poll()
-            if still is not None and still.thing is None:
-                slot.file = slot.loaded  # so that the same file can be asked for again once it is mended
-            elif still is not None:
-                slot.picture, slot.loaded = still.thing, slot.file
-                changed = True
+            still = slot.stills.poll(watch=slot.source == "file")
+            if still is not None and still.thing is not None:
+                slot.picture, changed = still.thing, True
             tokens = slot.looks.poll()
             if tokens is not None:
                 slot.tokens = tokens.thing
@@ -268,6 +266,11 @@ class StyleImages(StreamExtension):
 
     def unused(self) -> tuple[str, ...]:
         found = [f"style.{n}.source" for n, slot in self._slots.items() if slot.missing and self._network]
+        found += [
+            f"style.{n}.file"
+            for n, slot in self._slots.items()
+            if self._network and slot.source == "file" and slot.stills.failed
+        ]
         if self._refused:
             found.append("style_model")
         if self._network is None and any(slot.source != "off" for slot in self._slots.values()):
@@ -280,3 +283,7 @@ class StyleImages(StreamExtension):
         for slot in self._slots.values():
             slot.stills.cancel()
             slot.picture = slot.grabbed = None
+
+
+def _as_style(picture: Tensor) -> Tensor:
+    return shrink(picture[:, :3])

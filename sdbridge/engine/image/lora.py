@@ -10,7 +10,7 @@ from sdbridge.engine.image.beside import Beside
 from sdbridge.engine.image.lora_files import LoraProducts, load_lora
 from sdbridge.engine.image.lora_names import TensorNames
 from sdbridge.engine.image.seams import ExtensionContext, StreamExtension
-from sdbridge.engine.image.weight_file import resolve
+from sdbridge.engine.image.weight_file import mark_of, resolve
 from sdbridge.engine.image.weights import Layer, WeightStore
 from sdbridge.errors import SdbridgeError
 from sdbridge.parameters.parameter import Value
@@ -46,7 +46,7 @@ class LoraSlots(StreamExtension):
         self._store = store
         self._names = TensorNames(store, context.model.unet.config)
         self._slots = {slot: _Slot(Beside(context, f"LoRA {slot}")) for slot in SLOTS}
-        self._coming: list[_Slot] = []  # whose file is being read
+        self._coming: list[_Slot] = []  # whose file is being read, or failed and is looked after
         self._stale = False
 
     @property
@@ -66,9 +66,9 @@ class LoraSlots(StreamExtension):
                 self._stale |= slot.lora is not None and slot.weight != value
                 slot.weight = float(value)
             elif field == "file":
-                slot.refused = False
-                if str(value) != slot.file:
-                    slot.file = str(value).strip()
+                file = str(value).strip()
+                if file != slot.file or slot.refused:
+                    slot.file, slot.refused = file, False
                     self._change_file(slot)
         return ()
 
@@ -79,25 +79,28 @@ class LoraSlots(StreamExtension):
             self._stale |= slot.lora is not None
             slot.lora, slot.loaded = None, ""
             return
+        if slot.lora is not None and slot.file == slot.loaded:
+            return
         file, store, names = slot.file, self._store, self._names
         allow_pickle = bool(self._context.options.get("allow_pickle", False))
-        slot.beside.start(lambda: load_lora(resolve(file), store, names, allow_pickle=allow_pickle))
+        slot.beside.start(
+            lambda: load_lora(resolve(file), store, names, allow_pickle=allow_pickle), lambda: mark_of(file)
+        )
         self._coming.append(slot)
 
     def frame_edge(self) -> bool:
         for slot in self._coming[:]:
             arrived = slot.beside.poll()
-            if not slot.beside.busy:
+            if not slot.beside.waits:
                 self._coming.remove(slot)
             if arrived is None:
                 continue
             if arrived.thing is None:
-                slot.file = slot.loaded  # so that the same file can be asked for again once it is mended
                 slot.refused = True
                 continue
-            slot.lora, slot.loaded = arrived.thing, slot.file
+            slot.lora, slot.loaded, slot.refused = arrived.thing, slot.file, False
             self._stale = True
-            self._tell_unapplied(arrived.thing)
+            self._tell_unapplied(slot, arrived.thing)
         if not self._stale:
             return False
         self._stale = False
@@ -119,12 +122,13 @@ class LoraSlots(StreamExtension):
         if any(name.startswith("text_encoder") for name in written):
             self._context.prompts_changed()
 
-    def _tell_unapplied(self, lora: LoraProducts) -> None:
+    def _tell_unapplied(self, slot: _Slot, lora: LoraProducts) -> None:
         if not lora.unapplied:
             return
         names = ", ".join(lora.unapplied[:NAMED_KEYS])
         more = len(lora.unapplied) - NAMED_KEYS
-        text = f"{lora.path} has {len(lora.unapplied)} keys without a place in this model: {names}"
+        whose = f"{slot.beside.what}: {lora.path}"
+        text = f"{whose} has {len(lora.unapplied)} keys without a place in this model: {names}"
         if more > 0:
             text += f" and {more} more, all of them in the log"
             for key in lora.unapplied:
@@ -137,7 +141,9 @@ class LoraSlots(StreamExtension):
     def unused(self) -> tuple[str, ...]:
         slots = self._slots.items()
         refused = (f"lora.{n}.file" for n, slot in slots if slot.refused)
-        return (*refused, *(f"lora.{n}.weight" for n, slot in slots if slot.weight != 1 and not slot.file))
+        empty = ((n, slot) for n, slot in slots if slot.lora is None and not slot.beside.busy)
+        idle = (f"lora.{n}.weight" for n, slot in empty if slot.weight != 1)
+        return (*refused, *idle)
 
     def unload(self) -> None:
         for slot in self._slots.values():

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from sdbridge.engine.image.lora_names import TensorNames
 from sdbridge.engine.image.lora_products import make_products, renormalised
+from sdbridge.engine.image.share import share_here
 from sdbridge.engine.image.upload import Arena, Upload, upload_to
-from sdbridge.engine.image.weight_file import WeightFile, find_weights, read_weight_file
+from sdbridge.engine.image.weight_file import WeightFile, find_weights, read_weight_file, refuse_spoilt
 from sdbridge.engine.image.weights import WeightStore
 from sdbridge.errors import SdbridgeError
 
@@ -120,7 +121,7 @@ def load_lora(
     layers, strangers = group(opened.tensors)
     if not layers:
         raise _no_lora(opened)
-    _refuse_spoilt(opened)
+    refuse_spoilt(place, opened.tensors)
     alpha_of = _alpha_source(opened)
     products: dict[str, Tensor] = {}
     unapplied: list[str] = list(strangers)
@@ -128,10 +129,13 @@ def load_lora(
     applied = 0
     upload = upload_to(store.device)
     room = Arena(upload)
-    for stem, pieces in _on_device(layers, upload).items():
+    brought, share = _on_device(layers, upload), share_here()
+    share.expect(len(brought))
+    for stem, pieces in brought.items():
         upload.pause()
+        share.did(1)
         module = names.find(stem)
-        made = make_products(pieces, alpha_of(stem)) if module else None
+        made = _products(place, stem, pieces, alpha_of(stem)) if module else None
         if module is None or not made:
             unapplied += [f"{stem}{ending}" for ending in _endings(opened.tensors, stem)]
             continue
@@ -160,20 +164,24 @@ def load_lora(
     return LoraProducts(place, products, applied, tuple(sorted(unapplied)), hint, rooms)
 
 
-def _refuse_spoilt(opened: WeightFile) -> None:
-    """Training that ran away leaves NaN: one of them in a weight and every picture is black."""
-    spoilt = [
-        key
-        for key, tensor in opened.tensors.items()
-        if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all()
-    ]
-    if spoilt:
-        raise SdbridgeError(
-            "SDB-FILE-BROKEN",
-            f"{opened.path} holds values that are no numbers in {len(spoilt)} of {len(opened.tensors)} "
-            f"tensors, such as {spoilt[0]}",
-            "Its training went wrong; take another file.",
-        )
+def _products(place: Path, stem: str, pieces: Mapping[str, Tensor], alpha: float | None) -> dict[str, Tensor]:
+    """What the layer adds. Raises SDB-FILE-BROKEN for pieces that do not fit each other."""
+    try:
+        return make_products(pieces, alpha)
+    except (RuntimeError, ValueError, IndexError):
+        # Such errors may also be the device's: without values it says whether it was the shapes.
+        bare = {key: piece.to("meta") for key, piece in pieces.items() if key != "alpha"}
+        try:
+            make_products(bare, alpha)
+            fits = pieces["alpha"].numel() == 1 if "alpha" in pieces else True
+        except (RuntimeError, ValueError, IndexError):
+            fits = False
+        if fits:
+            raise
+    sizes = ", ".join(f"{key} {'x'.join(map(str, piece.shape))}" for key, piece in pieces.items())
+    raise SdbridgeError(
+        "SDB-FILE-BROKEN", f"{place} has pieces that do not fit each other: {stem} has {sizes}"
+    )
 
 
 def _on_device(

@@ -237,7 +237,8 @@ class InpaintMask(StreamExtension):
         return torch.stack(pictures)
 
     def unused(self) -> tuple[str, ...]:
-        return ("mask.source",) if self._missing else ()
+        unread = self._source == "file" and self._refused and bool(self._file)
+        return ("mask.source",) * self._missing + ("mask.file",) * unread
 
     def reset(self, how: ResetKind) -> None:
         self._has_input = False

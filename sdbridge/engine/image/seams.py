@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sdbridge.engine.interface import ResetKind
+from sdbridge.engine.interface import Progress, ResetKind
 from sdbridge.errors import SdbridgeError
 from sdbridge.frame import Role
 from sdbridge.parameters.parameter import Value
@@ -140,6 +140,7 @@ class ExtensionContext:
                         before
     foresees            whether the engine calls ``take_up`` once what an extension ``awaits`` is captured;
                         where not, it takes things up itself as they come
+    progress            tell how far some work beside the loop is, by its name; None when it is over
     options             the config's ``engine.options`` (for instance ``allow_pickle``)
     """
 
@@ -151,6 +152,7 @@ class ExtensionContext:
     encode: Callable[[Tensor], Tensor]
     accelerate: Callable[[Callable[..., Any], str], Callable[..., Any]] = lambda run, name: run
     foresees: bool = False
+    progress: Callable[[str, Progress | None], None] = lambda work, progress: None
     options: Mapping[str, object] = field(default_factory=lambda: _EMPTY)
 
 

@@ -26,10 +26,11 @@ from sdbridge.engine.image.detect import (
 from sdbridge.engine.image.device import Placement
 from sdbridge.engine.image.load import LoadedModel, ReadVae, assemble, load_tokenizer
 from sdbridge.engine.image.parts import check_keys, read_part
+from sdbridge.engine.image.pickled import PickleRefusedError, unpickle
 from sdbridge.engine.image.skeleton import give_weights, shapes_of, skeleton
 from sdbridge.engine.image.stored import BrokenFileError, Source, in_memory, look_into, split_rows
 from sdbridge.engine.image.upload import Upload
-from sdbridge.errors import SdbridgeError, first_line
+from sdbridge.errors import SdbridgeError
 
 _UNET = "model.diffusion_model."
 #: Where each text encoder's keys begin; SD 2.x has two spellings (SD-Turbo's file has the later one).
@@ -142,13 +143,13 @@ def _damaged(path: Path, error: Exception) -> SdbridgeError:
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     """Weights only, even where pickles are allowed: no code in the file is run."""
-    import pickle
-
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError) as error:
+        found = unpickle(path)
+    except PickleRefusedError as error:
+        raise SdbridgeError("SDB-MODEL-CORRUPT", f"{path.name} {error}") from None
+    except OSError as error:
         raise SdbridgeError(
-            "SDB-MODEL-CORRUPT", f"{path.name} cannot be read weights-only: {first_line(error)}"
+            "SDB-MODEL-CORRUPT", f"{path.name} cannot be read: {error.strerror or error}"
         ) from None
     state = found.get("state_dict", found) if isinstance(found, dict) else {}
     return {key: value for key, value in state.items() if isinstance(value, Tensor)}

@@ -16,11 +16,18 @@ from torch.nn import functional as nn
 from sdbridge.engine.image.clip_vision import ClipVision, image_config
 from sdbridge.engine.image.parts import read_part
 from sdbridge.engine.image.seams import ModelParts
+from sdbridge.engine.image.share import share_here
 from sdbridge.engine.image.skeleton import differing, give_weights, shapes_of, skeleton
 from sdbridge.engine.image.stills import fill
 from sdbridge.engine.image.stored import Source, split_rows
 from sdbridge.engine.image.upload import upload_to
-from sdbridge.engine.image.weight_file import find_weights, open_weight_file, told_of_broken
+from sdbridge.engine.image.weight_file import (
+    few_of,
+    find_weights,
+    open_weight_file,
+    refuse_spoilt,
+    told_of_broken,
+)
 from sdbridge.errors import SdbridgeError
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -95,18 +102,21 @@ def load_style(
         raise SdbridgeError(
             "SDB-STYLE-KIND", f"{place} is an IP-Adapter for faces, which needs a face detector"
         )
+    refuse_spoilt(place, few_of(opened.tensors))
     upload = upload_to(model.device)
     pairs = _pairs(place, layer_part, model)
     with skeleton(upload.gentle):
         projection, wanted = _resampler(image_part) if plus else _plain(image_part)
     renamed = _complete(projection, _renamed(image_part, plus), place)
+    encoder_at = _find_encoder(place, encoder_folder, wanted, plus)
+    share_here().expect(sum(source.nbytes for source in opened.tensors.values()) + _largest(encoder_at))
     with told_of_broken(place):
         give_weights(projection, renamed, upload, model.dtype)
         brought = upload.bring(pairs, model.dtype)
     layers = tuple(
         (brought[f"{number}.to_k"], brought[f"{number}.to_v"]) for number in range(len(pairs) // 2)
     )
-    encoder = _load_encoder(place, encoder_folder, wanted, plus, model)
+    encoder = _read_encoder(encoder_at, model)
     none = projection(_nothing(encoder, plus))
     upload.lend(none)
     if model.device.type == "cuda":
@@ -205,20 +215,25 @@ def _complete(module: Any, tensors: dict[str, Source], place: Path) -> dict[str,
     return tensors
 
 
-def _load_encoder(place: Path, folder: Path | None, wanted: int, plus: bool, model: ModelParts) -> Any:
+def _find_encoder(place: Path, folder: Path | None, wanted: int, plus: bool) -> Path:
     places: Sequence[Path] = [folder] if folder is not None else [place.parent / p for p in _ENCODER_PLACES]
     key, what = ("hidden_size", "patches") if plus else ("projection_dim", "embedding")
     seen: list[str] = []
     for candidate in places:
         width = _encoder_width(candidate, key)
         if width == wanted:
-            return _read_encoder(candidate, model)
+            return candidate
         if width is not None:
             seen.append(f"{candidate} has {width}")
     looked = "; ".join(seen) or f"none is in {places[0]}"
     raise SdbridgeError(
         "SDB-STYLE-ENCODER", f"{place} needs a CLIP image encoder whose {what} are {wanted} wide: {looked}"
     )
+
+
+def _largest(folder: Path) -> int:
+    """Bytes of the largest file of weights there."""
+    return max((file.stat().st_size for file in folder.glob("*.safetensors")), default=0)
 
 
 def _encoder_width(folder: Path, key: str) -> int | None:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from sdbridge.engine.accelerate.courtesy import once_a_frame_is_queued
 from sdbridge.engine.image.device import same_device
+from sdbridge.engine.image.share import share_here
 from sdbridge.engine.image.stored import Source, Stored, in_memory, read_into
 
 #: Of one copy: 0.1 ms on a PCIe 5 bus, so that a frame's own upload waits no longer behind it.
@@ -98,7 +99,7 @@ class Upload:
         """Copy all pieces, by as many threads as there are pairs of lanes, and wait for the device."""
         cuda = self.device.type == "cuda"
         stream = torch.cuda.current_stream(self.device) if cuda else None
-        left, lock = iter(pieces), threading.Lock()
+        left, lock, share = iter(pieces), threading.Lock(), share_here()
         given_up = threading.Event()
 
         def read(lanes: Sequence[_Lane]) -> None:
@@ -111,6 +112,7 @@ class Upload:
                         if piece is None or given_up.is_set():
                             break
                         lanes[turn % 2].send(piece, made, files)
+                        share.did(piece.size)
                         self.pause()
                 whole = True
             finally:

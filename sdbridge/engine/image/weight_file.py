@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,24 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdbridge.engine.image.pickled import PickleRefusedError, unpickle
 from sdbridge.engine.image.stored import BrokenFileError, Source, in_memory, look_into
-from sdbridge.errors import SdbridgeError, first_line
+from sdbridge.errors import SdbridgeError
 
 PICKLE_SUFFIXES = frozenset({".ckpt", ".pt", ".pth", ".bin"})
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
-#: What torch raises on a pickle that is damaged or holds more than weights.
-_UNREADABLE = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    ValueError,
-    EOFError,
-    OSError,
-    AttributeError,
-    LookupError,
-    TypeError,
-    ImportError,
-)
+_FEW = 8
 _HEADER = b"{"  # after eight bytes of length, which may begin as a pickle does
+
+
+#: What lies at a path: of the file, or of each file in the folder, its name, time, size and number.
+Mark = tuple[tuple[str, int, int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -102,11 +95,11 @@ def _read_pickle(path: Path, allow_pickle: bool) -> WeightFile:
             f"{path} is a pickle ({path.suffix or 'by its first bytes'}), which can run code",
         )
     try:
-        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
-        raise SdbridgeError(
-            "SDB-FILE-BROKEN", f"{path} cannot be loaded as weights only: {first_line(error)}"
-        ) from None
+        loaded: Any = unpickle(path)
+    except PickleRefusedError as error:
+        raise SdbridgeError("SDB-FILE-BROKEN", f"{path} {error}") from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     tensors = dict(_flatten(loaded)) if isinstance(loaded, dict) else {}
@@ -139,9 +132,11 @@ def find_weights(path: Path, *names: str) -> Path:
     several = sorted(path.glob("*.safetensors"))
     if len(several) == 1:
         return several[0]
-    inside = ", ".join(sorted(entry.name for entry in path.iterdir())[:6]) or "nothing"
+    inside = sorted(entry.name for entry in path.iterdir())
+    if not inside:
+        raise SdbridgeError("SDB-FILE-MISSING", f"folder {path} is empty")
     wanted = names[0] if names else "a .safetensors file"
-    raise SdbridgeError("SDB-FILE-MISSING", f"folder {path} holds no {wanted}, but {inside}")
+    raise SdbridgeError("SDB-FILE-MISSING", f"folder {path} holds no {wanted}, but {', '.join(inside[:6])}")
 
 
 def resolve(text: str) -> Path:
@@ -167,3 +162,46 @@ def resolve(text: str) -> Path:
             f"Run `sdbridge pull {text}`.",
         )
     raise SdbridgeError("SDB-FILE-MISSING", f"there is no file or folder {text}, nor such a catalog id")
+
+
+def mark_of(*texts: str) -> Mark | None:
+    """Whatever tells that something else lies where these names lead; None while one leads nowhere.
+
+    Empty names are left out. Asks the disk: call it beside the frame loop.
+    """
+    found: list[tuple[str, int, int, int]] = []
+    try:
+        for text in filter(None, texts):
+            path = resolve(text)
+            for file in sorted(path.iterdir()) if path.is_dir() else (path,):
+                about = file.stat()
+                found.append((str(file), about.st_mtime_ns, about.st_size, about.st_ino))
+    except (SdbridgeError, OSError):
+        return None
+    return tuple(found)
+
+
+def refuse_spoilt(path: Path, tensors: Mapping[str, Source]) -> None:
+    """Training that ran away leaves NaN: one of them in a weight and every picture is black.
+
+    Raises SDB-FILE-BROKEN naming file and tensor.
+    """
+    with told_of_broken(path):
+        spoilt = [
+            key
+            for key, source in tensors.items()
+            if source.dtype.is_floating_point and not torch.isfinite(in_memory(source).float()).all()
+        ]
+    if spoilt:
+        raise SdbridgeError(
+            "SDB-FILE-BROKEN",
+            f"{path} holds values that are no numbers in {len(spoilt)} of {len(tensors)} tensors looked at, "
+            f"such as {spoilt[0]}",
+            "Its training went wrong; take another file.",
+        )
+
+
+def few_of(tensors: Mapping[str, Source]) -> dict[str, Source]:
+    """Some small ones from all over the file, read in no time: what training spoils it spoils everywhere."""
+    small = [key for key, source in tensors.items() if len(source.shape) == 1]
+    return {key: tensors[key] for key in small[:: max(1, len(small) // _FEW)]}

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from sdbridge.engine.image import still_file
+from sdbridge.engine.image import beside, still_file
 from sdbridge.engine.image.control_files import _adapter_factors
 from sdbridge.engine.image.controlnet import ControlNets
 from sdbridge.engine.image.seams import UnetCall
+from sdbridge.models import catalog
 from sdbridge.models.small import WIDTH
 from tests.engine.image.conditioning import Bench, make_bench, predict, relative, small_folder, small_parts
 
@@ -419,6 +420,7 @@ def test_a_still_that_failed_is_read_once_it_is_there_or_asked_for_anew(tmp_path
     assert torch.allclose(nets.enter({}, latent(1))[0][1].image[:, 5, 5], torch.tensor([0.0, 1.0, 0.0]))
     assert len(bench.reports) == 1
     change(bench, nets, slot1_file=str(tmp_path / "none.png"))
+    assert nets.unused() == ("controlnet.1.file",), "the former picture steers on"
     loads = nets.loads
     change(bench, nets, slot1_file=str(tmp_path / "none.png"))
     assert nets.loads == loads + 1 and [code for code, _ in bench.reports] == ["SDB-FILE-MISSING"] * 3
@@ -454,6 +456,10 @@ def test_bad_files_are_named_and_leave_the_slot_as_it_was(tmp_path: Path) -> Non
     save_file({"a.b": torch.zeros(3)}, tmp_path / "else.safetensors")
     torch.save({"a": torch.zeros(1)}, tmp_path / "net.pth")
     (tmp_path / "emptyfolder").mkdir()
+    odd = save_real_hint(tmp_path / "odd", "sd15", 1)
+    (odd / "config.json").write_text('{"_class_name": "ControlNetModel", "block_out_channels": "wide"}')
+    spoilt = save_real_hint(tmp_path / "spoilt", "sd15", 1) / "diffusion_pytorch_model.safetensors"
+    save_file({key: tensor.fill_(torch.nan) for key, tensor in load_file(spoilt).items()}, spoilt)
     wide = tmp_path / "wide"
     from diffusers import T2IAdapter
 
@@ -466,6 +472,8 @@ def test_bad_files_are_named_and_leave_the_slot_as_it_was(tmp_path: Path) -> Non
         tmp_path / "else.safetensors": "SDB-CONTROLNET-KIND",
         tmp_path / "net.pth": "SDB-FILE-PICKLE",
         tmp_path / "emptyfolder": "SDB-FILE-MISSING",
+        odd: "SDB-FILE-BROKEN",
+        spoilt: "SDB-FILE-BROKEN",
         tmp_path / "nowhere": "SDB-FILE-MISSING",
         save_real_hint(tmp_path / "xl", "sdxl", 1): "SDB-CONTROLNET-FAMILY",
         wide: "SDB-CONTROLNET-FAMILY",
@@ -523,10 +531,47 @@ def test_a_missing_depth_network_is_told_and_the_slot_rests(tmp_path: Path) -> N
     bench = make_bench()
     nets = control(bench, slot1_model=str(save_real_hint(tmp_path / "1", "sd15", 1)), depth_model="")
     change(bench, nets, slot1_preprocessor="depth")
-    assert bench.reports[-1][0] == "SDB-PREPROCESS-NETWORK"
+    assert bench.reports[-1][0] == "SDB-PREPROCESS-NETWORK" and "slot rests" in bench.reports[-1][1]
     assert nets.enter({"main": picture(1)}, latent(1))[0] == {}
+    assert nets.unused() == ("controlnet.1.preprocessor",)
     change(bench, nets, slot1_preprocessor="canny")
     assert 1 in nets.enter({"main": picture(1)}, latent(1))[0]
+
+
+def test_a_network_that_is_pulled_after_it_was_asked_for_comes_in_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(beside, "LOOK_S", 0.0)
+    known = next(entry.id for entry in catalog.entries() if entry.kind == "controlnet")
+    bench = make_bench()
+    nets = control(bench, slot1_model=known)
+    assert "sdbridge pull" in bench.reports[0][1] and nets.unused() == ("controlnet.1.model",)
+    pulled = save_real_hint(tmp_path / "pulled", "sd15", 1)
+    monkeypatch.setattr(catalog, "local_path", lambda model: pulled)
+    for _ in range(8):
+        nets.frame_edge()
+        bench.finish_loading()
+    assert nets._slots[1].network is not None and nets.unused() == () and len(bench.reports) == 1
+    change(bench, nets, slot2_model=known)  # shared by its name
+    assert nets._slots[2].network is nets._slots[1].network
+
+
+def test_a_slot_that_no_row_of_the_stream_comes_to_says_so(tmp_path: Path) -> None:
+    bench = make_bench()
+    nets = control(bench, slot1_model=str(save_real_hint(tmp_path / "1", "sd15", 1)))
+    luggage = [nets.enter({"main": picture(1)}, latent(1))[0]] * 2
+
+    def unused(**values: object) -> tuple[str, ...]:
+        change(bench, nets, **values)
+        predict(bench, [nets], [luggage], latent(3, rows=2), [600, 400], embeds("sd15"))
+        return nets.unused()
+
+    assert unused() == ()
+    assert unused(slot1_end=0.3) == ("controlnet.1.end",)
+    assert unused(slot1_end=0.5) == ()
+    assert unused(slot1_end=1.0, slot1_start=0.8) == ("controlnet.1.start",)
+    assert unused(slot1_scale=0.0) == ()
+    assert unused(slot1_scale=1.0, slot1_start=0.0) == ()
 
 
 def test_one_network_in_two_slots_survives_outputs_that_are_overwritten(tmp_path: Path) -> None:

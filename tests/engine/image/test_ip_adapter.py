@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from sdbridge.engine.accelerate.compile import Compiled
+from sdbridge.engine.image import still_file
 from sdbridge.engine.image.ip_adapter import StyleImages
 from sdbridge.engine.image.style_layers import layer_factors
 from tests.engine.image.conditioning import Bench, make_bench, predict, relative, small_folder, small_parts
@@ -311,7 +312,10 @@ def test_types_change_the_picture_live(tmp_path: Path, encoder: Path) -> None:
     assert all(not torch.equal(a, b) for i, a in enumerate(found) for b in found[:i])
 
 
-def test_bad_files_are_named_and_leave_the_style_as_it_was(tmp_path: Path, encoder: Path) -> None:
+def test_bad_files_are_named_and_leave_the_style_as_it_was(
+    tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(still_file, "LOOK_S", 0.0)
     bench = make_bench()
     good = adapter(encoder, "sd15", "standard")
     images = style(bench, style_model=str(good), slot1_source="file", slot1_file=str(png(tmp_path, 1)))
@@ -325,8 +329,11 @@ def test_bad_files_are_named_and_leave_the_style_as_it_was(tmp_path: Path, encod
         tmp_path / "face.safetensors",
     )
     (tmp_path / "alone.safetensors").write_bytes(good.read_bytes())  # without its encoder
+    spoilt = {key: tensor.fill_(torch.nan) for key, tensor in load_file(good).items()}
+    save_file(spoilt, encoder.parent / "spoilt.safetensors")
     cases = {
         half: "SDB-FILE-BROKEN",
+        encoder.parent / "spoilt.safetensors": "SDB-FILE-BROKEN",
         tmp_path / "else.safetensors": "SDB-STYLE-KIND",
         tmp_path / "face.safetensors": "SDB-STYLE-KIND",
         tmp_path / "ip.bin": "SDB-FILE-PICKLE",
@@ -344,10 +351,17 @@ def test_bad_files_are_named_and_leave_the_style_as_it_was(tmp_path: Path, encod
     (tmp_path / "song.png").write_bytes(b"ID3 not a picture")
     change(bench, images, slot1_file=str(tmp_path / "song.png"))
     assert bench.reports[0][0] == "SDB-IMAGE-FORMAT" and "song.png" in bench.reports[0][1]
-    assert torch.equal(run(bench, images), before)
+    assert torch.equal(run(bench, images), before) and set(images.unused()) == {"style.1.file", "style_model"}
     (tmp_path / "song.png").write_bytes(png(tmp_path, 2).read_bytes())
     change(bench, images, slot1_file=str(tmp_path / "song.png"))
     assert not torch.equal(run(bench, images), before), "the same name again, once it is mended"
+    (tmp_path / "song.png").write_bytes(png(tmp_path, 1).read_bytes())
+    for _ in range(8):
+        images.frame_edge()
+        bench.finish_loading()
+    assert torch.equal(run(bench, images), before), "another picture under the same name"
+    change(bench, images, style_model=str(good))
+    assert images.unused() == ()
 
 
 def test_the_encoder_can_be_named(tmp_path: Path, encoder: Path) -> None:
@@ -373,7 +387,7 @@ def test_a_style_is_in_the_pictures_that_graphs_paint(
         for more in ({**values, "style.1.file": str(png(tmp_path, 1))}, {"style_scale": 0.2}):
             rig.engine.apply(more, 1)
             for _ in range(3):  # the network is read, the picture is read, then looked at
-                for place in (images._networks, images._slots[1].stills, images._slots[1].looks):
+                for place in (images._networks, images._slots[1].stills._reading, images._slots[1].looks):
                     if place._running is not None:
                         place._running.result(60)
                 rig.engine.frame_edge()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from sdbridge.engine.image import beside
 from sdbridge.engine.image.lora import LoraSlots
 from sdbridge.engine.image.lora_files import load_lora
 from sdbridge.engine.image.lora_names import TensorNames
@@ -567,6 +568,8 @@ def broken_files(tmp_path: Path) -> dict[str, tuple[Path, str]]:
     plain = saved(tmp_path, {"image_proj.proj.weight": torch.zeros(2)}, "ip.safetensors")
     good = kohya(pairs(bench.parts.unet, targets(bench.parts.unet), 1))
     one = next(key for key in good if key.endswith("lora_up.weight"))
+    ranks = {**good, one: torch.zeros(good[one].shape[0], good[one].shape[1] + 1)}
+    alphas = {**good, one.replace("lora_up.weight", "alpha"): torch.ones(3)}
     good[one] = good[one].half().index_fill(0, torch.tensor([1]), float("nan"))
     spoilt = saved(tmp_path, good, "spoilt.safetensors")
     return {
@@ -581,12 +584,28 @@ def broken_files(tmp_path: Path) -> dict[str, tuple[Path, str]]:
         "flux": (flux, "SDB-LORA-FAMILY"),
         "ip": (plain, "SDB-LORA-KEYS"),
         "missing": (tmp_path / "none.safetensors", "SDB-FILE-MISSING"),
+        "ranks": (saved(tmp_path, ranks, "ranks.safetensors"), "SDB-FILE-BROKEN"),
+        "alphas": (saved(tmp_path, alphas, "alphas.safetensors"), "SDB-FILE-BROKEN"),
     }
 
 
 @pytest.mark.parametrize(
     "kind",
-    ["spoilt", "half", "head", "empty", "html", "pickle", "disguised", "sdxl", "flux", "ip", "missing"],
+    [
+        "spoilt",
+        "half",
+        "head",
+        "empty",
+        "html",
+        "pickle",
+        "disguised",
+        "sdxl",
+        "flux",
+        "ip",
+        "missing",
+        "ranks",
+        "alphas",
+    ],
 )
 def test_a_bad_file_is_named_and_leaves_the_slot_as_it_was(tmp_path: Path, kind: str) -> None:
     bench = make_bench()
@@ -631,6 +650,27 @@ def test_a_pickle_is_read_weights_only_when_allowed(tmp_path: Path) -> None:
     evil.write_bytes(pickle.dumps(Bomb()))
     put(bench, lora, slot1_file=str(evil))
     assert bench.reports[0][0] == "SDB-FILE-BROKEN" and not (tmp_path / "ran").exists()
+
+
+def test_a_half_written_file_comes_in_by_itself_once_it_is_whole(tmp_path: Path, monkeypatch) -> None:
+    """Asked for again under its name, the store tells nobody: nothing has changed for it."""
+    monkeypatch.setattr(beside, "LOOK_S", 0.0)
+    bench = make_bench()
+    unet = bench.parts.unet
+    whole = saved(tmp_path, kohya(pairs(unet, targets(unet), 9)), "whole.safetensors").read_bytes()
+    file = tmp_path / "lora.safetensors"
+    file.write_bytes(whole[: len(whole) // 2])
+    lora = slots(bench)
+    before = [p.clone() for p in unet.parameters()]
+    put(bench, lora, slot1_file=str(file))
+    file.write_bytes(whole)
+    for _ in range(8):
+        lora.frame_edge()
+        bench.finish_loading()
+    assert [code for code, _ in bench.reports] == ["SDB-FILE-BROKEN"] and lora.unused() == ()
+    assert any(not torch.equal(a, b) for a, b in zip(unet.parameters(), before, strict=True))
+    put(bench, lora, slot1_file="")
+    assert all(torch.equal(a, b) for a, b in zip(unet.parameters(), before, strict=True))
 
 
 def test_a_wish_that_was_replaced_is_never_swapped_in(tmp_path: Path) -> None:

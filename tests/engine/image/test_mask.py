@@ -228,10 +228,11 @@ def test_mask_files_fit_or_are_refused_by_name(tmp_path: Path, monkeypatch) -> N
         ((told, message),) = bench.reports
         assert told == code and name in message and held in message
         assert torch.equal(enter(mask, {"main": picture(1)})[0].masked.soft, kept)
+        assert mask.unused() == ("mask.file",)
     bench.reports.clear()
     Image.fromarray((255 - half_mask()[0, 0].numpy() * 255).astype(np.uint8)).save(tmp_path / "none.png")
     change(bench, mask, file=str(tmp_path / "none.png"))  # the same name again, now that it is there
-    assert not bench.reports
+    assert not bench.reports and mask.unused() == ()
     assert torch.equal(enter(mask, {"main": picture(1)})[0].masked.soft, 1 - kept)
     good.replace(tmp_path / "none.png")  # another picture under the same name
     for _ in range(8):
