@@ -214,24 +214,6 @@ class AdapterNetwork:
         return self.add(call, [self._foreseen[1]] * rows, ones)
 
 
-def try_embedding(image: Tensor, channels: int, dtype: torch.dtype) -> None:
-    """What embeds control images like this one in a ControlNet whose first block is ``channels`` wide.
-
-    Run once, with any weights, before there is a ControlNet: its eight convolutions are of shapes that no
-    other network has, and the libraries load code for each.
-    """
-    from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
-
-    with torch.device("meta"):  # no number is drawn for it
-        embed: Any = ControlNetConditioningEmbedding(channels).to(dtype)
-    embed = embed.to_empty(device=image.device)
-    image = image.to(dtype)
-    if image.device.type != "mps":
-        embed = embed.to(memory_format=torch.channels_last)
-        image = image.contiguous(memory_format=torch.channels_last)
-    embed(image)
-
-
 def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     """Laid out as networks give their pictures, since a graph's own inputs are laid out as the first ones."""
     return torch.empty(shape, device=device, dtype=dtype, memory_format=torch.channels_last).zero_()

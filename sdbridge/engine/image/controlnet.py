@@ -13,7 +13,8 @@ from torch import Tensor
 
 from sdbridge.engine.image.beside import Beside
 from sdbridge.engine.image.control_files import load_network
-from sdbridge.engine.image.control_networks import Hint, Network, try_embedding
+from sdbridge.engine.image.control_networks import Hint, Network
+from sdbridge.engine.image.control_practice import ControlPractice
 from sdbridge.engine.image.seams import ExtensionContext, RoleImages, Rows, StreamExtension, UnetCall
 from sdbridge.engine.image.still_file import StillFile
 from sdbridge.engine.image.stills import fill
@@ -287,13 +288,13 @@ class ControlNets(StreamExtension):
     def _shows(self, slot: _Slot) -> bool:
         return slot.enabled and self._output == slot.number
 
-    def practise(self, picture: Tensor) -> None:
+    def practise(self, picture: Tensor, rows: int) -> None:
         image = picture[:, :3]
         for name, entry in PREPROCESSORS.items():
             if not entry.network and name != "canny":  # which is foreseen
                 make_preprocessor(name, None, self._device, self._context.model.dtype)(image, Settings())
-        parts = self._context.model
-        try_embedding(image, int(parts.unet.config["block_out_channels"][0]), parts.dtype)
+        control = ControlPractice(self._context.model.unet, rows)
+        self._context.accelerate(control, "a ControlNet to come")(image)  # also where graphs are made
 
     def foresee(self, rows: Rows, call: UnetCall) -> UnetCall | None:
         per = self._context.model.pixels_per_latent

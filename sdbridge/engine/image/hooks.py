@@ -86,7 +86,7 @@ class ImageHooks(StreamExtension):
         image = gaussian_blur(image, self._amount("post.blur"))
         return sharpen(image, self._amount("post.sharpen"))
 
-    def practise(self, picture: Tensor) -> None:
+    def practise(self, picture: Tensor, rows: int) -> None:
         image = picture[:, :3]
         image = torch.lerp(image, image[-1:].expand_as(image), 0.5)
         sharpen(gaussian_blur(image, 1.0), 0.5)
@@ -121,7 +121,7 @@ class Upscale(StreamExtension):
         self._finished.image = image[:, :3].clamp(0, 1)
         return upscale(image) if self._twice else image
 
-    def practise(self, picture: Tensor) -> None:
+    def practise(self, picture: Tensor, rows: int) -> None:
         upscale(picture[:, :3].clamp(0, 1))
 
 

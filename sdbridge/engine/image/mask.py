@@ -183,7 +183,7 @@ class InpaintMask(StreamExtension):
             self._all_hidden = self._context.encode(flat)[0]
         return NineChannels(torch.ones_like(latent[0, :1]), self._all_hidden)
 
-    def practise(self, picture: Tensor) -> None:
+    def practise(self, picture: Tensor, rows: int) -> None:
         image, mask = picture[:, :3], 1.0 - _as_mask(picture)
         soft = soften(mask, max(self._soft, 8.0))
         cells = nn.max_pool2d(soft, self._context.model.pixels_per_latent)

@@ -214,7 +214,8 @@ class Painter:
         for _ in range(settings.plan.count + 1):  # so that txt2img, which fills its pipe, decodes too
             self._process([entry] * settings.frames, settings, 0)
         if self.model.device.type == "cuda":  # elsewhere an operation's first use costs nothing
-            practise(self.model, self.extensions, settings.width, settings.height)
+            rows = settings.plan.count * settings.frames
+            practise(self.model, self.extensions, settings.width, settings.height, rows)
         self.reset("hard")
         self._last_id = -1
         for extension in self.extensions:

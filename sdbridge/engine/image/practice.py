@@ -34,13 +34,18 @@ _SIDE = 8  # of the latents: which code an operation takes does not hang on it
 
 
 @torch.inference_mode()
-def practise(model: Any, extensions: Sequence[StreamExtension], width: int, height: int) -> None:
-    """On pictures of this size, where what is loaded may hang on it. The running stream is not touched."""
+def practise(
+    model: Any, extensions: Sequence[StreamExtension], width: int, height: int, rows: int = 1
+) -> None:
+    """On pictures of this size and ``rows`` of the stream batch, where what is loaded may hang on them.
+
+    The running stream is not touched.
+    """
     try:
         _texts(model)
         _steps(model)
         _bank(model)
-        _pictures(model.device, extensions, width, height)
+        _pictures(model.device, extensions, width, height, rows)
     except RuntimeError as error:  # the stream does without; whoever asks for it will hear of it
         log.info("not everything could be tried beforehand: %s", first_line(error))
 
@@ -91,11 +96,13 @@ def _noise(call: UnetCall) -> Tensor:
     return call.sample
 
 
-def _pictures(device: torch.device, extensions: Sequence[StreamExtension], width: int, height: int) -> None:
+def _pictures(
+    device: torch.device, extensions: Sequence[StreamExtension], width: int, height: int, rows: int
+) -> None:
     """Pictures of another size than the stream's, and what the extensions may do to one."""
     rgba = torch.zeros(height + 8, width + 8, 4, dtype=torch.uint8, device=device)
     picture = to_float(rgba, height, width)
     from_rgba(rgba[None])
     to_rgba(picture[:, :3])
     for extension in extensions:
-        extension.practise(picture)
+        extension.practise(picture, rows)

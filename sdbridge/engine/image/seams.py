@@ -210,8 +210,10 @@ class StreamExtension:
         """Add residuals, tokens or channels to the UNet's call."""
         return call
 
-    def practise(self, picture: Tensor) -> None:
+    def practise(self, picture: Tensor, rows: int) -> None:
         """Do once, on a picture ``[1, 4, H, W]`` 0..1, what a parameter may ask for at any frame.
+
+        ``rows`` of the stream batch are to be denoised at once.
 
         Called before the first frame, where an operation's first use costs time. Nothing may stay behind.
         """

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import threading
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import ControlNetModel
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from sdbridge.engine.accelerate.beside import BesideTheStream
+from sdbridge.engine.accelerate.packed_controlnet import PackedControlNet
+from sdbridge.engine.accelerate.packed_unet import PackedUnet
+from sdbridge.engine.accelerate.replay import Replayed
+from sdbridge.engine.accelerate.unet_ops import PlainOps
 from sdbridge.engine.image import practice
 from sdbridge.engine.image.control_networks import ControlNetwork
+from sdbridge.engine.image.control_practice import ControlPractice
 from sdbridge.engine.image.practice import practise
+from sdbridge.engine.image.seams import UnetCall
 from sdbridge.parameters.table import TABLE
 from tests.engine.image.rig import Rig, frame, relative
 
@@ -68,29 +78,60 @@ def test_whatever_a_live_change_runs_has_run_before(checkpoint, change: str) -> 
     rig.engine.unload()
 
 
-class Convolutions(TorchFunctionMode):
-    """Which convolutions ran: shapes and layouts of picture and weight."""
+class Asked(TorchFunctionMode):
+    """What libraries plan for by shape: convolutions, products, attention."""
+
+    NAMES = ("conv2d", "linear", "addmm", "mm", "bmm", "scaled_dot_product_attention")
 
     def __init__(self) -> None:
         super().__init__()
-        self.shapes: set[tuple[object, ...]] = set()
+        self.forms: set[tuple[object, ...]] = set()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if getattr(func, "__name__", "") == "conv2d":
-            self.shapes.add(tuple((each.shape, each.stride()) for each in args[:2]))
+        name = getattr(func, "__name__", "")
+        if name in self.NAMES:
+            shapes = [tuple(each.shape) for each in args if isinstance(each, torch.Tensor)]
+            if name == "linear" and len(shapes) == 3 and len(shapes[0]) == 2:
+                name, shapes = "addmm", [shapes[2], shapes[0], shapes[1][::-1]]
+            self.forms.add((name, *shapes))
         return func(*args, **(kwargs or {}))
 
 
-def test_what_embeds_a_control_image_has_run_before_there_is_a_controlnet(checkpoint) -> None:
+def test_a_controlnet_asks_the_libraries_for_nothing_new(checkpoint) -> None:
     rig = Rig(checkpoint(), {}, dtype="float32")
-    network = ControlNetwork(ControlNetModel.from_unet(rig.model.unet))
+    control = ControlNetModel.from_unet(rig.model.unet)
+    network, packed = ControlNetwork(control), PackedControlNet(control)
+    width = int(rig.model.unet.config.cross_attention_dim)
+    call = UnetCall(torch.zeros(1, 4, 8, 8), torch.zeros(1, dtype=torch.int64), torch.zeros(1, 77, width))
     with torch.inference_mode():
-        with Convolutions() as tried:
+        with Asked() as before:
             practise(rig.model, rig.engine._extensions, 64, 64)
-        with Convolutions() as ran:
-            network.hint(torch.rand(1, 3, 64, 64))
-    assert len(ran.shapes) == 8 and ran.shapes <= tried.shapes
+            PackedUnet(rig.model.unet, PlainOps()).run(call)
+        with Asked() as asked:
+            (hint,) = network.hint(torch.rand(1, 3, 64, 64))
+            packed.run(call, hint[0].unsqueeze(0))
+    new = asked.forms - before.forms
+    assert len(asked.forms) > 20 and not new, sorted(map(str, new))
     rig.engine.unload()
+
+
+def test_a_controlnet_is_tried_where_graphs_are_made_too(checkpoint, monkeypatch) -> None:
+    """Libraries plan anew in each thread, and a ControlNet's graph is captured beside the frames."""
+    made, beside = [], BesideTheStream(torch.device("cpu"))
+
+    def accelerate(run, name):
+        made.append(type(run))
+        return Replayed(run, name, lambda run, tensors: threads.append(threading.current_thread()), beside)
+
+    threads: list[threading.Thread] = []
+    rig = Rig(checkpoint(), {}, dtype="float32")
+    (extension,) = (each for each in rig.engine._extensions if each.name == "controlnet")
+    monkeypatch.setattr(extension, "_context", replace(extension._context, accelerate=accelerate))
+    practise(rig.model, [extension], 64, 64)
+    assert beside.wait(30)
+    assert made.count(ControlPractice) == 1 and beside._thread in threads
+    rig.engine.unload()
+    beside.close()
 
 
 def test_practice_changes_nothing(checkpoint) -> None:
