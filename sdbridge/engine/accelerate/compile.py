@@ -13,6 +13,7 @@ Which graphs there are is kept in ``graphs.py``; whose calls they are, in ``unet
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -37,9 +38,12 @@ from sdbridge.engine.image.control_networks import ControlCall
 from sdbridge.engine.image.load import LoadedModel
 from sdbridge.engine.image.seams import UnetCall
 from sdbridge.engine.interface import Progress
+from sdbridge.errors import first_line
 
 if TYPE_CHECKING:
     from sdbridge.engine.accelerate.measured import MeasuredKernels
+
+log = logging.getLogger(__name__)
 
 
 class Compiled:
@@ -81,6 +85,8 @@ class Compiled:
         courtesy.watch_kernel_loads()
         self.unet.make_fast = lambda: FusedOps(device, ways, convs, attend)
         self.pictures.use_own_kernels()
+        if self.graphs.beside is not None:
+            self.graphs.beside.submit(kernels.read_sources, _sources_read, _sources_unread)
         if device.type == "cuda":
             choices = "" if measured is None else measured.digest
             self.graphs.compiler = precompile.kernel_compiler(device, choices)
@@ -206,3 +212,11 @@ class Compiled:
     def close(self) -> None:
         self.graphs.close()
         self.unet.close()
+
+
+def _sources_read(count: int) -> None:
+    log.debug("%d functions of our kernels are read", count)
+
+
+def _sources_unread(error: Exception) -> None:
+    log.info("our kernels are read when they are first called: %s", first_line(error))

@@ -8,6 +8,7 @@ import importlib.util
 import logging
 import os
 import re
+import sys
 from functools import cache
 
 from sdbridge.errors import first_line
@@ -53,6 +54,20 @@ def importable() -> tuple[bool, str]:
         _FAULT.append(f"Triton cannot be used: {type(error).__name__}: {first_line(error)}")
         log.warning("%s; graphs of PyTorch's own operations run instead", _FAULT[0])
     return available()
+
+
+def read_sources() -> int:
+    """Have Triton read the kernels that are imported, and how many those are.
+
+    It parses each function when it is first called, up to 4 ms in the interpreter's one lock: those that only
+    a later change calls, such as canny's, held a frame up.
+    """
+    importlib.import_module(f"{__name__}.canny")
+    ours = [module for name, module in sys.modules.items() if name.startswith(f"{__name__}.")]
+    functions = [
+        each for module in ours for each in vars(module).values() if hasattr(type(each), "cache_key")
+    ]
+    return sum(bool(each.cache_key) for each in functions)
 
 
 def interpreted() -> bool:
