@@ -62,10 +62,11 @@ class InpaintMask(StreamExtension):
         self._stills = StillFile(context, "Mask file", _as_mask)
         self._source = "off"
         self._file = ""  # what was asked for last
-        self._refused = False  # ... and is not what ``_still`` came from
+        self._refused = False  # ... and is not what ``_drawn`` came from
         self._invert = False
         self._soft = 8.0
-        self._still: Tensor | None = None  # [1, 1, H, W]
+        self._drawn: Tensor | None = None  # [1, 1, H, W] as the file has it
+        self._still: Tensor | None = None  # the same at the stream's size
         self._size = (0, 0)
         self._has_input = False
         self._masked = False  # a frame with a mask has entered, and may still be inside
@@ -94,12 +95,15 @@ class InpaintMask(StreamExtension):
                 self._file, self._refused = file, False
                 self._stills.ask(file)
                 if not file:
-                    self._still = None
+                    self._drawn = self._still = None
         return ()
 
     def resized(self, width: int, height: int, frames: int) -> None:
-        if self._still is not None:  # it was drawn for this picture, so it follows it
-            self._still = nn.interpolate(self._still, (height, width), mode="bilinear")
+        if self._drawn is not None:  # for this picture, so it follows it, and comes back as it was
+            same = self._drawn.shape[-2:] == (height, width)
+            self._still = (
+                self._drawn if same else nn.interpolate(self._drawn, (height, width), mode="bilinear")
+            )
         self._size = (width, height)
         self._all_hidden = None
 
@@ -120,7 +124,8 @@ class InpaintMask(StreamExtension):
             )
             self._context.report(error)
             return False
-        self._still, self._refused = arrived.thing, False
+        self._drawn = self._still = arrived.thing
+        self._refused = False
         return True
 
     # --- one frame ---
@@ -245,7 +250,7 @@ class InpaintMask(StreamExtension):
 
     def unload(self) -> None:
         self._stills.cancel()
-        self._still = self._all_hidden = None
+        self._drawn = self._still = self._all_hidden = None
 
 
 def composite(painted: Tensor, frame: MaskedFrame) -> Tensor:

@@ -246,3 +246,6 @@ def test_mask_files_fit_or_are_refused_by_name(tmp_path: Path, monkeypatch) -> N
         48,
         32,
     )
+    for side in (8, 24, SIZE):
+        mask.resized(side, side, 1)
+    assert torch.equal(enter(mask, {"main": picture(1)})[0].masked.soft, kept), "as it was drawn, to the bit"
