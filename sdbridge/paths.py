@@ -49,6 +49,19 @@ def models_dir() -> Path:
     return home / "models" if home else Path(platformdirs.user_data_dir(APP, appauthor=False)) / "models"
 
 
+def typed_path(text: str) -> Path:
+    """What a person typed or pasted: Windows' "Copy as path" has quotes, a browser gives a link."""
+    text = text.strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+        text = text[1:-1].strip()
+    if text.lower().startswith("file://"):
+        from urllib.parse import urlsplit
+        from urllib.request import url2pathname
+
+        text = url2pathname(urlsplit(text).path)
+    return Path(text).expanduser()
+
+
 def all_paths() -> dict[str, Path]:
     """Every place by name, for ``sdbridge doctor``."""
     return {

@@ -129,6 +129,10 @@ def stream_settings(
     )
 
 
+#: What is done with the input, where there is one.
+_OF_THE_INPUT = ("latent_feedback", "pre.feedback", "pre.blur", "pre.sharpen")
+
+
 def weighted_texts(values: Mapping[str, Value]) -> tuple[tuple[str, float], ...]:
     """Every slot's text and weight."""
     v = cast(Any, values)
@@ -162,8 +166,10 @@ def unused_parameters(values: Mapping[str, Value], settings: StreamSettings) -> 
         unused.append("tcd_gamma")
     if settings.plan.sampler in ("turbo", "ddim") and not values["add_noise"]:
         unused.append("add_noise")
-    if settings.mode == "txt2img" and values["latent_feedback"]:
-        unused.append("latent_feedback")
+    if settings.mode == "txt2img":  # there is no input: nothing of it to keep, nothing to prepare
+        unused += [name for name in _OF_THE_INPUT if values[name]]
+        if values["mask.source"] != "off":
+            unused.append("mask.source")
     if values["step_indices"] and values["steps"] != TABLE.rows["steps"].default:
         unused.append("steps")
     return tuple(unused)

@@ -13,6 +13,7 @@ from torch import Tensor
 from sdbridge.engine.image.beside import Arrived, Beside
 from sdbridge.engine.image.seams import ExtensionContext
 from sdbridge.engine.image.stills import load_still
+from sdbridge.paths import typed_path
 
 #: How often the file is looked at. A change is read once two looks have seen the same: nobody writes on it.
 LOOK_S = 1.0
@@ -66,7 +67,7 @@ class StillFile:
         """Read ``file``, and watch it from now on; "" for none."""
         self.cancel()
         if file:
-            self._asked = _Asked(Path(file).expanduser())
+            self._asked = _Asked(typed_path(file))
             self._read(self._asked)
 
     def cancel(self) -> None:

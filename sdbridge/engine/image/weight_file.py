@@ -14,6 +14,7 @@ from torch import Tensor
 from sdbridge.engine.image.pickled import PickleRefusedError, unpickle
 from sdbridge.engine.image.stored import BrokenFileError, Source, in_memory, look_into
 from sdbridge.errors import SdbridgeError
+from sdbridge.paths import typed_path
 
 PICKLE_SUFFIXES = frozenset({".ckpt", ".pt", ".pth", ".bin"})
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
@@ -144,7 +145,7 @@ def resolve(text: str) -> Path:
 
     Raises SDB-FILE-MISSING. The engine never downloads: the bridge pulls.
     """
-    path = Path(text).expanduser()
+    path = typed_path(text)
     if path.exists():
         return path
     from sdbridge.models import catalog, embedded_model

@@ -269,6 +269,21 @@ def test_sizes_frames_and_modes_change_under_full_conditioning(stream: Stream, f
         )
 
 
+def test_what_is_done_with_the_input_is_unused_where_there_is_none(stream: Stream, files: Files) -> None:
+    of_the_input = {"pre.blur": 2.0, "pre.sharpen": 0.5, "pre.feedback": 0.2, "mask.source": "alpha"}
+    stream.apply({**of_the_input, "post.sharpen": 0.5})
+    stream.tick()
+    assert stream.engine.stats().unused == ()
+    stream.apply({"mode": "txt2img"})
+    stream.tick()
+    assert set(stream.engine.stats().unused) == set(of_the_input)
+    stream.apply(
+        {"mode": "img2img", **dict.fromkeys(of_the_input, 0.0), "mask.source": "off", "post.sharpen": 0.0}
+    )
+    stream.tick()
+    assert stream.engine.stats().unused == ()
+
+
 def operations(files: Files, seed: int) -> Iterator[dict[str, object]]:
     """Endless random adding, removing, fading, swapping, and files that do not exist."""
     rng = random.Random(seed)
