@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 
 #: How long another thread, such as one that loads a LoRA, may keep a frame waiting for the interpreter.
 SWITCH_S = 0.0005
@@ -15,3 +16,9 @@ def spare_the_collector() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+def spare_the_frames() -> None:
+    """Both, once the model is warm: for who drives an engine in a process that is not the engine's own."""
+    sys.setswitchinterval(SWITCH_S)
+    spare_the_collector()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from sdbridge.bench.drive import Drive, is_loading, moves_with_lora, until_settl
 from sdbridge.bench.image import BUILD_TIMEOUT_S, ONE_STEP, WARM_UP_CHUNKS, small_or_true, true_size
 from sdbridge.bench.networks import random_controlnet, random_lora
 from sdbridge.bench.parts import measure_parts
-from sdbridge.collector import SWITCH_S
+from sdbridge.collector import spare_the_frames
 from sdbridge.meters import percentile
 
 Figures = Mapping[str, object]
@@ -109,7 +108,7 @@ def _stream(options: Mapping[str, Any]) -> Iterator[tuple[Drive, Path]]:
     engine.load(recipe.start_values())
     try:
         engine.warm_up(recipe.width, recipe.height)
-        sys.setswitchinterval(SWITCH_S)
+        spare_the_frames()
         drive = Drive(engine, recipe)
         until_settled(drive, BUILD_TIMEOUT_S)
         drive.run(WARM_UP_CHUNKS, 2.0, at_least=LEAST)

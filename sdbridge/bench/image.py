@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from sdbridge import paths
 from sdbridge.bench.compare import compare_with_eager, picks
 from sdbridge.bench.drive import Drive, Recipe, moves_with_lora, until_settled
 from sdbridge.bench.parts import measure_parts
-from sdbridge.collector import SWITCH_S, spare_the_collector
+from sdbridge.collector import spare_the_frames
 from sdbridge.config import load_config
 from sdbridge.engine.interface import EngineConfig
 from sdbridge.engine.making import engine_config
@@ -177,8 +176,7 @@ def measure(config: EngineConfig, recipe: Recipe, seconds: float, *, check: bool
     loaded = time.perf_counter()
     try:
         report = engine.warm_up(recipe.width, recipe.height)
-        spare_the_collector()
-        sys.setswitchinterval(SWITCH_S)  # as in the engine's own process
+        spare_the_frames()
         drive, start = _get_ready(engine, recipe, began, loaded, report.warm_up_s)
         engine.reset("hard")
         drive.number = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,7 +10,7 @@ from typing import Any
 
 from sdbridge.bench.drive import Drive, until_settled
 from sdbridge.bench.image import ONE_STEP, small_or_true, true_size
-from sdbridge.collector import SWITCH_S, spare_the_collector
+from sdbridge.collector import spare_the_frames
 from sdbridge.parameters.parameter import Value
 
 Figures = Mapping[str, object]
@@ -67,8 +66,7 @@ def live_changes(seconds: float = 10.0, **options: Any) -> Figures:
     engine.load(recipe.start_values())
     try:
         engine.warm_up(recipe.width, recipe.height)
-        sys.setswitchinterval(SWITCH_S)
-        spare_the_collector()
+        spare_the_frames()
         drive = Drive(engine, recipe)
         until_settled(drive)
         figures: dict[str, object] = {}

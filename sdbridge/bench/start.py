@@ -16,7 +16,7 @@ from typing import Any
 
 from sdbridge.bench.drive import Drive, Recipe, is_building, until_settled
 from sdbridge.bench.image import ONE_STEP, small_or_true, true_size
-from sdbridge.collector import SWITCH_S, spare_the_collector
+from sdbridge.collector import spare_the_frames
 from sdbridge.engine.interface import EngineConfig, Progress
 from sdbridge.errors import SdbridgeError
 
@@ -109,8 +109,7 @@ def start_once(model: str, acceleration: str, side: int, began: float) -> dict[s
     try:
         engine.warm_up(side, side)
         warm = time.time() - began
-        spare_the_collector()  # as the engine's process does: a full search stops the frames for 0.3 s
-        sys.setswitchinterval(SWITCH_S)
+        spare_the_frames()
         drive = Drive(engine, recipe, frozenset({0}))
         drive.tick()
         first = time.time() - began
