@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from torch.nn import functional as nn
 from sdbridge.errors import SdbridgeError
 
 LARGEST_PIXELS = 64_000_000
+#: What is white in Pillow's modes of more than 8 bits, all of them grey. "I" has 16 bits of a PNG in 32.
+_WHITE = {"I;16": 65535, "I;16L": 65535, "I;16B": 65535, "I;16N": 65535, "I": 65535, "F": 1}
 
 
 def load_still(path: Path, device: torch.device) -> Tensor:
@@ -30,7 +33,8 @@ def load_still(path: Path, device: torch.device) -> Tensor:
                     "SDB-IMAGE-FORMAT",
                     f"{path} has {opened.width}x{opened.height} pixels, more than {LARGEST_PIXELS:,}",
                 )
-            pixels = np.array(ImageOps.exif_transpose(opened).convert("RGBA"))
+            upright = ImageOps.exif_transpose(opened)
+            pixels = _deep(upright) if upright.mode in _WHITE else np.array(upright.convert("RGBA"))
     except FileNotFoundError:
         raise SdbridgeError("SDB-FILE-MISSING", f"there is no file {path}") from None
     except UnidentifiedImageError:
@@ -40,7 +44,15 @@ def load_still(path: Path, device: torch.device) -> Tensor:
         ) from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise SdbridgeError("SDB-IMAGE-FORMAT", f"{path} cannot be read as a picture: {error}") from None
-    return torch.from_numpy(pixels).to(device).permute(2, 0, 1).unsqueeze(0).float() / 255
+    image = torch.from_numpy(pixels).to(device).permute(2, 0, 1).unsqueeze(0)
+    return image if image.is_floating_point() else image.float() / 255
+
+
+def _deep(picture: Any) -> np.ndarray:
+    """Depth maps and masks of 16 bits and more, ``[H, W, 4]`` 0..1: Pillow makes all but black white."""
+    grey = np.asarray(picture).astype(np.float32) / _WHITE[picture.mode]
+    grey = np.nan_to_num(grey).clip(0.0, 1.0)
+    return np.stack((grey, grey, grey, np.ones_like(grey)), axis=-1)
 
 
 def _start(path: Path) -> str:
