@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -118,6 +119,31 @@ def test_graphs_paint_what_eager_paints(
     assert isinstance(acceleration, Compiled)
     assert not [line for line in acceleration.graphs.said if "cannot be captured" in line]
     assert pair.compared > frames // 2 and pair.replayed > 0.8 * pair.compared
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("family", "distilled", "seed"),
+    [("sd15", "turbo", 21), ("sdxl", "turbo", 22), ("sd15", "lcm", 23), ("sd15-inpaint", "", 24)],
+)
+def test_graphs_on_a_gpu_paint_what_eager_paints(
+    checkpoint, files, family: str, distilled: str, seed: int
+) -> None:
+    """With real graphs, made beside: whether what they read and write stays theirs, only a GPU can tell."""
+    frames, folder = int(os.environ.get("SDBRIDGE_WALK_FRAMES", 60)), checkpoint(family, distilled)
+    plain, graphs = (
+        Rig(folder, START, dtype="float64", device="cuda", acceleration=acceleration)
+        for acceleration in ("eager", "compile")
+    )
+    try:
+        pair = Both(plain, graphs)
+        walk(pair, Walk(files(family), seed), frames, scene=12)
+        said = graphs.engine.painter.acceleration.graphs.said  # type: ignore[attr-defined]
+        assert not [line for line in said if "cannot be captured" in line]
+        assert pair.compared > frames // 2 and pair.replayed > 0.8 * pair.compared
+    finally:
+        rig.close_all()
 
 
 def test_a_bank_that_goes_is_not_in_the_graph_made_beside_it(both, files) -> None:
