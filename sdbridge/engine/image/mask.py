@@ -15,6 +15,7 @@ from sdbridge.engine.image.still_file import StillFile
 from sdbridge.engine.interface import ResetKind
 from sdbridge.engine.preprocess.base import grey
 from sdbridge.errors import SdbridgeError
+from sdbridge.frame import Role
 from sdbridge.parameters.parameter import Value
 from sdbridge.parameters.store import Rejection
 
@@ -133,6 +134,11 @@ class InpaintMask(StreamExtension):
     @property
     def edits_input(self) -> bool:
         return self._source != "off"
+
+    @property
+    def reads_alpha_of(self) -> Role | None:
+        sources: dict[str, Role] = {"alpha": "main", "input": "mask"}
+        return sources.get(self._source)
 
     def edits_output(self, luggage: Sequence[Any]) -> bool:
         return any(one is not None and one.masked for one in luggage)

@@ -190,11 +190,18 @@ class Painter:
             if moving:
                 self._similarity.forget()
             others = [frame.pixels for role, frame in sorted(entries[-1].items()) if role != "main"]
+            if settings.similarity.enabled:
+                others += self._alphas(entries[-1])
             if self._similarity.skip(newest.pixels, settings.similarity, others):
                 self.skipped += 1
                 return self._skip(entries, settings, revision)
         self._changed = False
         return self._process(entries, settings, revision)
+
+    def _alphas(self, entry: Entry) -> list[np.ndarray]:
+        """The alpha that somebody reads as pictures of their own, which are compared by their colours."""
+        roles = {extension.reads_alpha_of for extension in self.extensions}
+        return [np.repeat(entry[role].pixels[..., 3:], 4, -1) for role in roles if role and role in entry]
 
     @torch.inference_mode()
     def flush(self, settings: StreamSettings, revision: int) -> tuple[Chunk, ...]:

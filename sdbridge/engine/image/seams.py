@@ -184,6 +184,11 @@ class StreamExtension:
         """Whether ``before_encode`` may change a picture now; where none does, pixels go in as they came."""
         return type(self).before_encode is not StreamExtension.before_encode
 
+    @property
+    def reads_alpha_of(self) -> Role | None:
+        """The input whose alpha it needs, else what is there is told apart by its colours alone."""
+        return None
+
     def edits_output(self, luggage: Sequence[Any]) -> bool:
         """Whether ``after_decode`` must see these frames' picture; else it goes to pixels at once."""
         return type(self).after_decode is not StreamExtension.after_decode

@@ -284,6 +284,29 @@ def test_what_is_done_with_the_input_is_unused_where_there_is_none(stream: Strea
     assert stream.engine.stats().unused == ()
 
 
+@pytest.mark.parametrize("source", ["alpha", "input"])
+def test_a_mask_that_moves_in_alpha_alone_is_no_still_picture(stream: Stream, source: str) -> None:
+    """The similarity filter looks at colours: the mask stood still for up to ``max_skip`` frames."""
+    stream.apply({"mask.source": source, "mask.soft": 0.0, "strength": 0.9})
+    stream.apply({"similarity.enabled": True, "similarity.threshold": 0.5, "similarity.max_skip": 100})
+    pixels = np.full((SIZE, SIZE, 4), 255, np.uint8)
+    pixels[..., 0] = np.arange(SIZE)
+    made: list[np.ndarray] = []
+    for number, edge in enumerate((16, 16, 48, 48)):
+        masked = pixels.copy()
+        masked[:, :edge, 3] = 0
+        chunk = Chunk.of(
+            Frame(masked if source == "alpha" else pixels, number, number),
+            mask=Frame(masked if source == "input" else pixels, number, 0),
+        )
+        out = stream.engine.tick(chunk)
+        assert out is not None
+        made.append(out.frames[0]["generated"].pixels[..., :3])
+    assert stream.engine.painter.skipped == 2, "frames that are alike are skipped as before"
+    assert not np.array_equal(made[1], made[3])
+    assert np.array_equal(made[3][:, :48], pixels[:, :48, :3])
+
+
 def operations(files: Files, seed: int) -> Iterator[dict[str, object]]:
     """Endless random adding, removing, fading, swapping, and files that do not exist."""
     rng = random.Random(seed)
