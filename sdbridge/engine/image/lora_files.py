@@ -178,7 +178,7 @@ def _products(place: Path, stem: str, pieces: Mapping[str, Tensor], alpha: float
             fits = False
         if fits:
             raise
-    sizes = ", ".join(f"{key} {'x'.join(map(str, piece.shape))}" for key, piece in pieces.items())
+    sizes = ", ".join(f"{key} {'x'.join(map(str, piece.shape)) or 1}" for key, piece in pieces.items())
     raise SdbridgeError(
         "SDB-FILE-BROKEN", f"{place} has pieces that do not fit each other: {stem} has {sizes}"
     )
