@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import pickle
 import random
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from sdbridge.engine.accelerate import cuda_graph
 from sdbridge.engine.image.controlnet import ControlNets
 from sdbridge.engine.image.engine import ImageEngine
 from sdbridge.engine.interface import EngineConfig
@@ -78,9 +80,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 class Stream:
     """An engine on the small model, fed with numbered frames."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu", acceleration: str = "auto") -> None:
         config = EngineConfig(
-            model=str(small_folder("sd15")), device="cpu", dtype="float32", threads=1, options=CLOSED
+            model=str(small_folder("sd15")),
+            device=device,
+            dtype="float32",
+            threads=1,
+            acceleration=acceleration,
+            options=CLOSED,
         )
         self.engine = ImageEngine(config)
         self.engine.load(
@@ -432,6 +439,45 @@ def test_a_thousand_random_operations_leak_nothing_and_miss_no_frame(stream: Str
     last, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert last - first < 4_000_000
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("acceleration", ["compile", "eager"])
+def test_a_thousand_random_operations_leave_no_memory_behind_on_a_gpu(
+    files: Files, acceleration: str
+) -> None:
+    """Beside the frames graphs are made for every call that follows from them, and dropped."""
+    stream = Stream("cuda", acceleration)
+
+    def rest() -> int:
+        """Bytes of the device's memory that something holds, once nothing is under way."""
+        clear(stream)
+        until = time.monotonic() + 300.0
+        while stream.engine.shows_up_to is not None or not settled(1.0):
+            assert time.monotonic() < until, "it never came to rest"
+            stream.settle()
+            stream.tick()
+        gc.collect()
+        torch.cuda.synchronize()
+        cuda_graph.let_go()
+        return int(torch.cuda.memory_allocated())
+
+    settled = getattr(stream.engine.painter.acceleration, "settled", lambda seconds: True)
+    try:
+        before = stream.again()
+        asked, held = operations(files, 1200), []
+        for number in range(1200):
+            stream.revision += 1
+            assert stream.engine.apply(next(asked), stream.revision) == ()
+            stream.tick()  # one picture a tick, in order, whatever is asked for
+            if number in (199, 699, 1199):
+                held.append(rest())
+        assert held[2] - held[0] <= 16 << 20, held
+        after = stream.again()
+        assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+    finally:
+        stream.engine.unload()
 
 
 def test_a_thousand_moves_of_every_fader_load_nothing(stream: Stream, files: Files) -> None:
