@@ -65,6 +65,8 @@ class _Slot:
     network: Network | None = None
     make_map: Preprocessor | None = None
     taken_up: tuple[Network | None, Preprocessor | None] = (None, None)  # what frames run with
+    #: What frames go on with until another network is there: a map that is meant for it is none for this one.
+    kept: tuple[Network, Preprocessor] | None = None
     still: Tensor | None = None  # [1, 4, h, w], in its own size
     still_maps: tuple[tuple[Any, ...], tuple[ControlMap, ...]] | None = None
     missing_source: bool = False
@@ -88,7 +90,8 @@ class _Slot:
     @property
     def wanted(self) -> tuple[Network | None, Preprocessor | None]:
         """What frames shall run with: the network where it steers, and what makes its control image."""
-        return (self.network if self.steers and self.make_map is not None else None), self.make_map
+        network, make_map = self.kept or (self.network, self.make_map)
+        return (network if self.steers and make_map is not None else None), make_map
 
 
 @dataclass
@@ -150,7 +153,7 @@ class ControlNets(StreamExtension):
 
     def apply(self, changes: Mapping[str, Value]) -> tuple[Rejection, ...]:
         # Held until the end, so that two slots can swap their networks without loading.
-        held = [(slot.network, slot.make_map) for slot in self._slots.values()]
+        held = [(slot, slot.kept or (slot.network, slot.make_map)) for slot in self._slots.values()]
         renewed: set[str] = set()
         for name, value in changes.items():
             if name == "control_alignment":
@@ -168,6 +171,9 @@ class ControlNets(StreamExtension):
         for slot in self._slots.values():
             if PREPROCESSORS[slot.preprocessor].network in renewed:
                 self._choose_preprocessor(slot)
+        for slot, (network, make_map) in held:
+            if slot.models.busy and network is not None and make_map is not None:
+                slot.kept = network, make_map
         del held
         self._live = tuple(self._slots.values())
         self._take_up_unseen()
@@ -186,12 +192,15 @@ class ControlNets(StreamExtension):
         if name == "model":
             self._choose_network(slot)
         elif name == "preprocessor":
+            if slot.refused:  # another one for the network that is there
+                slot.kept = None
             self._choose_preprocessor(slot)
         elif name == "file":
             self._choose_still(slot)
 
     def _choose_network(self, slot: _Slot) -> None:
         slot.models.cancel()
+        slot.kept = None
         if not slot.model:
             slot.network, slot.loaded, slot.still_maps = None, "", None
             return
@@ -265,6 +274,8 @@ class ControlNets(StreamExtension):
             if still is not None and still.thing is not None:
                 slot.still, slot.still_maps = still.thing, None
                 changed = True
+            if slot.kept and not (slot.models.busy or slot.preprocessors.busy or slot.refused):
+                slot.kept = None
         self._take_up_unseen()
         return changed
 
@@ -424,7 +435,11 @@ class ControlNets(StreamExtension):
         slots = self._slots.values()
         refused = (f"controlnet.{s.number}.model" for s in slots if s.refused)
         steer = [s for s in slots if s.steers]
-        blind = (f"controlnet.{s.number}.preprocessor" for s in steer if s.make_map is None)
+        blind = (
+            f"controlnet.{s.number}.preprocessor"
+            for s in steer
+            if s.make_map is None or (s.refused and s.kept and s.kept[1] is not s.make_map)
+        )
         missing = (f"controlnet.{s.number}.source" for s in steer if s.missing_source)
         unread = (f"controlnet.{s.number}.file" for s in steer if s.source == "file" and s.stills.failed)
         outside = (f"controlnet.{s.number}.{s.misses}" for s in steer if s.misses)
@@ -438,7 +453,7 @@ class ControlNets(StreamExtension):
             for place in (slot.models, slot.preprocessors, slot.stills):
                 place.cancel()
             slot.network = slot.make_map = slot.still = slot.still_maps = None
-            slot.taken_up = (None, None)
+            slot.taken_up, slot.kept = (None, None), None
         self._image = None
         self._newest = ()
         self._scales.clear()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from sdbridge.engine.image import beside, still_file
 from sdbridge.engine.image.control_files import _adapter_factors
-from sdbridge.engine.image.controlnet import ControlNets
+from sdbridge.engine.image.controlnet import ControlMap, ControlNets
 from sdbridge.engine.image.seams import UnetCall
 from sdbridge.models import catalog
 from sdbridge.models.small import WIDTH
@@ -536,6 +536,42 @@ def test_a_missing_depth_network_is_told_and_the_slot_rests(tmp_path: Path) -> N
     assert nets.unused() == ("controlnet.1.preprocessor",)
     change(bench, nets, slot1_preprocessor="canny")
     assert 1 in nets.enter({"main": picture(1)}, latent(1))[0]
+
+
+def test_another_preprocessor_comes_with_its_network_and_not_before(tmp_path: Path) -> None:
+    """A preset with both: for as long as the network was read, the former one painted from the new map."""
+    one, two, three = (save_real_hint(tmp_path / str(seed), "sd15", seed) for seed in (1, 2, 3))
+    bench = make_bench()
+    nets = control(bench, slot1_model=str(one), slot1_preprocessor="grey")
+
+    def now() -> ControlMap:
+        return nets.enter({"main": picture(1)}, latent(1))[0][1]
+
+    before = now()
+    for model, order in ((two, 1), (three, -1)):
+        bundle = {"controlnet.1.model": str(model), "controlnet.1.preprocessor": "invert"}
+        assert nets.apply(dict(list(bundle.items())[::order])) == ()
+        for _ in range(2):
+            nets.frame_edge()
+            meanwhile = now()
+            assert meanwhile.network is before.network and torch.equal(meanwhile.image, before.image)
+        bench.finish_loading()
+        nets.frame_edge()
+        after = now()
+        assert after.network is not before.network
+        assert torch.equal(after.image, 1 - picture(1)[0, :3]) and nets.unused() == ()
+        change(bench, nets, slot1_model=str(one), slot1_preprocessor="grey")
+        before = now()
+    (tmp_path / "bad.safetensors").write_text("no weights")
+    change(bench, nets, slot1_model=str(tmp_path / "bad.safetensors"), slot1_preprocessor="invert")
+    assert torch.equal(now().image, before.image) and now().network is before.network
+    assert nets.unused() == ("controlnet.1.model", "controlnet.1.preprocessor")
+    change(bench, nets, slot1_preprocessor="passthrough")  # said after the refusal: for the one that is there
+    assert torch.equal(now().image, picture(1)[0, :3]) and nets.unused() == ("controlnet.1.model",)
+    change(bench, nets, slot1_model=str(two), slot1_preprocessor="invert")
+    assert torch.equal(now().image, 1 - picture(1)[0, :3]) and nets.unused() == ()
+    change(bench, nets, slot1_model="")
+    assert nets.enter({"main": picture(1)}, latent(1))[0] == {} and nets.unused() == ()
 
 
 def test_a_network_that_is_pulled_after_it_was_asked_for_comes_in_by_itself(
