@@ -169,8 +169,8 @@ def _products(place: Path, stem: str, pieces: Mapping[str, Tensor], alpha: float
     try:
         return make_products(pieces, alpha)
     except (RuntimeError, ValueError, IndexError):
-        # Such errors may also be the device's: without values it says whether it was the shapes.
-        bare = {key: piece.to("meta") for key, piece in pieces.items() if key != "alpha"}
+        # Such errors may also be the device's: zeros on the host say whether it was the shapes.
+        bare = {key: torch.zeros(piece.shape) for key, piece in pieces.items() if key != "alpha"}
         try:
             make_products(bare, alpha)
             fits = pieces["alpha"].numel() == 1 if "alpha" in pieces else True
