@@ -141,8 +141,8 @@ class Graphs:
         assert self.beside is not None
 
         def make(capture: Capture, form: TensorCall) -> Captured | None:
-            known = self.by_key.get(key, place)  # what runs already is made faster, wanted now or later
-            return capture(form, given) if known is not place or self._is_wanted(key) else None
+            there = self.by_key.get(key, place)  # what runs already is made faster, wanted now or later
+            return capture(form, given) if there is not place or self._is_wanted(key) else None
 
         def put_in(graph: Captured) -> None:
             self._put_in(key, graph)
