@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,9 @@ from torch import Tensor
 
 from sdbridge.engine.image.beside import Beside
 from sdbridge.engine.image.control_files import load_network
-from sdbridge.engine.image.control_networks import Hint, Network
+from sdbridge.engine.image.control_networks import Hint
 from sdbridge.engine.image.control_practice import ControlPractice
+from sdbridge.engine.image.control_slot import ControlMap, ControlSlot, Luggage, SharedNetworks
 from sdbridge.engine.image.seams import ExtensionContext, RoleImages, Rows, StreamExtension, UnetCall
 from sdbridge.engine.image.still_file import StillFile
 from sdbridge.engine.image.stills import fill
@@ -29,77 +28,6 @@ from sdbridge.parameters.store import Rejection
 
 SLOTS = range(1, 9)
 _RESTS = "The slot rests, since another control image would mean something else; the output goes on."
-
-
-@dataclass(frozen=True)
-class ControlMap:
-    """One frame's control image for one slot, and what the slot's network made of it."""
-
-    image: Tensor  # [3, H, W] 0..1
-    network: Network | None
-    hint: Hint
-
-
-Luggage = Mapping[int, ControlMap]
-
-
-@dataclass
-class _Slot:
-    number: int
-    models: Beside[Network]
-    preprocessors: Beside[Preprocessor]
-    stills: StillFile
-    enabled: bool = True
-    model: str = ""
-    loaded: str = ""
-    refused: bool = False  # the model that is set could not be used
-    scale: float = 1.0
-    start: float = 0.0
-    end: float = 1.0
-    source: str = "main"
-    file: str = ""
-    preprocessor: str = "passthrough"
-    low: float = 0.1
-    high: float = 0.3
-    detail: float = 0.5
-    network: Network | None = None
-    make_map: Preprocessor | None = None
-    taken_up: tuple[Network | None, Preprocessor | None] = (None, None)  # what frames run with
-    #: What frames go on with until another network is there: a map that is meant for it is none for this one.
-    kept: tuple[Network, Preprocessor] | None = None
-    still: Tensor | None = None  # [1, 4, h, w], in its own size
-    still_maps: tuple[tuple[Any, ...], tuple[ControlMap, ...]] | None = None
-    missing_source: bool = False
-    misses: str = ""  # start or end, where that leaves no row of the stream to it
-
-    @property
-    def settings(self) -> Settings:
-        return Settings(self.low, self.high, self.detail)
-
-    @property
-    def steers(self) -> bool:
-        return self.enabled and self.network is not None and self.scale > 0
-
-    @property
-    def rests(self) -> bool:
-        """Whether nothing comes of it before something is set."""
-        busy = self.models.busy or self.preprocessors.busy or self.stills.busy
-        idle = not (self.model or self.file or self.loaded or busy)
-        return idle and self.network is None and self.taken_up == self.wanted
-
-    @property
-    def wanted(self) -> tuple[Network | None, Preprocessor | None]:
-        """What frames shall run with: the network where it steers, and what makes its control image."""
-        network, make_map = self.kept or (self.network, self.make_map)
-        return (network if self.steers and make_map is not None else None), make_map
-
-
-@dataclass
-class _Shared:
-    """Networks in use, by what was asked for: two slots with one model share its weights."""
-
-    networks: weakref.WeakValueDictionary[str, Any] = field(default_factory=weakref.WeakValueDictionary)
-    preprocessors: weakref.WeakValueDictionary[str, Any] = field(default_factory=weakref.WeakValueDictionary)
 
 
 class ControlNets(StreamExtension):
@@ -118,7 +46,7 @@ class ControlNets(StreamExtension):
     def __init__(self, context: ExtensionContext) -> None:
         self._context = context
         self._slots = {
-            n: _Slot(
+            n: ControlSlot(
                 n,
                 Beside(context, f"ControlNet {n}"),
                 Beside(context, f"ControlNet {n}'s preprocessor", meanwhile=_RESTS),
@@ -127,7 +55,7 @@ class ControlNets(StreamExtension):
             for n in SLOTS
         }
         self._live = tuple(self._slots.values())  # that a frame has to ask about anything
-        self._shared = _Shared()
+        self._shared = SharedNetworks()
         self._aligned = True
         self._output = 0
         self._network_of = {"depth": "", "softedge": ""}
@@ -180,7 +108,7 @@ class ControlNets(StreamExtension):
         self._live = tuple(slot for slot in self._live if not slot.rests or self._shows(slot))
         return ()
 
-    def _set(self, slot: _Slot, name: str, value: Value) -> None:
+    def _set(self, slot: ControlSlot, name: str, value: Value) -> None:
         if name in ("model", "file"):
             value = str(value).strip()
         again = (name == "file" and slot.stills.failed) or (name == "model" and slot.refused)
@@ -198,7 +126,7 @@ class ControlNets(StreamExtension):
         elif name == "file":
             self._choose_still(slot)
 
-    def _choose_network(self, slot: _Slot) -> None:
+    def _choose_network(self, slot: ControlSlot) -> None:
         slot.models.cancel()
         slot.kept = None
         if not slot.model:
@@ -216,7 +144,7 @@ class ControlNets(StreamExtension):
             lambda: mark_of(text),
         )
 
-    def _choose_preprocessor(self, slot: _Slot) -> None:
+    def _choose_preprocessor(self, slot: ControlSlot) -> None:
         slot.preprocessors.cancel()
         name = slot.preprocessor
         kind = PREPROCESSORS[name].network
@@ -239,7 +167,7 @@ class ControlNets(StreamExtension):
         slot.make_map = None  # the former preprocessor's map would mean something else
         slot.preprocessors.start(load, lambda: mark_of(text))
 
-    def _choose_still(self, slot: _Slot) -> None:
+    def _choose_still(self, slot: ControlSlot) -> None:
         slot.stills.ask(slot.file)
         slot.still_maps = None
         if not slot.file:
@@ -296,7 +224,7 @@ class ControlNets(StreamExtension):
             if not (shown and self._context.foresees):
                 slot.taken_up = slot.wanted
 
-    def _shows(self, slot: _Slot) -> bool:
+    def _shows(self, slot: ControlSlot) -> bool:
         return slot.enabled and self._output == slot.number
 
     def practise(self, picture: Tensor, rows: int) -> None:
@@ -342,7 +270,7 @@ class ControlNets(StreamExtension):
 
     def _maps(
         self,
-        slot: _Slot,
+        slot: ControlSlot,
         roles: RoleImages,
         frames: int,
         size: tuple[int, int],
@@ -364,7 +292,7 @@ class ControlNets(StreamExtension):
         return self._with_hints(slot, made[key])
 
     def _still_maps(
-        self, slot: _Slot, make: Preprocessor, frames: int, size: tuple[int, int]
+        self, slot: ControlSlot, make: Preprocessor, frames: int, size: tuple[int, int]
     ) -> tuple[ControlMap, ...]:
         """A still needs its map only once, until something about it changes."""
         slot.missing_source = slot.still is None
@@ -376,7 +304,7 @@ class ControlNets(StreamExtension):
             slot.still_maps = (key, self._with_hints(slot, image))
         return slot.still_maps[1] * frames
 
-    def _with_hints(self, slot: _Slot, image: Tensor) -> tuple[ControlMap, ...]:
+    def _with_hints(self, slot: ControlSlot, image: Tensor) -> tuple[ControlMap, ...]:
         network, _ = slot.taken_up
         if network is None:
             return tuple(ControlMap(one, None, ()) for one in image)
@@ -407,7 +335,7 @@ class ControlNets(StreamExtension):
             call = network.add(call, hints, scale)
         return call
 
-    def _hint(self, slot: _Slot, rows: Rows, row: int) -> Hint | None:
+    def _hint(self, slot: ControlSlot, rows: Rows, row: int) -> Hint | None:
         """What the slot's network made of the row's frame; None if that frame came before the network."""
         luggage: Luggage | None = rows.luggage[row]
         if not self._aligned and self._newest:
@@ -459,12 +387,12 @@ class ControlNets(StreamExtension):
         self._scales.clear()
 
 
-def _within(slot: _Slot, fraction: float) -> bool:
+def _within(slot: ControlSlot, fraction: float) -> bool:
     """start and end are shares of the denoising; an end of 1 includes the last step."""
     return slot.start <= fraction and (fraction < slot.end or slot.end >= 1.0)
 
 
-def _missed(slot: _Slot, rows: Rows) -> str:
+def _missed(slot: ControlSlot, rows: Rows) -> str:
     """Which of start and end no row comes to; neither where something else silences the slot."""
     fractions = rows.fraction[: rows.count]
     if any(_within(slot, fraction) for fraction in fractions):

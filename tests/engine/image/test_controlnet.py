@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from sdbridge.engine.image import beside, still_file
 from sdbridge.engine.image.control_files import _adapter_factors
-from sdbridge.engine.image.controlnet import ControlMap, ControlNets
+from sdbridge.engine.image.control_slot import ControlMap
+from sdbridge.engine.image.controlnet import ControlNets
 from sdbridge.engine.image.seams import UnetCall
 from sdbridge.models import catalog
 from sdbridge.models.small import WIDTH
