@@ -30,6 +30,7 @@ LEAST_FRAMES = 30  # also where ``seconds`` are over before
 WARM_UP_CHUNKS = 60  # networks beside the UNet are captured after twenty
 PACED_FRAMES = 120
 PACED_S = 1 / 60
+PACED_FOR_S = 3.0
 PART_TICKS = 50
 STILL_CHUNKS = 100  # of the new pictures under values that rest, the first ones left out
 STILL_LEFT_OUT = 5
@@ -270,7 +271,7 @@ def _paced(drive: Drive, usual_ms: float) -> dict[str, float]:
     """From pixels in memory to pixels in memory, one chunk in flight, at 60 a second or as fast as goes."""
     usual_s = usual_ms * drive.recipe.rows / 1e3
     gap_s = max(PACED_S, 1.2 * usual_s)
-    count = max(5, min(PACED_FRAMES, int(3.0 / gap_s)))
+    count = max(5, min(PACED_FRAMES, int(PACED_FOR_S / gap_s)))
     times = []
     for _ in range(count):
         due = time.perf_counter() + gap_s

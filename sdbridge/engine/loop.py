@@ -27,8 +27,10 @@ log = logging.getLogger(__name__)
 
 #: Frames in a row that may fail before the engine is given up and restarted.
 FAILURES_ALLOWED = 10
-#: Without input for so long (or three frame times) what is still inside the pipe is brought out.
-IDLE_S = 0.1
+#: Without input for three frame times what is still inside the pipe is brought out. Never later than
+#: ``IDLE_MOST_S``: a client that sends its next frame when the last one came out (a slide show) would
+#: else wait three times as long for each as for the one before.
+IDLE_S, IDLE_MOST_S = 0.1, 0.5
 #: With a tick under way the loop looks so often whether it is finished; about its end, so often.
 POLL_S, SHORT_S = 0.002, 0.0003
 #: A frame waits so long for a change that was sent before it and is still in the pipe.
@@ -186,7 +188,7 @@ class EngineLoop:
     def _rest(self, engine: Engine, ticks: Ticks) -> None:
         """No frame came and none is under way."""
         now = self._clock.now_ns()
-        if now - self._last_main_ns > max(IDLE_S, 3 * self._interval_s) * 1e9:
+        if now - self._last_main_ns > min(max(IDLE_S, 3 * self._interval_s), IDLE_MOST_S) * 1e9:
             self._take_up(engine)  # what was loaded since the last tick, which else nobody would ask for
             if getattr(engine, "wants_frame", False) and self._repaint(engine, ticks, now):
                 return

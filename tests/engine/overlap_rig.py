@@ -97,7 +97,9 @@ class SimulatedEngine:
         self.host_ms: float = config.options["host_ms"]
         self.device_ms: float = config.options["device_ms"]
         frames = config.options.get("chunk", 1)
-        self.spec = EngineSpec("simulated", frames, frames)
+        self.behind: int = config.options.get("behind", 0)  # a picture comes out so many ticks later
+        self.inside: deque[Chunk] = deque()
+        self.spec = EngineSpec("simulated", frames, frames, pipeline_ticks=self.behind)
         self.strength = 0.0
         self.device_free_ns = 0
         self.device_busy_ns = 0
@@ -140,7 +142,8 @@ class SimulatedEngine:
         self.clock.go_to(done_ns)
         if any(entry["generated"].frame_id in self.breaks for entry in made.frames):
             raise ValueError("the device broke")
-        return made
+        self.inside.append(made)
+        return self.inside.popleft() if len(self.inside) > self.behind else None
 
     def tick(self, chunk):
         return self.finish(*self.queue(chunk))
@@ -149,7 +152,9 @@ class SimulatedEngine:
         self.resets.append(self.clock.now_ns())
 
     def flush(self):
-        return ()
+        left = tuple(self.inside)
+        self.inside.clear()
+        return left
 
     def stats(self):
         return EngineStats()
@@ -195,7 +200,9 @@ class SimulatedOverlap(SimulatedEngine):
 class Run:
     """A source every ``every_ms`` before the loop for ``last_ms``; what came out, with the time of each."""
 
-    def __init__(self, every_ms: float, last_ms: float, *, host_ms=2.0, device_ms=5.0, overlap=True, chunk=1):
+    def __init__(
+        self, every_ms: float, last_ms: float, *, host_ms=2.0, device_ms=5.0, overlap=True, chunk=1, behind=0
+    ):
         self.clock = Timeline()
         self.inbox = SimulatedInbox()
         self.wake = SimulatedWake(self.clock)
@@ -206,7 +213,7 @@ class Run:
         self._reader = SharedSlot.attach(self._slots["out:generated"].name)
         engines: list[SimulatedEngine] = []
         options = {"clock": self.clock, "host_ms": host_ms, "device_ms": device_ms}
-        options |= {"chunk": chunk, "engines": engines}
+        options |= {"chunk": chunk, "behind": behind, "engines": engines}
         kind = f"tests.engine.overlap_rig:{'SimulatedOverlap' if overlap else 'SimulatedEngine'}"
         values = {**TABLE.defaults(), "width": 8, "height": 8}
         names = {place: slot.name for place, slot in self._slots.items()}

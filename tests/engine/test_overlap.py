@@ -193,3 +193,19 @@ def test_what_an_engine_holds_back_is_neither_in_a_frames_revision_nor_told_as_a
     assert {revision for revision, at_ms in shown if 340 < at_ms < 1200} == {3}
     assert {revision for revision, at_ms in shown if at_ms > 1240} == {5}
     assert [revision for _, revision in run.told("applied")] == [0, 3, 3, 3, 5]
+
+
+def test_who_waits_for_each_picture_does_not_wait_ever_longer():
+    """The next frame comes when the last picture is out, which is when the pipe drains."""
+    run = Run(every_ms=10_000.0, last_ms=30_000, behind=1)  # once a frame by itself, then each by the last
+    shown = run.set
+
+    def answer() -> None:
+        shown()
+        run.clock.at((run.clock.now_ns() - run.clock.begin_ns) / MS + 1.0, run._offer)
+
+    run.set = answer
+    run.clock.at(1.0, run._offer)
+    run.go()
+    assert run.ids[:50] == list(range(1, 51))
+    assert max(run.latencies_ms) < 550
