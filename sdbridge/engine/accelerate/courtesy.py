@@ -186,11 +186,18 @@ def _drain() -> None:
 
 
 def load_ends(*about: Any) -> None:
-    """Called after it."""
+    """Called after it: the frame that waited is queued before this thread asks for the interpreter again.
+
+    What follows a kernel's load is mostly the next kernel, whose reading is two milliseconds of Python.
+    """
     global _asks_to_load
-    if getattr(_of_thread, "gives_way", False):
-        _asks_to_load = False
-        _loaded.set()
+    if not getattr(_of_thread, "gives_way", False):
+        return
+    _asks_to_load = False
+    _queued.clear()
+    _loaded.set()
+    if one_at_a_time() and streams():
+        _queued.wait(_QUEUED_PATIENCE_S)
 
 
 def watch_kernel_loads() -> None:

@@ -241,7 +241,9 @@ def _adapter_config(tensors: Mapping[str, Source]) -> dict[str, Any]:
 
 def _fill(network: Any, tensors: Mapping[str, Source], path: Path, model: ModelParts) -> None:
     """Put the tensors in, all of them; says what is missing, too much, or of another size."""
+    upload = upload_to(model.device)
     wanted = shapes_of(network)
+    upload.pause()
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if wanted != given:
         wrong = [name for name in wanted if name in given and given[name] != wanted[name]]
@@ -255,7 +257,6 @@ def _fill(network: Any, tensors: Mapping[str, Source], path: Path, model: ModelP
         raise SdbridgeError(
             "SDB-CONTROLNET-FAMILY", f"{path} does not fit the model that runs: tensors {', '.join(parts)}"
         )
-    upload = upload_to(model.device)
     with told_of_broken(path):
         give_weights(network, tensors, upload, model.dtype, channels_last=model.device.type == "cuda")
 

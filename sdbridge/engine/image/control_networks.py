@@ -21,6 +21,7 @@ from sdbridge.engine.preprocess.base import grey
 Hint = tuple[Tensor, ...]
 #: SDXL's conditions, both or neither.
 _ADDED = ("text_embeds", "time_ids")
+_PART = 64  # numbers: tensors that share memory begin at multiples, where every kernel can read them
 
 
 class Network(Protocol):
@@ -101,6 +102,9 @@ class ControlNetwork:
         self._scratch = Scratch()
         self._zeros: list[Tensor] = []
         self._zeros_of: tuple[int, ...] = ()
+        self._like: tuple[Tensor, Tensor] | None = None
+        self._like_of: tuple[object, ...] = ()
+        self._asked = 0
         # The embedding is made when a frame enters; afterwards the network is handed what came of it.
         network.controlnet_cond_embedding = torch.nn.Identity()
         self._flipped = network.config["controlnet_conditioning_channel_order"] == "bgr"
@@ -140,11 +144,16 @@ class ControlNetwork:
         return replace(call, down_residuals=tuple(added[:-1]), mid_residual=added[-1])
 
     def foresee(self, call: UnetCall, image: Tensor) -> UnetCall | None:
-        count, _, *size = call.sample.shape
-        one = _zeros((1, self._embed.conv_out.out_channels, *size), image.device, self._dtype)[0]
-        hint = _rows([one] * count)
-        known = [foresee(self.embed, image.to(self._dtype)), foresee(self.run, *self._tensors(call, hint))]
-        if not all(known):
+        """See ``Network``. A frame begins one thing at most: all at once were a millisecond of it."""
+        picture, hint = self._pictures_like(call.sample, image)
+        things = (
+            lambda: foresee(self.embed, picture),
+            lambda: foresee(self.run, *self._tensors(call, hint)),
+            lambda: bool(self._residuals_like(call.sample)),
+        )
+        self._asked = min(self._asked + 1, len(things))
+        known = [thing() for thing in things[: self._asked]]
+        if self._asked < len(things) or not all(known):
             return None
         *down, mid = self._residuals_like(call.sample)
         return replace(call, down_residuals=tuple(down), mid_residual=mid)
@@ -155,11 +164,20 @@ class ControlNetwork:
             tensors.append(call.timestep_cond)
         return tensors + [call.added_cond[name] for name in _ADDED if name in call.added_cond]
 
-    def _residuals_like(self, sample: Tensor) -> list[Tensor]:
-        """Zeros as ``add`` would give them for such a sample: of the skips, then of the middle.
+    def _pictures_like(self, sample: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """What ``embed`` will be given, and zeros as it gives them, for such a sample.
 
-        Kept, since a shape may be asked about for many frames.
+        Kept, as the residuals are, since a shape may be asked about for many frames.
         """
+        shape = (*sample.shape, *image.shape)
+        if self._like is None or self._like_of != shape:
+            count, _, *size = sample.shape
+            one = _zeros((1, self._embed.conv_out.out_channels, *size), image.device, self._dtype)[0]
+            self._like, self._like_of = (image.to(self._dtype), _rows([one] * count)), shape
+        return self._like
+
+    def _residuals_like(self, sample: Tensor) -> list[Tensor]:
+        """Zeros as ``add`` would give them for such a sample: of the skips, then of the middle."""
         if self._zeros_of == sample.shape:
             return self._zeros
         network, (count, _, height, width) = self._network, sample.shape
@@ -170,10 +188,18 @@ class ControlNetwork:
                 height, width = -(-height // 2), -(-width // 2)
                 sizes.append((height, width))
         ways = [*network.controlnet_down_blocks, network.controlnet_mid_block]
+        sizes.append(sizes[-1])
+        channels = [int(way.out_channels) for way in ways]
+        places, end = [], 0
+        for deep, (high, wide) in zip(channels, sizes, strict=True):
+            places.append(end)
+            end += -(-count * deep * high * wide // _PART) * _PART
+        # In one piece of memory: the driver may have to be asked for it, in a frame's time.
+        flat = torch.zeros(end, device=sample.device, dtype=sample.dtype)
         self._zeros_of = sample.shape
         self._zeros = [
-            _zeros((count, way.out_channels, *size), sample.device, sample.dtype)
-            for way, size in zip(ways, [*sizes, sizes[-1]], strict=True)
+            flat[at : at + count * deep * high * wide].view(count, high, wide, deep).permute(0, 3, 1, 2)
+            for at, deep, (high, wide) in zip(places, channels, sizes, strict=True)
         ]
         return self._zeros
 

@@ -58,12 +58,12 @@ def give_weights(
     ``make`` makes the module once more, with values: asked only where a buffer that no file holds is of
     an unknown kind. Raises BrokenFileError or OSError where a file does not give what its header promised.
     """
-    brought = upload.bring(
-        sources, dtype, channels_last=channels_last, side_by_side=read_together(module, upload.device)
-    )
+    together = read_together(module, upload.device)
+    upload.pause()
+    brought = upload.bring(sources, dtype, channels_last=channels_last, side_by_side=together)
     _assign(module, brought, upload)
     _give_buffers(module, upload.device, dtype, make)
-    module.eval()
+    _no_longer_trains(module, upload)
 
 
 def differing(wanted: Mapping[str, object], given: Mapping[str, object]) -> list[str]:
@@ -88,12 +88,14 @@ def move(module: Any, upload: Upload, dtype: torch.dtype) -> Any:
     values = dict(module.named_parameters()) | dict(module.named_buffers())
     sources = {name: tensor.detach() for name, tensor in values.items()}
     _assign(module, upload.bring(sources, dtype), upload)
-    return module.eval()
+    _no_longer_trains(module, upload)
+    return module
 
 
 def _assign(module: Any, tensors: Mapping[str, Tensor], upload: Upload) -> None:
     """Make ``tensors`` the module's parameters and buffers, a few at a time."""
     owners = dict(module.named_modules())
+    upload.pause()
     for number, (name, tensor) in enumerate(tensors.items()):
         path, _, last = name.rpartition(".")
         owner = owners[path]
@@ -101,6 +103,15 @@ def _assign(module: Any, tensors: Mapping[str, Tensor], upload: Upload) -> None:
             owner._buffers[last] = tensor
         else:
             owner._parameters[last] = torch.nn.Parameter(tensor, requires_grad=False)
+        if number % _FEW == 0:
+            upload.pause()
+
+
+def _no_longer_trains(module: Any, upload: Upload) -> None:
+    """``eval``, a few modules at a time."""
+    upload.pause()
+    for number, part in enumerate(module.modules()):
+        part.training = False
         if number % _FEW == 0:
             upload.pause()
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sdbridge.engine.accelerate.courtesy import once_a_frame_is_queued
+from sdbridge.engine.accelerate.courtesy import give_way, gives_way, once_a_frame_is_queued
 from sdbridge.engine.image.device import same_device
 from sdbridge.engine.image.share import share_here
 from sdbridge.engine.image.stored import Source, Stored, in_memory, read_into
@@ -85,6 +85,8 @@ class Upload:
         """Between two steps of long work: let the frames have the interpreter."""
         if self.gentle:
             time.sleep(PAUSE_S)
+            if gives_way():
+                give_way()
 
     def _plainly(self, source: Source, dtype: torch.dtype, channels_last: bool) -> Tensor:
         tensor = in_memory(source)

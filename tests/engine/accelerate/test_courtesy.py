@@ -145,6 +145,7 @@ def test_a_kernel_is_loaded_beside_the_stream_when_nothing_is_queued_and_the_nex
         loading.set()
         at.append("loaded")
         hooks["end"]("module", "function", "name")
+        at.append("reads the next kernel")
 
     run = Beside(job)
     run.begin()
@@ -155,7 +156,7 @@ def test_a_kernel_is_loaded_beside_the_stream_when_nothing_is_queued_and_the_nex
     before_the_next(0)
     at.append("queues")
     assert run.ends_when(frame_waits)
-    assert at == ["loaded", "queues"]
+    assert at == ["loaded", "queues", "reads the next kernel"]
 
 
 def test_a_load_that_fails_keeps_one_frame_and_no_other(hooks, patient, monkeypatch) -> None:

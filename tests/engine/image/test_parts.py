@@ -43,7 +43,7 @@ def assert_same(ours: Any, theirs: Any) -> None:
     for name in a:
         assert a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]), name
         assert not a[name].requires_grad and not a[name].is_meta
-    assert not ours.training and type(ours) is type(theirs)
+    assert not any(part.training for part in ours.modules()) and type(ours) is type(theirs)
     differ = {
         key
         for key in dict(theirs.config.items() if hasattr(theirs.config, "items") else {})
