@@ -59,10 +59,13 @@ class EngineClient:
         on_event: OnEvent,
         *,
         in_process: bool = False,
+        keepsakes: dict[str, bytes] | None = None,
     ) -> None:
+        """``keepsakes`` of the engine before it, which this one's are added to (``interface.py``)."""
         self.config = config
         self.values = dict(values)  # what the engine was told so far
         self.in_process = in_process
+        self._keepsakes = {} if keepsakes is None else keepsakes
         self.spec = EngineSpec(kind=config.kind)
         self.report: WarmUpReport | None = None
         self.began_ns = self.took_ns = 0  # from ``start`` until it streamed
@@ -96,7 +99,9 @@ class EngineClient:
         self._make_slots()
         self._connection, self._far_end = SPAWN.Pipe(duplex=True)
         self._track.move(EngineState.LOADING)
-        birth = EngineStart(self.config, dict(self.values), self._revision, self._names())
+        birth = EngineStart(
+            self.config, dict(self.values), self._revision, self._names(), dict(self._keepsakes)
+        )
         if self.in_process:
             self._runner = threading.Thread(target=self._run_here, args=(birth,), name="engine", daemon=True)
             self._runner.start()
@@ -359,6 +364,8 @@ class EngineClient:
             self.pongs = message[1]
         elif word == "gpu_output":
             self.gpu_outputs[message[1]] = (message[2], message[3])
+        elif word == "keepsake":
+            self._keepsakes[message[1]] = message[2]
         elif word == "need_slot":
             self._slot_for(message[1], message[2])
         elif word == "log":

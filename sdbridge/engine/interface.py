@@ -150,6 +150,10 @@ class OverlappingEngine(Engine, Protocol):
     An engine that may hold a value back for some frames, because what it needs is still being made, has an
     attribute ``shows_up_to``: the revision up to which all values are in the newest tick, None when all that
     were given are. ``frame_edge`` takes up what can be, without a tick, so that this is known before one.
+
+    An engine that has what no parameter says, such as a picture grabbed from the input, has ``keepsakes()``,
+    bytes by name, asked once a second, and ``remember(keepsakes)``, called before ``load`` with those of the
+    engine whose place it takes, even of one that crashed.
     """
 
     @property

@@ -6,7 +6,7 @@ import logging
 import os
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from sdbridge.clock import Clock, SystemClock
 from sdbridge.collector import spare_the_collector
@@ -49,6 +49,7 @@ class EngineStart:
     values: Mapping[str, Value]
     revision: int
     slots: Mapping[str, str]
+    keepsakes: Mapping[str, bytes] = field(default_factory=dict)  # of the engine before it
 
 
 class EngineLoop:
@@ -69,6 +70,7 @@ class EngineLoop:
         self._wake = wake
         self._clock = clock or SystemClock()
         self._values: dict[str, Value] = dict(start.values)
+        self._kept: dict[str, bytes] = dict(start.keepsakes)  # that the bridge has
         self._revision = self._applied = start.revision
         self._inlet = Inlet()
         self._outlet = Outlet(self._clock, ready, lambda place, size: inbox.send("need_slot", place, size))
@@ -92,6 +94,9 @@ class EngineLoop:
         trouble = getattr(engine, "report_trouble", None)
         if callable(trouble):
             trouble(lambda error: self._inbox.send("error", error))
+        remember = getattr(engine, "remember", None)
+        if callable(remember):
+            remember(self._start.keepsakes)
         engine.load(_for_engine(self._values))
         if self._inbox.stopping.is_set():
             return
@@ -343,6 +348,12 @@ class EngineLoop:
 
     def _tell_stats(self, engine: Engine, ticks: Ticks) -> None:
         self._inbox.send("stats", _with_own(engine.stats(), ticks), engine.spec)
+        keepsakes = getattr(engine, "keepsakes", None)
+        if callable(keepsakes):
+            for name, kept in keepsakes().items():
+                if self._kept.get(name) != kept:
+                    self._kept[name] = kept
+                    self._inbox.send("keepsake", name, kept)
 
 
 def _pictures_on_gpu(engine: Engine, warm: WarmUpReport) -> tuple[bool, str]:

@@ -36,6 +36,7 @@ class EngineMaker:
         self._ready = ready
         self._on_event = on_event
         self._preparation = Preparation(prepare, prepared)
+        self._keepsakes: dict[str, bytes] = {}  # handed from each engine to the next
         self.section = section
         self.safe_mode = False
 
@@ -87,6 +88,7 @@ class EngineMaker:
             self._ready,
             self._on_event,
             in_process=self.section.in_process,
+            keepsakes=self._keepsakes,
         )
 
     def start(self, client: EngineClient) -> None:

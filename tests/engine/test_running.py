@@ -15,9 +15,26 @@ from sdbridge.engine.pipe import Wake
 from sdbridge.engine.running import RunningEngine
 from sdbridge.frame import Frame
 from sdbridge.parameters.store import ParameterStore
-from sdbridge.testing import numbered_picture
+from sdbridge.testing import FakeEngine, numbered_picture
 
 STREAMING = EngineState.STREAMING
+
+
+class Grabbing(FakeEngine):
+    """Paints, in every frame, how many engines there were before it: what no parameter says."""
+
+    before = 0
+
+    def remember(self, keepsakes):
+        self.before = int(keepsakes.get("engines", b"0"))
+
+    def keepsakes(self):
+        return {"engines": str(self.before + 1).encode()}
+
+    def _paint(self, frame, values, triggers):
+        painted = super()._paint(frame, values, triggers)
+        painted.pixels[0, 2] = self.before
+        return painted
 
 
 class Show:
@@ -93,6 +110,19 @@ def test_a_killed_engine_is_replaced_with_all_values():
         show.wait_frames(3)
         assert show.noted("SDB-ENGINE-DIED") and show.engine.restarts == 1
         assert show.frames[-1].pixels[0, 1, 0] == round(0.25 * 255)
+
+
+def test_what_no_parameter_says_is_handed_from_engine_to_engine():
+    """To the one that takes a killed one's place, and to one that takes over at a frame edge."""
+    with Show(f"{__name__}:Grabbing") as show:
+        assert show.frames[-1].pixels[0, 2, 0] == 0
+        maker = show.engine._watcher.maker
+        show.wait(lambda: maker._keepsakes == {"engines": b"1"})
+        os.kill(show.process, signal.SIGKILL)
+        show.wait(lambda: show.frames[-1].pixels[0, 2, 0] == 1)
+        show.wait(lambda: maker._keepsakes == {"engines": b"2"})
+        show.store.set("engine.restart", True)
+        show.wait(lambda: show.frames[-1].pixels[0, 2, 0] == 2)
 
 
 def test_an_engine_that_makes_no_frames_is_replaced_although_it_answers():

@@ -77,6 +77,7 @@ class ImageEngine:
         self._model: LoadedModel | None = None
         self._painter: Painter | None = None
         self._extensions: tuple[StreamExtension, ...] = ()
+        self._keepsakes: Mapping[str, bytes] = {}
         self._capable: frozenset[str] = frozenset()
         self._beside: LoadingThread | None = None
         self._load_s = 0.0
@@ -92,6 +93,14 @@ class ImageEngine:
     def report_trouble(self, tell: Callable[[SdbridgeError], None]) -> None:
         """Who is told of what went wrong beside the frame loop, such as a LoRA that does not fit."""
         self._trouble = tell
+
+    def remember(self, keepsakes: Mapping[str, bytes]) -> None:
+        """What another engine had that no parameter says; before ``load``."""
+        self._keepsakes = keepsakes
+
+    def keepsakes(self) -> dict[str, bytes]:
+        """The same of this one (``interface.OverlappingEngine``)."""
+        return {name: kept for extension in self._extensions for name, kept in extension.keepsakes().items()}
 
     @property
     def model(self) -> LoadedModel:
@@ -169,6 +178,8 @@ class ImageEngine:
             report(partial(self._under_way.tell, "acceleration"))
         self._extensions = build_extensions(self._context(self._painter))
         self._painter.extensions = self._extensions
+        for extension in self._extensions:
+            extension.remember(self._keepsakes)
         self._capable = self._capabilities()
         for rejection in self.apply(dict(self._values), self._revision):
             log.warning("%s", rejection.message)

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from safetensors.torch import load as unpack
+from safetensors.torch import save as pack
 from torch import Tensor
 
 from sdbridge.engine.image.beside import Beside
@@ -20,10 +22,18 @@ from sdbridge.parameters.store import Rejection
 SLOTS = range(1, 5)
 
 
+@dataclass(frozen=True)
+class _Look:
+    """What came of a picture: its tokens ``[1, T, D]``, and itself as bytes if nothing else has it."""
+
+    tokens: Tensor
+    keepsake: bytes
+
+
 @dataclass
 class _Slot:
     stills: StillFile  # a file's picture
-    looks: Beside[Tensor]  # the tokens of the picture
+    looks: Beside[_Look]
     source: str = "off"
     file: str = ""
     weight: float = 1.0
@@ -32,6 +42,7 @@ class _Slot:
     grabbed: Tensor | None = None  # [1, 3, h, w] of the live input
     looked_at: Tensor | None = None  # the picture that ``tokens`` were made of, or are being made of
     tokens: Tensor | None = None  # [1, T, D]
+    keepsake: bytes = b""  # the grabbed picture
     missing: bool = False
 
     @property
@@ -160,9 +171,10 @@ class StyleImages(StreamExtension):
             still = slot.stills.poll(watch=slot.source == "file")
             if still is not None and still.thing is not None:
                 slot.picture, changed = still.thing, True
-            tokens = slot.looks.poll()
-            if tokens is not None:
-                slot.tokens = tokens.thing
+            look = slot.looks.poll()
+            if look is not None:
+                slot.tokens = None if look.thing is None else look.thing.tokens
+                slot.keepsake = look.thing.keepsake if look.thing is not None else slot.keepsake
                 changed = True
             self._look(slot)
         return changed
@@ -177,7 +189,8 @@ class StyleImages(StreamExtension):
         if still is None:
             slot.tokens = None
         elif network is not None:
-            slot.looks.start(lambda: network.tokens(still))
+            grabbed, keepsake = still is slot.grabbed, slot.keepsake
+            slot.looks.start(lambda: _Look(network.tokens(still), _packed(still) if grabbed else keepsake))
 
     def _attach(self, network: StyleNetwork) -> None:
         self._detach()
@@ -211,7 +224,7 @@ class StyleImages(StreamExtension):
             return (None,) * int(latent.shape[0])
         for slot in self._slots.values():
             if slot.grab and "main" in roles:
-                slot.grabbed, slot.grab = shrink(roles["main"][-1:, :3]).clone(), False
+                slot.grabbed, slot.grab = _in_bytes(shrink(roles["main"][-1:, :3])), False
             if slot.source == "input" and self._network is not None:
                 slot.missing = "style" not in roles
                 slot.looked_at = None
@@ -277,6 +290,15 @@ class StyleImages(StreamExtension):
             found.append("style_scale")
         return tuple(found)
 
+    def keepsakes(self) -> Mapping[str, bytes]:
+        return {_grabbed(n): slot.keepsake for n, slot in self._slots.items() if slot.keepsake}
+
+    def remember(self, keepsakes: Mapping[str, bytes]) -> None:
+        for n, slot in self._slots.items():
+            slot.keepsake = keepsakes.get(_grabbed(n), b"")
+            device = self._context.model.device
+            slot.grabbed = _unpacked(slot.keepsake, device) if slot.keepsake else None
+
     def unload(self) -> None:
         self._networks.cancel()
         self._detach()
@@ -287,3 +309,20 @@ class StyleImages(StreamExtension):
 
 def _as_style(picture: Tensor) -> Tensor:
     return shrink(picture[:, :3])
+
+
+def _grabbed(number: int) -> str:
+    return f"style.{number}.grabbed"
+
+
+def _in_bytes(picture: Tensor) -> Tensor:
+    """A new tensor of numbers that a byte can hold, so that a keepsake is the very picture."""
+    return (picture * 255).round_().div_(255)
+
+
+def _packed(picture: Tensor) -> bytes:
+    return pack({"picture": (picture * 255).round().to(torch.uint8).cpu().contiguous()})
+
+
+def _unpacked(keepsake: bytes, device: torch.device) -> Tensor:
+    return unpack(keepsake)["picture"].to(device).float().div_(255)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +22,9 @@ from sdbridge.parameters.store import Rejection
 
 #: Less than two steps of eight bits is black, so that a compressed or noisy mask still keeps exactly.
 BLACK = 2 / 255
+
+
+_FITTED = "mask.fitted"  # keepsake
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,8 @@ class InpaintMask(StreamExtension):
         self._source = "off"
         self._file = ""  # what was asked for last
         self._refused = False  # ... and is not what ``_drawn`` came from
+        #: File and size drawn for a picture of this stream, which may run at another since.
+        self._fitted: tuple[str, int, int] | None = None
         self._invert = False
         self._soft = 8.0
         self._drawn: Tensor | None = None  # [1, 1, H, W] as the file has it
@@ -100,13 +106,17 @@ class InpaintMask(StreamExtension):
         return ()
 
     def resized(self, width: int, height: int, frames: int) -> None:
-        if self._drawn is not None:  # for this picture, so it follows it, and comes back as it was
+        self._fit(width, height)
+        self._size = (width, height)
+        self._all_hidden = None
+
+    def _fit(self, width: int, height: int) -> None:
+        """The mask was drawn for this picture, so it follows it, and comes back as it was."""
+        if self._drawn is not None:
             same = self._drawn.shape[-2:] == (height, width)
             self._still = (
                 self._drawn if same else nn.interpolate(self._drawn, (height, width), mode="bilinear")
             )
-        self._size = (width, height)
-        self._all_hidden = None
 
     def frame_edge(self) -> bool:
         if self._size == (0, 0):
@@ -118,16 +128,24 @@ class InpaintMask(StreamExtension):
         if arrived.thing is None:
             return False
         height, width = arrived.thing.shape[-2:]
-        if (width, height) != self._size:
+        if (width, height) != self._size and (self._file, width, height) != self._fitted:
             error = SdbridgeError(
                 "SDB-MASK-SIZE",
                 f"{self._file} is {width}x{height}, the stream runs at {self._size[0]}x{self._size[1]}",
             )
             self._context.report(error)
             return False
-        self._drawn = self._still = arrived.thing
-        self._refused = False
+        self._drawn, self._refused = arrived.thing, False
+        self._fitted = (self._file, width, height)
+        self._fit(*self._size)
         return True
+
+    def keepsakes(self) -> Mapping[str, bytes]:
+        return {_FITTED: json.dumps(self._fitted if self._drawn is not None else None).encode()}
+
+    def remember(self, keepsakes: Mapping[str, bytes]) -> None:
+        fitted = json.loads(keepsakes.get(_FITTED, b"null"))
+        self._fitted = None if fitted is None else (str(fitted[0]), int(fitted[1]), int(fitted[2]))
 
     # --- one frame ---
 

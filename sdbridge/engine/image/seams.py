@@ -266,6 +266,13 @@ class StreamExtension:
         """Parameters that are set but have no meaning now, for status."""
         return ()
 
+    def keepsakes(self) -> Mapping[str, bytes]:
+        """What no parameter says and an engine in this one's place needs; the same bytes while it stays."""
+        return {}
+
+    def remember(self, keepsakes: Mapping[str, bytes]) -> None:
+        """All keepsakes of the engine before this one; called once, before the first ``apply``."""
+
     def reset(self, how: ResetKind) -> None:
         """Forget what was remembered of earlier frames; ``hard`` also starts random states anew."""
 

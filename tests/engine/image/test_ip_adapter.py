@@ -236,16 +236,27 @@ def test_blends_are_between_their_images_and_weights_are_shares(tmp_path: Path, 
 def test_live_and_grabbed_styles(encoder: Path) -> None:
     bench = make_bench()
     images = style(bench, style_model=str(adapter(encoder, "sd15", "plus")), slot1_source="input")
-    first = run(bench, images, {"style": picture(1)})
+    shown = (picture(1) * 255).round() / 255  # as inputs are: eight bits
+    first = run(bench, images, {"style": shown})
     assert not torch.equal(run(bench, images, {"style": picture(2)}), first)
-    assert torch.equal(run(bench, images, {"style": picture(1)}), first)
+    assert torch.equal(run(bench, images, {"style": shown}), first)
     plain = run(make_bench(), None)
     assert torch.equal(run(bench, images, {}), plain) and images.unused() == ("style.1.source",)
     images.apply({"style.1.source": "grab", "style.1.grab": True})
-    run(bench, images, {"main": picture(1)})  # takes this frame
+    assert images.keepsakes() == {}
+    run(bench, images, {"main": shown})  # takes this frame
     change(bench, images)
     grabbed = run(bench, images, {"main": picture(2)})
     assert torch.equal(grabbed, first)  # and keeps it
+    kept = images.keepsakes()
+    assert images.keepsakes()["style.1.grabbed"] is kept["style.1.grabbed"], "asked for each second"
+    bench = make_bench()  # another engine in its place
+    successor = StyleImages(bench.context)
+    successor.remember(kept)
+    successor.apply({"style_model": images._model, "style.1.source": "grab"})
+    change(bench, successor)
+    assert torch.equal(run(bench, successor, {"main": picture(2)}), first)
+    assert successor.keepsakes() == kept
 
 
 def test_the_rows_of_a_batch_all_have_the_style_and_guidance_rows_have_none(

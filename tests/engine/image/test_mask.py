@@ -249,3 +249,31 @@ def test_mask_files_fit_or_are_refused_by_name(tmp_path: Path, monkeypatch) -> N
     for side in (8, 24, SIZE):
         mask.resized(side, side, 1)
     assert torch.equal(enter(mask, {"main": picture(1)})[0].masked.soft, kept), "as it was drawn, to the bit"
+
+
+def test_a_mask_drawn_for_the_stream_is_taken_up_by_the_engine_in_its_place(tmp_path: Path) -> None:
+    """Which begins at the size that the stream has by then, and knows only what was told."""
+    file = tmp_path / "mask.png"
+    Image.fromarray((half_mask()[0, 0].numpy() * 255).astype(np.uint8)).save(file)
+    mask = mask_of(make_bench(), source="file", file=str(file), soft=0.0)
+    mask.resized(32, 48, 1)
+    half = mask._still
+
+    def successor(keepsakes: dict[str, bytes]) -> tuple[InpaintMask, Bench]:
+        bench = make_bench()
+        made = InpaintMask(bench.context)
+        made.remember(keepsakes)
+        made.resized(32, 48, 1)
+        change(bench, made, source="file", file=str(file))
+        return made, bench
+
+    made, bench = successor(dict(mask.keepsakes()))
+    assert half is not None and made._still is not None and torch.equal(made._still, half)
+    assert not bench.reports and made.keepsakes() == mask.keepsakes()
+    _, bench = successor({})
+    assert [code for code, _ in bench.reports] == ["SDB-MASK-SIZE"]
+    Image.new("L", (100, 30)).save(file)  # drawn for something else since
+    _, bench = successor(dict(mask.keepsakes()))
+    assert [code for code, _ in bench.reports] == ["SDB-MASK-SIZE"]
+    cleared = mask_of(make_bench(), source="file", file="")
+    assert cleared.keepsakes() == {"mask.fitted": b"null"}
