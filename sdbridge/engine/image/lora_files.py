@@ -122,6 +122,7 @@ def load_lora(
     if not layers:
         raise _no_lora(opened)
     refuse_spoilt(place, opened.tensors)
+    _refuse_without_effect(place, layers)
     alpha_of = _alpha_source(opened)
     products: dict[str, Tensor] = {}
     unapplied: list[str] = list(strangers)
@@ -162,6 +163,23 @@ def load_lora(
         torch.cuda.current_stream().synchronize()  # not the device: a graph may be under capture
     hint = _scheduler_hint(opened, layers)
     return LoraProducts(place, products, applied, tuple(sorted(unapplied)), hint, rooms)
+
+
+def _refuse_without_effect(place: Path, layers: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """What could be multiplied and would say nothing, or nonsense. Raises SDB-LORA-KEYS naming a layer."""
+    for stem, pieces in layers.items():
+        factors = {kind: piece for kind, piece in pieces.items() if kind != "alpha"}
+        if any(piece.numel() == 0 for piece in factors.values()):
+            sizes = ", ".join(f"{kind} {'x'.join(map(str, p.shape))}" for kind, p in factors.items())
+            raise SdbridgeError("SDB-LORA-KEYS", f"{place} has layers of rank 0, such as {stem}: {sizes}")
+        whole = {str(p.dtype) for p in factors.values() if not p.dtype.is_floating_point}
+        if whole:
+            raise SdbridgeError(
+                "SDB-LORA-KEYS",
+                f"{place} holds whole numbers ({', '.join(sorted(whole)).replace('torch.', '')}) in {stem}: "
+                "it was quantised in a way that sdbridge does not read",
+                "Take the file in half or full precision.",
+            )
 
 
 def _products(place: Path, stem: str, pieces: Mapping[str, Tensor], alpha: float | None) -> dict[str, Tensor]:

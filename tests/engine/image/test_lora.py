@@ -570,6 +570,9 @@ def broken_files(tmp_path: Path) -> dict[str, tuple[Path, str]]:
     one = next(key for key in good if key.endswith("lora_up.weight"))
     ranks = {**good, one: torch.zeros(good[one].shape[0], good[one].shape[1] + 1)}
     alphas = {**good, one.replace("lora_up.weight", "alpha"): torch.ones(3)}
+    down = one.replace("lora_up", "lora_down")
+    hollow = {**good, one: good[one][:, :0].contiguous(), down: good[down][:0].contiguous()}
+    whole_numbers = {**good, one: (good[one] * 10).to(torch.int8), down: (good[down] * 10).to(torch.int8)}
     good[one] = good[one].half().index_fill(0, torch.tensor([1]), float("nan"))
     spoilt = saved(tmp_path, good, "spoilt.safetensors")
     return {
@@ -586,6 +589,8 @@ def broken_files(tmp_path: Path) -> dict[str, tuple[Path, str]]:
         "missing": (tmp_path / "none.safetensors", "SDB-FILE-MISSING"),
         "ranks": (saved(tmp_path, ranks, "ranks.safetensors"), "SDB-FILE-BROKEN"),
         "alphas": (saved(tmp_path, alphas, "alphas.safetensors"), "SDB-FILE-BROKEN"),
+        "hollow": (saved(tmp_path, hollow, "hollow.safetensors"), "SDB-LORA-KEYS"),
+        "whole numbers": (saved(tmp_path, whole_numbers, "numbers.safetensors"), "SDB-LORA-KEYS"),
     }
 
 
@@ -605,6 +610,8 @@ def broken_files(tmp_path: Path) -> dict[str, tuple[Path, str]]:
         "missing",
         "ranks",
         "alphas",
+        "hollow",
+        "whole numbers",
     ],
 )
 def test_a_bad_file_is_named_and_leaves_the_slot_as_it_was(tmp_path: Path, kind: str) -> None:
