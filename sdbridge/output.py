@@ -44,6 +44,8 @@ class OutputLoop:
         self._compositor = Compositor()
         self._newest: Frame | None = None
         self._control: Frame | None = None
+        self._control_slot = 0  # whose it is
+        self._control_after = self._revision = -1  # what was made by this revision is another slot's
         self._unsent = False
         self._again = False
         self._cut = False
@@ -90,12 +92,13 @@ class OutputLoop:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            values, _revision = self._store.snapshot()
+            values, revision = self._store.snapshot()
             settings, fps = HoldSettings.of(values), float(values["output.fps"])
             self._cut = self._cut and not settings.black
             wait_s = (self._pace.due_ns(fps) - self._clock.now_ns()) / 1e9
             self._ready.wait(min(max(wait_s, 0.0), 0.1))
             try:
+                self._choose_control(int(values["control_output"]), revision)
                 self._turn(settings, fps, values["mode"] == "txt2img")
             except Exception:  # edge: the output loop is the show itself; a fault in it costs one frame
                 log.exception("an output frame failed")
@@ -111,7 +114,9 @@ class OutputLoop:
             self._again = before is not None and before.frame_id == made.frame_id
             if not self._again or free_running:
                 self._policy.frame_came(now, settings)
-        self._control = self._engine.take("control") or self._control
+        control = self._engine.take("control")
+        if control is not None and control.revision > self._control_after:
+            self._control = control
         if self._cut:
             settings = replace(settings, black=True)
         urgent = self._cut and self.state is not OutputState.BLACK
@@ -120,6 +125,15 @@ class OutputLoop:
         new, self._unsent = self._unsent, False
         self._send(self._paint(self._policy.decide(now, settings), settings.action), new)
         self._pace.sent(now, new, fps)
+
+    def _choose_control(self, slot: int, revision: int) -> None:
+        """Another slot's control image is to be sent, or none: that of the former one goes no further."""
+        if slot != self._control_slot:
+            self._control_slot, self._control_after = slot, self._revision
+            if self._control is None or self._control.revision <= self._control_after:
+                self._control = None
+                self._previews["control"].forget()
+        self._revision = revision
 
     def _paint(self, shown: Shown, action: str) -> np.ndarray:
         self.state = shown.state

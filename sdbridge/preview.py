@@ -28,6 +28,12 @@ class PreviewRelay:
     def show(self, frame: Frame) -> None:
         self._newest = frame
 
+    def forget(self) -> None:
+        """There is no picture any more."""
+        with self._lock:
+            self._newest = self._given = None
+            self._given_ns = -INTERVAL_NS
+
     def look(self) -> Frame | None:
         """The picture now; the same one again within a tenth of a second."""
         with self._lock:

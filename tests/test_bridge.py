@@ -447,3 +447,6 @@ def test_the_control_input_reaches_the_control_output():
         wait_until(lambda: bridge.output_frame("control") is not None)
         assert bridge.input_frame("control") is not None and bridge.input_frame("mask") is None
         assert [each.role for each in bridge.status().inputs] == ["main", "control"]
+        control.push(numbered_picture(60))
+        bridge.store.set("control_output", 2)  # this engine sends it all the same, but anew
+        map_.wait_for(lambda f, a: number_of(f.pixels) == 60)

@@ -163,6 +163,27 @@ def test_slots_show_only_what_is_used(page: Browser, view: WebView) -> None:
     page.until(f"{shown} === 1")
 
 
+def test_what_a_controlnet_sees_is_shown_by_its_eye(page: Browser, view: WebView) -> None:
+    shown = "!document.querySelector('.picture.control').hidden"
+    assert not page.eval(shown)
+    page.eval("document.querySelector('[data-group=controlnet]').open = true")
+    view.store.set("controlnet.2.model", "canny", "osc")
+    eye = '[data-group=controlnet] .slot[data-slot="2"] button[aria-label="Show what ControlNet 2 sees"]'
+    page.until(f"document.querySelector('{eye}') !== null")
+    page.click(eye)
+    comes_true(lambda: view.store.get("control_output") == 2)
+    page.until(f"{shown} && document.querySelector('.picture.control').classList.contains('has-picture')")
+    assert "ControlNet 2" in page.eval("document.querySelector('.picture.control figcaption').textContent")
+    assert page.eval(f"document.querySelector('{eye}').getAttribute('aria-pressed')") == "true"
+    page.click(eye)
+    comes_true(lambda: view.store.get("control_output") == 0)
+    page.until(f"!({shown})")
+    view.store.set("control_output", 1, "osc")
+    page.until(shown)
+    page.click('.picture.control button[aria-label="Hide the control image"]')
+    comes_true(lambda: view.store.get("control_output") == 0)
+
+
 def test_search_finds_by_address_and_copies_it(page: Browser, view: WebView) -> None:
     page.press("/", "Slash", text="/")
     assert page.eval("document.activeElement.id") == "search"

@@ -84,6 +84,8 @@ class WebView:
         return self._picture(0.0, (0.7, 0.75, 0.8)) if role == "main" else None
 
     def output_frame(self, role: str = "generated") -> Frame | None:
+        if role == "control" and self.store.get("control_output"):
+            return self._picture(0.0, (1.0, 1.0, 1.0))
         return self._picture(2.0, (1.0, 0.55, 0.3)) if role == "generated" else None
 
     def backends(self, direction: str) -> list[tuple[str, bool, str]]:

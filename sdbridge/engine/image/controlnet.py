@@ -371,7 +371,9 @@ class ControlNets(StreamExtension):
         missing = (f"controlnet.{s.number}.source" for s in steer if s.missing_source)
         unread = (f"controlnet.{s.number}.file" for s in steer if s.source == "file" and s.stills.failed)
         outside = (f"controlnet.{s.number}.{s.misses}" for s in steer if s.misses)
-        return (*refused, *blind, *missing, *unread, *outside)
+        shown = any(self._output in maps for maps in self._newest)
+        none = ("control_output",) if self._output and not shown else ()
+        return (*refused, *blind, *missing, *unread, *outside, *none)
 
     def reset(self, how: ResetKind) -> None:
         self._newest = ()

@@ -390,8 +390,12 @@ def test_a_still_image_is_prepared_once_and_the_control_output_shows_it(tmp_path
     out = nets.outputs(one)["control"]
     assert out.shape == (1, 3, SIZE, SIZE)
     assert torch.allclose(out[0, :, 5, 5], torch.tensor([0.0, 1.0, 1.0]))
+    assert nets.unused() == ()
     change(bench, nets, control_output=0)
-    assert nets.outputs(one) == {}
+    assert nets.outputs(one) == {} and nets.unused() == ()
+    change(bench, nets, control_output=5)  # which holds nothing
+    nets.enter({}, latent(1))
+    assert nets.unused() == ("control_output",)
 
 
 def test_a_still_that_failed_is_read_once_it_is_there_or_asked_for_anew(tmp_path: Path, monkeypatch) -> None:

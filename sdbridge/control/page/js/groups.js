@@ -120,10 +120,12 @@ function slots(members) {
       draw();
     };
     const word = NOUN[kind] ?? kind;
+    const buttons = kind === "controlnet" ? [eye(slot)] : [];
+    if (kind !== "seed" || slot > 1) buttons.push(iconButton("close", `Remove ${word} ${slot}`, remove));
     const short = (row) => (row.title.replace(/^.*? \d+ ?/, "") || "value").replace(/^./, (letter) => letter.toUpperCase());
     return el(
       "div.slot", { dataset: { slot } },
-      el("div.slot-head", {}, el("h3", {}, `${word.charAt(0).toUpperCase()}${word.slice(1)} ${slot}`), slot === 1 && kind === "seed" ? null : iconButton("close", `Remove ${word} ${slot}`, remove)),
+      el("div.slot-head", {}, el("h3", {}, `${word.charAt(0).toUpperCase()}${word.slice(1)} ${slot}`), el("span.slot-buttons", {}, buttons)),
       el("div.grid", {}, mine.map((row) => control(row.name, { title: short(row) }))),
     );
   };
@@ -137,6 +139,13 @@ function slots(members) {
   });
   for (const row of members) if (row.kind !== "trigger") follow(row.name, draw);
   return el("div", {}, shelf, add);
+}
+
+/** Shows what a ControlNet sees among the pictures, and sends it on the control output. */
+function eye(slot) {
+  const node = iconButton("eye", `Show what ControlNet ${slot} sees`, () => set("control_output", values.get("control_output") === slot ? 0 : slot));
+  follow("control_output", (shown) => node.setAttribute("aria-pressed", shown === slot));
+  return node;
 }
 
 function search(words, found, list) {

@@ -1,21 +1,28 @@
-// The pictures: output and input, ten times a second, only while someone can see them.
+// The pictures: output, input and a ControlNet's control image, ten times a second, only while someone can see them.
 
 import { el, fill, iconButton, say } from "./dom.js";
 import { link } from "./link.js";
-import { followStatus } from "./state.js";
+import { follow, followStatus, set } from "./state.js";
 
-const KINDS = ["input", "output"];
+const KINDS = ["input", "output", "control"];
 const MEANWHILE = {
   stopped: "The engine is stopped.",
   loading: "The engine is loading.",
   warming_up: "The engine is warming up.",
   failed: "The engine failed; it is started again.",
 };
-const pictures = new Map(); // "input" | "output" -> {canvas, seen}
+const pictures = new Map(); // one of KINDS -> {canvas, seen}
 
 export function buildStage() {
   const stage = document.getElementById("stage");
-  fill(stage, picture("output", "Output"), picture("input", "Input"));
+  const control = picture("control", "Control image");
+  control.querySelector(".frame").append(iconButton("close", "Hide the control image", () => set("control_output", 0), ".over"));
+  fill(stage, picture("output", "Output"), picture("input", "Input"), control);
+  follow("control_output", (slot) => {
+    control.hidden = !slot;
+    control.classList.remove("has-picture"); // the one shown may be another slot's
+    caption("control", null, slot ? `of ControlNet ${slot}` : "");
+  });
   const observer = new IntersectionObserver((entries) => {
     for (const entry of entries) pictures.get(entry.target.dataset.kind).seen = entry.isIntersecting;
     ask();
@@ -83,7 +90,7 @@ function ask() {
 
 async function draw({ kind, jpeg }) {
   const shown = pictures.get(KINDS[kind]);
-  if (!shown) return;
+  if (!shown || shown.figure.hidden) return;
   let bitmap = null;
   try {
     bitmap = await createImageBitmap(new Blob([jpeg], { type: "image/jpeg" }));
@@ -95,8 +102,8 @@ async function draw({ kind, jpeg }) {
     canvas.width = bitmap.width;
     canvas.height = bitmap.height;
     figure.style.setProperty("--aspect", bitmap.width / bitmap.height);
-    figure.classList.add("has-picture");
   }
+  figure.classList.add("has-picture");
   context.drawImage(bitmap, 0, 0);
   bitmap.close();
 }
