@@ -21,7 +21,7 @@ from sdbridge.engine.patience import Patience
 from sdbridge.engine.pipe import Wake
 from sdbridge.engine.running import RunningEngine
 from sdbridge.errors import SdbridgeError
-from sdbridge.frame import Frame, Role
+from sdbridge.frame import Frame, OutputRole, Role
 from sdbridge.instance import Instance
 from sdbridge.model_supply import ModelSupply
 from sdbridge.output import OutputLoop
@@ -305,8 +305,14 @@ class Bridge:
     def choose_input(self, role: Role, backend: str, name: str) -> None:
         self.textures.choose_input(role, backend, name)
 
-    def choose_output(self, index: int, backend: str, name: str) -> None:
-        self.textures.choose_output(index, backend, name)
+    def drop_input(self, role: Role) -> None:
+        self.textures.drop_input(role)
+
+    def choose_output(self, index: int, backend: str, name: str, role: OutputRole | None = None) -> None:
+        self.textures.choose_output(index, backend, name, role)
+
+    def drop_output(self, index: int) -> None:
+        self.textures.drop_output(index)
 
     def mounts(self) -> Mapping[str, object]:
         return MappingProxyType(self.textures.mounts())

@@ -281,6 +281,34 @@ def test_several_senders_at_once_and_one_chosen_live():
             bridge.choose_output(9, "fake", "third")
 
 
+def test_a_second_input_is_switched_on_and_off_and_a_second_output_too():
+    main, control = FakeReceiver("main"), FakeReceiver("control", {"fps": 0})
+    picture, map_ = FakeSender("picture"), FakeSender("map")
+    textures = FakeTextures({"main": main, "control": control}, [picture, map_])
+    settings = config(in_process=True).model_copy(update={"output": (OutputConfig(name="picture"),)})
+    with Bridge(settings, textures=textures, control=False) as bridge:
+        bridge.start()
+        picture.wait_for(new)
+        bridge.choose_input("control", "fake", "control")
+        bridge.choose_output(1, "fake", "map", "control")
+        control.push(numbered_picture(200))
+        assert number_of(map_.wait_for(lambda f, a: True).pixels) == 200
+        assert [each.role for each in bridge.status().outputs] == ["generated", "control"]
+        bridge.drop_input("control")
+        assert not control.is_open and [each.role for each in bridge.status().inputs] == ["main"]
+        assert bridge.input_frame("control") is None
+        made = bridge.status().frames_in
+        wait_until(lambda: bridge.status().frames_in > made + 5)
+        bridge.drop_input("control")  # which is off
+        with pytest.raises(SdbridgeError, match="main input cannot be switched off"):
+            bridge.drop_input("main")
+        bridge.drop_output(0)
+        wait_until(lambda: not picture.is_open)
+        assert map_.is_open and [each.role for each in bridge.status().outputs] == ["control"]
+        with pytest.raises(SdbridgeError, match="there is no output 1; there are 1"):
+            bridge.drop_output(1)
+
+
 def test_an_output_sent_again_stays_unless_it_had_ended():
     receiver, first, second = FakeReceiver("main"), FakeSender("sdbridge"), FakeSender("sdbridge")
     textures = FakeTextures({"main": receiver}, [first])

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from sdbridge.control.endpoint import Body, Endpoint, json_answer, read_body
 from sdbridge.control.view import BridgeView
 from sdbridge.errors import SdbridgeError
+from sdbridge.frame import OutputRole
 
 _LIST = {"type": "array", "items": {"type": "object"}}
 
@@ -27,11 +28,27 @@ class ChooseInput(Body):
 
 
 class ChooseOutput(Body):
-    """Send as ``name`` by ``backend`` from now on; ``index`` counts the outputs from 0."""
+    """Send as ``name`` by ``backend`` from now on. ``index`` counts from 0; their number adds an output.
+
+    ``role`` is the picture that is sent; left out it stays, and is the generated one for a new output.
+    """
 
     index: int = Field(default=0, ge=0, le=63)
     backend: str = Field(max_length=64)
     name: str = Field(default="", max_length=256)
+    role: OutputRole | None = None
+
+
+class DropInput(Body):
+    """Receive nothing for ``role`` any more. The main input cannot be switched off."""
+
+    role: Literal["main", "control", "mask", "style"]
+
+
+class DropOutput(Body):
+    """End output ``index``; those after it move up."""
+
+    index: int = Field(ge=0, le=63)
 
 
 def endpoints(view: BridgeView) -> tuple[Endpoint, ...]:
@@ -61,6 +78,14 @@ def endpoints(view: BridgeView) -> tuple[Endpoint, ...]:
             refusals=(404, 422),
         ),
         Endpoint(
+            "POST",
+            "/api/sources/off",
+            textures.drop_input,
+            "Switch an input off",
+            body=DropInput,
+            refusals=(404, 422),
+        ),
+        Endpoint(
             "GET",
             "/api/outputs",
             textures.outputs,
@@ -81,6 +106,14 @@ def endpoints(view: BridgeView) -> tuple[Endpoint, ...]:
             textures.choose_output,
             "Send under another name or backend",
             body=ChooseOutput,
+            refusals=(404, 422),
+        ),
+        Endpoint(
+            "POST",
+            "/api/outputs/off",
+            textures.drop_output,
+            "End an output",
+            body=DropOutput,
             refusals=(404, 422),
         ),
     )
@@ -112,6 +145,16 @@ class _Textures:
         await asyncio.to_thread(self._view.choose_input, wanted.role, wanted.backend, wanted.name)
         return json_answer(wanted.model_dump())
 
+    async def drop_input(self, request: Request) -> Response:
+        wanted = await read_body(request, DropInput)
+        await asyncio.to_thread(self._view.drop_input, wanted.role)
+        return json_answer(wanted.model_dump())
+
+    async def drop_output(self, request: Request) -> Response:
+        wanted = await read_body(request, DropOutput)
+        await asyncio.to_thread(self._view.drop_output, wanted.index)
+        return json_answer(wanted.model_dump())
+
     async def outputs(self, request: Request) -> Response:
         backends = await asyncio.to_thread(self._view.backends, "out")
         status = await asyncio.to_thread(self._view.status)
@@ -121,7 +164,9 @@ class _Textures:
 
     async def choose_output(self, request: Request) -> Response:
         wanted = await read_body(request, ChooseOutput)
-        await asyncio.to_thread(self._view.choose_output, wanted.index, wanted.backend, wanted.name)
+        await asyncio.to_thread(
+            self._view.choose_output, wanted.index, wanted.backend, wanted.name, wanted.role
+        )
         return json_answer(wanted.model_dump())
 
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from sdbridge.clock import Clock
 from sdbridge.config import Config
-from sdbridge.frame import Frame, Role
+from sdbridge.frame import Frame, OutputRole, Role
 from sdbridge.parameters.show import Show
 from sdbridge.parameters.store import ParameterStore
 from sdbridge.status import Status
@@ -18,8 +18,8 @@ class BridgeView(Protocol):
 
     ``input_frame`` and ``output_frame`` ask the preview relay: at most ten fresh copies a second,
     made only while someone asks. ``sources`` may take a second. ``choose_input`` and
-    ``choose_output`` swap a texture while the show runs; a bad choice raises SdbridgeError and
-    leaves the old one running.
+    ``choose_output`` swap a texture while the show runs, or add one; ``drop_input`` and ``drop_output``
+    end one. A bad choice raises SdbridgeError and leaves the old one running.
     """
 
     store: ParameterStore
@@ -37,7 +37,9 @@ class BridgeView(Protocol):
         """``(name, detail)`` of what a receiver backend can see now."""
 
     def choose_input(self, role: Role, backend: str, name: str) -> None: ...
-    def choose_output(self, index: int, backend: str, name: str) -> None: ...
+    def drop_input(self, role: Role) -> None: ...
+    def choose_output(self, index: int, backend: str, name: str, role: OutputRole | None = None) -> None: ...
+    def drop_output(self, index: int) -> None: ...
     def mounts(self) -> Mapping[str, object]:
         """ASGI apps that senders offer, by path, such as ``/output.mjpeg``."""
 

@@ -258,6 +258,10 @@ class EngineClient:
     def reset(self, how: ResetKind) -> None:
         self._outbox.put(("reset", how))
 
+    def withdraw(self, role: Role) -> None:
+        """The input ``role`` was switched off: its last frame is not to be used any more."""
+        self._outbox.put(("withdraw", role))
+
     def ping(self) -> None:
         """Ask for a sign of life; ``pongs`` catches up with ``pings``."""
         self.pings += 1

@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection
 
 from sdbridge.engine.interface import ResetKind
 from sdbridge.engine.pipe import Message, Wake
+from sdbridge.frame import Role
 from sdbridge.parameters.parameter import Value
 
 #: Seconds that an engine deep in a call has to leave by itself once it was told to stop.
@@ -29,6 +30,7 @@ class Inbox:
         self._arrival = threading.Condition()
         self._changes: deque[tuple[Mapping[str, Value], int]] = deque()
         self._resets: deque[ResetKind] = deque()
+        self._withdrawn: deque[Role] = deque()
         self._slots: Mapping[str, str] | None = None
         self._received = received
         #: Called here in the reading thread, so that a long tick does not keep it waiting.
@@ -56,6 +58,15 @@ class Inbox:
             resets = list(self._resets)
             self._resets.clear()
             return resets
+
+    def withdrawn(self) -> list[Role]:
+        """The inputs that were switched off since the last call."""
+        if not self._withdrawn:
+            return []
+        with self._arrival:
+            roles = list(self._withdrawn)
+            self._withdrawn.clear()
+            return roles
 
     def changes(self, revision: int, timeout_s: float) -> list[tuple[Mapping[str, Value], int]]:
         """All changes so far, and surely those up to ``revision``, which the frame at hand was sent after."""
@@ -93,6 +104,8 @@ class Inbox:
                 self._received = max(self._received, message[2])
             elif word == "reset":
                 self._resets.append(message[1])
+            elif word == "withdraw":
+                self._withdrawn.append(message[1])
             elif word == "slots":
                 self._slots = message[1]
             elif word == "stop":

@@ -76,6 +76,13 @@ class Inlet:
         """The newest frames of all roles whether new or not, for engines that paint from the prompt."""
         return Chunk((MappingProxyType(dict(self._newest)),)) if "main" in self._newest else None
 
+    def withdraw(self, role: Role) -> None:
+        """Nothing comes in as ``role`` any more, and what came last is no longer there."""
+        slot = self._slots.get(role)
+        if slot is not None:
+            slot.take()
+        self._newest.pop(role, None)
+
     def forget(self) -> None:
         self._newest.clear()
         self._entries.clear()

@@ -144,6 +144,8 @@ class EngineLoop:
         if slots is not None:
             self._inlet.attach(slots)
             self._outlet.attach(slots)
+        for role in self._inbox.withdrawn():
+            self._inlet.withdraw(role)
         now = self._clock.now_ns()
         if now >= self._stats_due_ns:
             self._stats_due_ns = now + 1_000_000_000

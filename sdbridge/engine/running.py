@@ -153,6 +153,10 @@ class RunningEngine:
         """Put an input frame before the engine, and before the one that gets ready."""
         self._succession.offer(role, frame)
 
+    def withdraw(self, role: Role) -> None:
+        """The input ``role`` was switched off, after its last ``offer``."""
+        self._succession.withdraw(role)
+
     def take(self, role: Role) -> Frame | None:
         """The newest finished frame, once. Its pixels are lent until the next ``take``."""
         return self._succession.take(role)

@@ -55,6 +55,12 @@ class Succession:
             if client is not None:
                 client.offer(role, frame)
 
+    def withdraw(self, role: Role) -> None:
+        """Nothing is offered as ``role`` any more."""
+        self._newest.pop(role, None)
+        for client in self.clients:
+            client.withdraw(role)
+
     def greet(self, client: EngineClient) -> None:
         """Give an engine that begins to stream the newest frames, should their source stand still."""
         for role, frame in list(self._newest.items()):

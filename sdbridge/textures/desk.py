@@ -12,7 +12,7 @@ import numpy as np
 from sdbridge.clock import Clock
 from sdbridge.config import Config, OutputConfig, TextureConfig
 from sdbridge.errors import SdbridgeError
-from sdbridge.frame import INPUT_ROLES, Frame, Role
+from sdbridge.frame import INPUT_ROLES, Frame, OutputRole, Role
 from sdbridge.preview import PreviewRelay
 from sdbridge.slot import LatestSlot
 from sdbridge.status import SourceStatus
@@ -38,6 +38,7 @@ class FrameTaker(Protocol):
     @property
     def size(self) -> tuple[int, int]: ...
     def offer(self, role: Role, frame: Frame) -> None: ...
+    def withdraw(self, role: Role) -> None: ...
 
 
 class TextureDesk:
@@ -150,17 +151,51 @@ class TextureDesk:
         if old is not None:
             old.stop()
 
-    def choose_output(self, index: int, backend: str, name: str) -> None:
-        """Replace output ``index`` (0 is the first; one past the last adds one)."""
-        if not 0 <= index <= len(self._senders):
+    def drop_input(self, role: Role) -> None:
+        """Receive nothing as ``role`` any more: what steers by it has no effect, as if it never was there."""
+        if role == "main":
             raise SdbridgeError(
-                "SDB-TEXTURE-UNKNOWN", f"there is no output {index}; there are {len(self._senders)}, from 0"
+                "SDB-TEXTURE-UNKNOWN",
+                "the main input cannot be switched off",
+                "Choose another source, or mode txt2img.",
+                output="It goes on as it was.",
             )
+        with self._lock:
+            thread = self._receivers.pop(role, None)
+        if thread is not None:
+            thread.stop()
+        self._newest.pop(role, None)
+        self._previews[role].forget()
+        self._taker.withdraw(role)
+
+    def drop_output(self, index: int) -> None:
+        """Send as output ``index`` no more; those after it move up."""
+        with self._lock:
+            if not 0 <= index < len(self._senders):
+                raise self._no_output(index)
+            thread = self._senders.pop(index)
+        self._publish()
+        thread.stop()
+
+    def _no_output(self, index: int) -> SdbridgeError:
+        return SdbridgeError(
+            "SDB-TEXTURE-UNKNOWN", f"there is no output {index}; there are {len(self._senders)}, from 0"
+        )
+
+    def choose_output(self, index: int, backend: str, name: str, role: OutputRole | None = None) -> None:
+        """Replace output ``index`` (0 is the first; one past the last adds one).
+
+        ``role`` is what it sends; None: as before, and the generated picture for a new one.
+        """
+        if not 0 <= index <= len(self._senders):
+            raise self._no_output(index)
         old = self._senders[index] if index < len(self._senders) else None
         base = old.config if old is not None else OutputConfig()
         options = base.options if backend == base.backend else {}
-        config = base.model_copy(update={"backend": backend, "name": name, "options": options})
+        sent = role or base.role
+        config = base.model_copy(update={"backend": backend, "name": name, "options": options, "role": sent})
         same = old is not None and old.backend == backend and name in (old.config.name, old.status().name)
+        same = same and sent == base.role
         if same and old is not None and not old.ended:
             return  # two senders of one name would stand in each other's way
         thread = self._send_thread(config)

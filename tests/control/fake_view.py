@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sdbridge.config import Config, CueConfig
-from sdbridge.frame import Frame, Role
+from sdbridge.frame import Frame, OutputRole, Role
 from sdbridge.parameters.show import Show
 from sdbridge.parameters.store import ParameterStore
 from sdbridge.status import LatencyMs, Status
@@ -65,8 +65,14 @@ class FakeView:
     def choose_input(self, role: Role, backend: str, name: str) -> None:
         self.chosen.append(("input", role, backend, name))
 
-    def choose_output(self, index: int, backend: str, name: str) -> None:
-        self.chosen.append(("output", index, backend, name))
+    def drop_input(self, role: Role) -> None:
+        self.chosen.append(("off", role))
+
+    def choose_output(self, index: int, backend: str, name: str, role: OutputRole | None = None) -> None:
+        self.chosen.append(("output", index, backend, name, role))
+
+    def drop_output(self, index: int) -> None:
+        self.chosen.append(("off", index))
 
     def mounts(self) -> Mapping[str, object]:
         return {}

@@ -192,7 +192,19 @@ def test_sources_and_outputs(web: httpx.Client, view: WebView) -> None:
     assert good.status_code == 200
     assert web.post("/api/sources", json={"backend": "spout"}).status_code == 404
     assert web.post("/api/outputs", json={"index": 0, "backend": "ndi", "name": "wall"}).status_code == 200
-    assert view.chosen == [("main", "ndi", "STAGE (camera 1)"), (0, "ndi", "wall")]
+    more = {"index": 1, "backend": "ndi", "name": "map", "role": "control"}
+    assert web.post("/api/outputs", json=more).json() == more
+    assert web.post("/api/outputs/off", json={"index": 1}).status_code == 200
+    assert web.post("/api/sources/off", json={"role": "mask"}).status_code == 200
+    assert web.post("/api/sources/off", json={"role": "main"}).status_code == 404
+    assert web.post("/api/sources/off", json={"role": "generated"}).status_code == 400
+    assert view.chosen == [
+        ("main", "ndi", "STAGE (camera 1)"),
+        (0, "ndi", "wall", None),
+        (1, "ndi", "map", "control"),
+        ("off", 1),
+        ("off", "mask"),
+    ]
 
 
 def test_a_fault_inside_is_an_answer_and_the_next_request_works(web: httpx.Client, view: WebView) -> None:

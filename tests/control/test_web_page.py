@@ -263,12 +263,33 @@ def test_cues_go_next_and_back(page: Browser, view: WebView) -> None:
 
 def test_another_source_is_chosen(page: Browser, view: WebView) -> None:
     page.click("[data-view=connect]")
-    page.until("document.querySelectorAll('.texture').length === 5")
+    page.until("document.querySelectorAll('.texture').length === 6")
     page.eval(
         "(() => { const f = document.querySelector('.texture'); f.querySelector('select').value = 'ndi';"
         " f.querySelector('input').value = 'STAGE (camera 1)'; f.requestSubmit(); })()"
     )
     comes_true(lambda: view.chosen == [("main", "ndi", "STAGE (camera 1)")])
+    page.click("[data-view=play]")
+
+
+def test_an_output_is_added_and_ended_and_an_input_switched_off(page: Browser, view: WebView) -> None:
+    page.click("[data-view=connect]")
+    page.until("document.querySelectorAll('.texture').length === 6")
+    page.eval(
+        "(() => { const f = [...document.querySelectorAll('.texture')].at(-1); const [backend, role] ="
+        " f.querySelectorAll('select'); backend.value = 'ndi'; role.value = 'control';"
+        " f.querySelector('input').value = 'map'; f.requestSubmit(); })()"
+    )
+    comes_true(lambda: view.chosen == [(1, "ndi", "map", "control")])
+    page.click('button[aria-label="End output 1"]')
+    comes_true(lambda: view.chosen[1:] == [("off", 0)])
+    off = 'button[aria-label="Switch the mask input off"]'
+    page.until(f"document.querySelector('{off}').hidden")
+    assert page.eval("document.querySelector('button[aria-label=\"Switch the main input off\"]').hidden")
+    view.more_inputs = ("mask",)
+    page.until(f"!document.querySelector('{off}').hidden")
+    page.click(off)
+    comes_true(lambda: view.chosen[2:] == [("off", "mask")])
     page.click("[data-view=play]")
 
 

@@ -36,6 +36,7 @@ class WebView:
         self.show = Show(self.store, self._folder, self.clock, self.config.cues)
         self.now = Status()
         self.delay_s = 0.0
+        self.more_inputs: tuple[str, ...] = ()
         self.source_line, self.source_there = "test pattern 256x256", True
 
     def status(self) -> Status:
@@ -61,7 +62,7 @@ class WebView:
             engine_kind="image",
             engine_line="embedded model on CPU, eager",
             device="cpu",
-            inputs=(main,),
+            inputs=(main, *(replace(main, role=role) for role in self.more_inputs)),
             outputs=(out,),
             version="0.1.0",
             schema=self.store.table.schema_hash(),
@@ -103,8 +104,16 @@ class WebView:
             raise SdbridgeError("SDB-TEXTURE-UNKNOWN", f"{backend} cannot run here")
         self.chosen.append((role, backend, name))
 
-    def choose_output(self, index: int, backend: str, name: str) -> None:
-        self.chosen.append((index, backend, name))
+    def drop_input(self, role: str) -> None:
+        if role == "main":
+            raise SdbridgeError("SDB-TEXTURE-UNKNOWN", "the main input cannot be switched off")
+        self.chosen.append(("off", role))
+
+    def choose_output(self, index: int, backend: str, name: str, role: str | None = None) -> None:
+        self.chosen.append((index, backend, name, role))
+
+    def drop_output(self, index: int) -> None:
+        self.chosen.append(("off", index))
 
     def mounts(self) -> dict[str, object]:
         return self.mounted

@@ -80,6 +80,9 @@ class SimulatedInbox:
     def slots(self) -> None:
         return None
 
+    def withdrawn(self) -> list[str]:
+        return []
+
     def resets(self) -> list[str]:
         resets, self.waiting_resets = self.waiting_resets, []
         return resets

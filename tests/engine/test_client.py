@@ -203,6 +203,27 @@ def test_an_output_larger_than_its_slot_gets_a_new_slot():
         assert frame.pixels.shape == (128, 128, 4)
 
 
+def test_an_input_that_is_switched_off_is_as_if_it_never_was_there():
+    with Bench("passthrough") as bench:
+        bench.offer(50, role="control")
+        time.sleep(0.05)
+        bench.offer(1)
+        bench.frames(lambda f: True)
+        assert number_of(bench.client.take("control").pixels) == 50
+        bench.offer(51, role="control")  # lies in its slot, unread
+        bench.client.withdraw("control")
+        bench.offer_and_see_taken(2)  # which may have been faster than the order
+        bench.frames(lambda f: f.frame_id == 2)
+        bench.client.take("control")
+        bench.offer_and_see_taken(3)
+        bench.frames(lambda f: f.frame_id == 3)
+        assert bench.client.take("control") is None
+        bench.offer(52, role="control")
+        bench.offer_and_see_taken(4)
+        bench.frames(lambda f: f.frame_id == 4)
+        assert number_of(bench.client.take("control").pixels) == 52
+
+
 def test_the_control_role_goes_in_and_out():
     with Bench("passthrough") as bench:
         bench.offer(50, role="control")

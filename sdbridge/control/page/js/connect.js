@@ -69,12 +69,21 @@ function input(role, what, backends) {
   backend.addEventListener("change", see);
   name.addEventListener("focus", see);
   preset(backend, name, () => status.inputs?.find((one) => one.role === role));
-  followStatus((now) => drawState(state, now.inputs?.find((one) => one.role === role), what));
-  return el("form.texture", { onsubmit: use }, el("h3", {}, role), el("div.texture-fields", {}, backend, name, list, el("button", { type: "submit" }, "Use")), state);
+  const off = el("button.quiet", { type: "button", hidden: true, "aria-label": `Switch the ${role} input off`, onclick: () => choose("/api/sources/off", { role }, "Switched off") }, "Off");
+  followStatus((now) => {
+    const texture = now.inputs?.find((one) => one.role === role);
+    off.hidden = role === "main" || !texture;
+    drawState(state, texture, what);
+  });
+  return el("form.texture", { onsubmit: use }, el("h3", {}, role), el("div.texture-fields", {}, backend, name, list, el("button", { type: "submit" }, "Use"), off), state);
 }
 
+const following = []; // of the rows of outputs, which are drawn anew when there is one more or less
+
 async function buildOutputs(card) {
+  for (const end of following.splice(0)) end();
   const { outputs, backends } = await link.get("/api/outputs");
+  const redraw = () => buildOutputs(card);
   const rows = outputs.map((output, index) => {
     const backend = backendSelect(backends, `Backend of output ${index + 1}`);
     const name = el("input", { type: "text", value: output.name, "aria-label": `Name of output ${index + 1}`, autocomplete: "off", spellcheck: "false" });
@@ -84,10 +93,28 @@ async function buildOutputs(card) {
       event.preventDefault();
       choose("/api/outputs", { index, backend: backend.value, name: name.value });
     };
-    followStatus((now) => drawState(state, now.outputs?.[index], ""));
-    return el("form.texture", { onsubmit: use }, el("h3", {}, output.role), el("div.texture-fields", {}, backend, name, el("button", { type: "submit" }, "Send")), state);
+    const end = () => choose("/api/outputs/off", { index }, "Ended").then(redraw);
+    following.push(followStatus((now) => drawState(state, now.outputs?.[index], "")));
+    return el(
+      "form.texture", { onsubmit: use },
+      el("h3", {}, output.role),
+      el("div.texture-fields", {}, backend, name, el("button", { type: "submit" }, "Send"), el("button.quiet", { type: "button", "aria-label": `End output ${index + 1}`, onclick: end }, "End")),
+      state,
+    );
   });
-  fill(card, el("div.card-head", {}, el("h2", {}, "Outputs")), rows.length ? rows : el("p.empty", {}, "No output is configured."));
+  fill(card, el("div.card-head", {}, el("h2", {}, "Outputs")), rows.length ? rows : el("p.empty", {}, "There is no output."), anotherOutput(outputs, backends, redraw));
+}
+
+/** A further output: the picture once more under another name, or a ControlNet's control image. */
+function anotherOutput(outputs, backends, redraw) {
+  const backend = backendSelect(backends, "Backend of the new output");
+  const role = el("select", { "aria-label": "Picture of the new output" }, el("option", { value: "generated" }, "generated"), el("option", { value: "control" }, "control"));
+  const name = el("input", { type: "text", "aria-label": "Name of the new output", placeholder: "name", required: true, autocomplete: "off", spellcheck: "false" });
+  const add = (event) => {
+    event.preventDefault();
+    choose("/api/outputs", { index: outputs.length, backend: backend.value, name: name.value, role: role.value }, "Added").then(redraw);
+  };
+  return el("form.texture", { onsubmit: add }, el("h3", {}, "One more"), el("div.texture-fields.four", {}, backend, role, name, el("button", { type: "submit" }, "Add")));
 }
 
 function backendSelect(backends, label) {
@@ -118,10 +145,10 @@ function drawState(node, texture, otherwise) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-async function choose(path, body) {
+async function choose(path, body, done = "Switched") {
   try {
     await link.post(path, body);
-    toast("Switched");
+    toast(done);
   } catch (error) {
     toast(error.message, "bad");
   }
