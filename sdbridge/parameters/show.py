@@ -70,7 +70,7 @@ class Show:
 
     @property
     def preset(self) -> str:
-        """Name of the preset recalled last, or ""."""
+        """Name of the preset recalled last; "" before one, and once a cue went elsewhere."""
         return self._preset
 
     @property
@@ -333,9 +333,12 @@ class Show:
             if fired:
                 outcome = self.store.set_many(fired, f"{SOURCE}cue {cue.name}")
             self._cues.stand_at(position, self._clock.now_ns())
-            if preset:
-                self._preset = preset.name
+            before = self._preset
+            if preset or held:
+                self._preset = preset.name if preset else ""
         self._tell("cue")
+        if self._preset != before:
+            self._tell("preset")
         return Outcome(outcome.revision, (*outcome.rejected, *rejected))
 
     def _on_change(self, change: Change) -> None:

@@ -301,6 +301,26 @@ def test_cues_go_by_name_by_number_next_previous_and_follow(tmp_path: Path) -> N
         show.go("nowhere")
 
 
+def test_no_preset_stands_once_a_cue_went_elsewhere(tmp_path: Path) -> None:
+    cues = (
+        CueConfig(name="away", values={"strength": 0.1}),
+        CueConfig(name="calm", preset="calm"),
+        CueConfig(name="nothing"),
+    )
+    show, store, _ = a_show(tmp_path, cues)
+    store.set("strength", 0.7)
+    show.save("calm")
+    topics: list[str] = []
+    show.subscribe(topics.append)
+    show.recall("calm")
+    show.go("away")
+    assert show.preset == "" and topics == ["preset", "cue", "preset"]
+    show.go("calm")
+    assert show.preset == "calm"
+    show.go("nothing")
+    assert show.preset == "calm", "its look stands"
+
+
 def test_a_cue_whose_preset_is_gone_changes_nothing_and_the_show_goes_on(tmp_path: Path) -> None:
     cues = (CueConfig(name="a", values={"strength": 0.2}, follow=0.5), CueConfig(name="b", preset="gone"))
     show, store, clock = a_show(tmp_path, cues)
