@@ -6,8 +6,6 @@ import atexit
 import itertools
 import logging
 import queue
-import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +13,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
+from sdbridge.engine.child import say_exit, start_deaf_to_signals
 from sdbridge.engine.gpu_output import GpuState
 from sdbridge.engine.inbox import Inbox
 from sdbridge.engine.interface import (
@@ -26,9 +25,9 @@ from sdbridge.engine.interface import (
     ResetKind,
     WarmUpReport,
 )
-from sdbridge.engine.loop import EngineStart, engine_size, merge_changes
 from sdbridge.engine.pipe import SPAWN, Message, Wake
 from sdbridge.engine.states import StateTrack
+from sdbridge.engine.told import EngineStart, engine_size, merge_changes
 from sdbridge.engine.worker import run_engine, run_engine_process
 from sdbridge.errors import SdbridgeError
 from sdbridge.frame import Frame, Role
@@ -112,7 +111,7 @@ class EngineClient:
                 name=f"sdbridge-engine-{self.config.kind}",
                 daemon=True,
             )
-            _start_deaf_to_signals(self._runner)
+            start_deaf_to_signals(self._runner)
             # multiprocessing would wait for it for ever at exit, since it does not hear SIGTERM.
             atexit.register(self.kill)
             self._far_end.close()  # or the end of the child would not be seen here
@@ -334,7 +333,7 @@ class EngineClient:
         if self.state not in (EngineState.FAILED, EngineState.STOPPED):
             code = getattr(self._runner, "exitcode", None)
             self._fail(
-                SdbridgeError("SDB-ENGINE-DIED", f"the engine process ended by itself ({_say_exit(code)})")
+                SdbridgeError("SDB-ENGINE-DIED", f"the engine process ended by itself ({say_exit(code)})")
             )
 
     def _fail(self, error: SdbridgeError) -> None:
@@ -390,33 +389,6 @@ def _merged(messages: list[Message | None]) -> list[Message | None]:
         else:
             out.extend(group)
     return out
-
-
-def _start_deaf_to_signals(process: Any) -> None:
-    """Start a child that Ctrl+C and SIGTERM cannot reach, not even before its main function runs.
-
-    The signal mask is this thread's own and is inherited, so blocking it here for the moment of
-    the start neither loses nor delays anything for the bridge.
-    """
-    if sys.platform == "win32":
-        process.start()
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _say_exit(code: int | None) -> str:
-    if code is None:
-        return "no exit code"
-    if code < 0:
-        try:
-            return f"by signal {signal.Signals(-code).name}"
-        except ValueError:
-            return f"by signal {-code}"
-    return f"exit code {code}"
 
 
 def wait_for_state(client: EngineClient, state: EngineState, timeout_s: float) -> bool:

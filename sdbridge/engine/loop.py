@@ -5,23 +5,23 @@ from __future__ import annotations
 import logging
 import os
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 
 from sdbridge.clock import Clock, SystemClock
 from sdbridge.collector import spare_the_collector
 from sdbridge.engine.gpu_output import GpuOutputs
 from sdbridge.engine.inbox import Inbox
 from sdbridge.engine.inlet import Inlet
-from sdbridge.engine.interface import Engine, EngineConfig, EngineState, EngineStats, WarmUpReport
+from sdbridge.engine.interface import Engine, EngineState, EngineStats, WarmUpReport
 from sdbridge.engine.outlet import Outlet
 from sdbridge.engine.pipe import Wake
 from sdbridge.engine.registry import make_engine
 from sdbridge.engine.ticks import Ticks, shown_revision
+from sdbridge.engine.told import EngineStart, engine_size, for_engine, merge_changes
 from sdbridge.errors import SdbridgeError
 from sdbridge.frame import Chunk
 from sdbridge.parameters.parameter import Value
-from sdbridge.parameters.table import TABLE
 
 log = logging.getLogger(__name__)
 
@@ -37,19 +37,6 @@ POLL_S, SHORT_S = 0.002, 0.0003
 CHANGE_S = 1.0
 #: Rate of pictures made from the prompt alone while ``output.fps`` is 0.
 FREE_RUNNING_FPS = 60.0
-#: Parameters that the loop reads itself; engines never see these.
-LOOP_PARAMETERS = frozenset({"output.fps"})
-
-
-@dataclass(frozen=True)
-class EngineStart:
-    """All that a new engine is born with. Crosses to the child as one argument."""
-
-    config: EngineConfig
-    values: Mapping[str, Value]
-    revision: int
-    slots: Mapping[str, str]
-    keepsakes: Mapping[str, bytes] = field(default_factory=dict)  # of the engine before it
 
 
 class EngineLoop:
@@ -97,7 +84,7 @@ class EngineLoop:
         remember = getattr(engine, "remember", None)
         if callable(remember):
             remember(self._start.keepsakes)
-        engine.load(_for_engine(self._values))
+        engine.load(for_engine(self._values))
         if self._inbox.stopping.is_set():
             return
         self._tell(EngineState.WARMING_UP, spec=engine.spec)
@@ -310,8 +297,8 @@ class EngineLoop:
         for values, newest in merge_changes(changes):
             size = self._size()
             self._values.update({n: v for n, v in values.items() if n in self._values})
-            for_engine = _for_engine(values)
-            rejected = engine.apply(for_engine, newest) if for_engine else ()
+            told = for_engine(values)
+            rejected = engine.apply(told, newest) if told else ()
             self._revision = max(self._revision, newest)
             if rejected:
                 self._inbox.send("rejected", rejected)
@@ -371,32 +358,6 @@ def _give_way() -> None:
     """A model on the CPU takes every core there is; the bridge's frames go first nevertheless."""
     if hasattr(os, "nice"):
         os.nice(5)
-
-
-def engine_size(values: Mapping[str, Value], multiple: int) -> tuple[int, int]:
-    """Width and height that the engine works at: the parameters, down to what it can divide."""
-    multiple = max(1, multiple)
-    width, height = int(values.get("width", 512)), int(values.get("height", 512))
-    return max(multiple, width // multiple * multiple), max(multiple, height // multiple * multiple)
-
-
-def merge_changes(changes: list[tuple[Mapping[str, Value], int]]) -> list[tuple[dict[str, Value], int]]:
-    """Changes of one frame as few calls as may be: the last value wins, but each trigger fires.
-
-    A trigger that came twice cannot stand twice in one mapping, so it begins another.
-    """
-    merged: list[tuple[dict[str, Value], int]] = []
-    for values, revision in changes:
-        fired = {name for name in values if name in TABLE.rows and TABLE.rows[name].kind == "trigger"}
-        if not merged or any(name in merged[-1][0] for name in fired):
-            merged.append((dict(values), revision))
-        else:
-            merged[-1] = ({**merged[-1][0], **values}, revision)
-    return merged
-
-
-def _for_engine(values: Mapping[str, Value]) -> dict[str, Value]:
-    return {name: value for name, value in values.items() if name not in LOOP_PARAMETERS}
 
 
 def _with_own(stats: EngineStats, ticks: Ticks) -> EngineStats:

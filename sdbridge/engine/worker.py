@@ -14,9 +14,10 @@ from multiprocessing.connection import Connection
 from sdbridge.collector import SWITCH_S
 from sdbridge.engine.inbox import Inbox
 from sdbridge.engine.interface import EngineState
-from sdbridge.engine.loop import EngineLoop, EngineStart, as_engine_error
+from sdbridge.engine.loop import EngineLoop, as_engine_error
 from sdbridge.engine.pipe import Wake
 from sdbridge.engine.registry import prepare_process
+from sdbridge.engine.told import EngineStart
 from sdbridge.errors import SdbridgeError
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,8 @@ from itertools import count
 import numpy as np
 
 from sdbridge.engine.interface import EngineConfig, EngineSpec, EngineStats, WarmUpReport
-from sdbridge.engine.loop import EngineLoop, EngineStart
+from sdbridge.engine.loop import EngineLoop
+from sdbridge.engine.told import EngineStart
 from sdbridge.frame import Chunk, Frame
 from sdbridge.parameters.table import TABLE
 from sdbridge.slot import SharedSlot

@@ -16,6 +16,7 @@ import torch
 from sdbridge.clock import Clock, SystemClock
 from sdbridge.engine.accelerate.courtesy import before_the_next, frame_is_out, one_at_a_time
 from sdbridge.engine.accelerate.precompile import start_early
+from sdbridge.engine.image.acceptance import check_prompts, take_size, take_steps
 from sdbridge.engine.image.device import choose_placement, give_back_memory, gpu_load, take_device
 from sdbridge.engine.image.extensions import build_extensions
 from sdbridge.engine.image.foresight import Foresight, Wish
@@ -23,7 +24,6 @@ from sdbridge.engine.image.load import LoadedModel, load_model
 from sdbridge.engine.image.loading import LoadingThread
 from sdbridge.engine.image.painter import Painter
 from sdbridge.engine.image.painting import Painting
-from sdbridge.engine.image.schedule import parse_step_indices
 from sdbridge.engine.image.seams import ExtensionContext, StreamExtension
 from sdbridge.engine.image.settings import (
     ManualSteps,
@@ -31,7 +31,6 @@ from sdbridge.engine.image.settings import (
     complete,
     stream_settings,
     unused_parameters,
-    weighted_texts,
 )
 from sdbridge.engine.image.share import UnderWay
 from sdbridge.engine.interface import (
@@ -210,10 +209,10 @@ class ImageEngine:
         """Take accepted values between two frames; what cannot be done stays as it was, with the reason."""
         rejected: list[Rejection] = []
         taken = dict(changes)
-        self._take_steps(taken, rejected)
-        self._take_size(taken, rejected)
+        self._manual = take_steps(taken, self._values, rejected) or self._manual
+        take_size(taken, rejected)
         self._values.update({name: value for name, value in taken.items() if name in self._values})
-        self._check_prompts(taken, rejected)
+        check_prompts(taken, self._values, rejected)
         layers = False
         for extension in self._extensions:
             own = {name: value for name, value in taken.items() if name.startswith(extension.parameters)}
@@ -382,40 +381,6 @@ class ImageEngine:
             if extension.parameters and row.name.startswith(extension.parameters)
         }
         return frozenset(groups - from_extensions | have)
-
-    def _take_steps(self, taken: dict[str, Value], rejected: list[Rejection]) -> None:
-        """Check step indices against the schedule they will be used in; remember what that was."""
-        if "step_indices" not in taken:
-            return
-        schedule_steps = int(taken.get("schedule_steps", self._values["schedule_steps"]))
-        try:
-            indices = parse_step_indices(str(taken["step_indices"]), schedule_steps)
-        except SdbridgeError as error:
-            rejected.append(Rejection("step_indices", error.code, str(error)))
-            del taken["step_indices"]
-            return
-        self._manual = ManualSteps(indices, schedule_steps)
-
-    def _take_size(self, taken: dict[str, Value], rejected: list[Rejection]) -> None:
-        for name in ("width", "height"):
-            if name in taken and int(taken[name]) % 8:
-                error = SdbridgeError(
-                    "SDB-ENGINE-SIZE", f"{name} must be a multiple of 8, {taken[name]} is not"
-                )
-                rejected.append(Rejection(name, error.code, str(error)))
-                del taken[name]
-
-    def _check_prompts(self, taken: Mapping[str, Value], rejected: list[Rejection]) -> None:
-        """All weights at 0 leave nothing to paint: the last blend stays, and the sender is told."""
-        weights = [name for name in taken if name.startswith("prompt.") and name.endswith(".weight")]
-        if not weights:
-            return
-        filled = [weight for text, weight in weighted_texts(self._values) if text.strip()]
-        if filled and max(filled) <= 0:
-            error = SdbridgeError(
-                "SDB-PROMPT-WEIGHTS", f"the weights of all {len(filled)} prompts with a text are 0"
-            )
-            rejected.append(Rejection(weights[-1], error.code, str(error)))
 
     # --- what extensions are given ---
 
