@@ -98,6 +98,26 @@ def controlnet_add(seconds: float = 10.0, **options: Any) -> Figures:
         }
 
 
+def controlnet_add_at_60(seconds: float = 10.0, **options: Any) -> Figures:
+    """The same beside a source of 60 frames a second, and how long it takes to come into the picture."""
+    with _stream(options) as (drive, folder):
+        engine = drive.engine
+        network = random_controlnet(folder)
+        end = time.perf_counter() + max(0.5, seconds / 2)
+        before = drive.paced(60.0, lambda: time.perf_counter() > end)
+        engine.apply(
+            {"controlnet.1.model": str(network), "controlnet.1.preprocessor": "canny"}, drive.number + 1
+        )
+        asked = time.perf_counter()
+        during = drive.paced(60.0, lambda: steers(engine) or time.perf_counter() > asked + LOADING_S)
+        return {
+            **_times("before", before),
+            **_times("during", during),
+            "in_picture_s": time.perf_counter() - asked,
+            "steers": steers(engine),
+        }
+
+
 @contextmanager
 def _stream(options: Mapping[str, Any]) -> Iterator[tuple[Drive, Path]]:
     """An SD-Turbo that streams at full speed, and the folder of its checkpoint."""

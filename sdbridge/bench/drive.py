@@ -119,6 +119,22 @@ class Drive:
         self.number += 1
         return took
 
+    def paced(self, fps: float, enough: Callable[[], bool]) -> list[float]:
+        """Frames of a source slower than the engine, which rests between them, until ``enough``.
+
+        Milliseconds of each from pixels in memory to pixels in memory.
+        """
+        times: list[float] = []
+        due = time.perf_counter()
+        while not enough():
+            due = max(due + 1 / fps, time.perf_counter())
+            times.append(self.one())
+            rests = getattr(self.engine, "rests", None)
+            if callable(rests):
+                rests()
+            time.sleep(max(0.0, due - time.perf_counter()))
+        return times
+
     def tick(self) -> float:
         """One blocking tick, also where the engine could do better: milliseconds."""
         self.finish()

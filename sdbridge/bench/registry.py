@@ -52,6 +52,12 @@ CASES: tuple[BenchCase, ...] = (
     BenchCase("lora-fader", "a LoRA weight moves", "sdbridge.bench.conditioning:lora_fader", "true-size"),
     BenchCase("controlnet", "one canny", "sdbridge.bench.conditioning:controlnet_cost", "true-size"),
     BenchCase("controlnet-add", "added live", "sdbridge.bench.conditioning:controlnet_add", "true-size"),
+    BenchCase(
+        "controlnet-add-60",
+        "the same at 60 fps",
+        "sdbridge.bench.conditioning:controlnet_add_at_60",
+        "true-size",
+    ),
     BenchCase("feature-bank", "SD-Turbo, bank on and off", "sdbridge.bench.image:feature_bank", "true-size"),
 )
 

@@ -151,6 +151,9 @@ class OverlappingEngine(Engine, Protocol):
     attribute ``shows_up_to``: the revision up to which all values are in the newest tick, None when all that
     were given are. ``frame_edge`` takes up what can be, without a tick, so that this is known before one.
 
+    An engine with ``rests()`` hears when it has nothing to do: no tick is pending, and no frame is there for
+    one. What it makes beside its frames need not keep out of their way then.
+
     An engine that has what no parameter says, such as a picture grabbed from the input, has ``keepsakes()``,
     bytes by name, asked once a second, and ``remember(keepsakes)``, called before ``load`` with those of the
     engine whose place it takes, even of one that crashed.

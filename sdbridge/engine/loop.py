@@ -188,7 +188,14 @@ class EngineLoop:
                 return
             if self._inside:
                 self._drain(engine, ticks)
-        self._wake.wait(0.02 if self._inside else 0.1)
+        self._sleep(engine, 0.02 if self._inside else 0.1)
+
+    def _sleep(self, engine: Engine, seconds: float) -> None:
+        """Nothing is to be done before ``seconds`` are over, unless somebody wakes us."""
+        rests = getattr(engine, "rests", None)
+        if callable(rests):
+            rests()
+        self._wake.wait(seconds)
 
     def _repaint(self, engine: Engine, ticks: Ticks, now: int) -> bool:
         """A source that stands still sends nothing, but a moved slider shall show: its last frame again."""
@@ -197,7 +204,7 @@ class EngineLoop:
             return False
         due = ticks.last_ns + int(min(self._interval_s, 0.1) * 1e9)
         if now < due:
-            self._wake.wait((due - now) / 1e9)
+            self._sleep(engine, (due - now) / 1e9)
             return True
         self._inside = True
         self._tick(engine, ticks, chunk, now)
@@ -209,7 +216,7 @@ class EngineLoop:
         due = ticks.last_ns + int(1e9 / rate)
         if now < due:
             if not self._collect(ticks, wait=True):
-                self._wake.wait((due - now) / 1e9)
+                self._sleep(engine, (due - now) / 1e9)
             return
         # Keep to the beat while on time, start a new one when late.
         began = due if now - due < 0.5e9 / rate else now

@@ -16,6 +16,7 @@ from sdbridge.models.small import build_small_checkpoint
         (conditioning.lora_fader, {"move_median_ms", "tick_median_ms"}),
         (conditioning.controlnet_cost, {"with_median_ms", "without_median_ms", "more_ms", "canny_ms"}),
         (conditioning.controlnet_add, {"latest_over_median", "before_median_ms"}),
+        (conditioning.controlnet_add_at_60, {"in_picture_s", "during_max_ms"}),
     ],
 )
 def test_each_case_gives_its_figures_on_a_small_model(tmp_path: Path, case, figures: set[str]) -> None:

@@ -110,6 +110,7 @@ class SimulatedEngine:
         self.idle_ns: list[int] = []  # before each tick
         self.taken: list[int] = []
         self.resets: list[int] = []
+        self.rested: list[int] = []  # at which it heard that there is nothing to do
         self.breaks: set[int] = set()  # frames whose tick fails on the device
         config.options["engines"].append(self)
 
@@ -151,6 +152,10 @@ class SimulatedEngine:
 
     def tick(self, chunk):
         return self.finish(*self.queue(chunk))
+
+    def rests(self):
+        assert not getattr(self, "pending", 0)
+        self.rested.append(self.clock.now_ns())
 
     def reset(self, how):
         self.resets.append(self.clock.now_ns())

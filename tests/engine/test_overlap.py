@@ -39,6 +39,18 @@ def test_a_fast_source_keeps_the_device_at_work_with_fresh_frames():
     assert run.ids == sorted(set(run.ids))
 
 
+@pytest.mark.parametrize("overlap", [True, False])
+def test_an_engine_hears_when_it_has_nothing_to_do(overlap):
+    run = Run(every_ms=33.0, last_ms=3000, overlap=overlap).go()
+    rests = run.engine.rested
+    for (_, out), (_, following) in zip(run.out, run.out[1:], strict=False):
+        first = next(at for at in rests if at >= out)
+        assert first - out < 0.1 * MS, "as soon as its picture is out"
+        assert first < following - 7.0 * MS
+    fast = Run(every_ms=1.0, last_ms=3000, overlap=overlap).go()
+    assert not [at for at in fast.engine.rested if at > fast.out[0][1]]
+
+
 def test_the_host_may_take_longer_than_the_device():
     run = Run(every_ms=1.0, last_ms=3000, host_ms=5.0, device_ms=2.0).go()
     assert len(run.out) == pytest.approx(3000 / 5.0, rel=0.02)

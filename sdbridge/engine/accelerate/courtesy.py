@@ -10,6 +10,9 @@ only when the GPU has done all that is queued: with a second frame queued, the f
 when both were done. So while anything is loaded or captured (``at_work``) one frame is in flight, not two;
 a kernel is loaded between two frames, when nothing is queued; and a graph is made ready just after one is
 queued, in the time that the GPU takes for it.
+
+All that is for a source as fast as the engine. Between the frames of a slower one the frames' thread rests,
+and whoever works beside it has interpreter and driver to itself.
 """
 
 from __future__ import annotations
@@ -50,6 +53,7 @@ _fetched = threading.Event()
 _nothing_queued = threading.Event()
 _loaded = threading.Event()
 _asks_to_load = False
+_resting = False
 _busy_since = 0.0
 _counting = threading.Lock()
 _at_work = 0
@@ -61,7 +65,8 @@ _of_thread = threading.local()  # ``gives_way``
 
 def frame_begins() -> None:
     """It goes to work."""
-    global _busy_since
+    global _busy_since, _resting
+    _resting = False
     _busy_since = time.perf_counter()
     _free.clear()
     _tell(_begun)
@@ -71,6 +76,14 @@ def frame_waits() -> None:
     """It has queued its work, and waits."""
     _free.set()
     _tell(_queued)
+
+
+def frames_rest() -> None:
+    """None is queued, and none is there to be queued."""
+    global _resting
+    _resting = True
+    for event in (_free, _queued, _fetched, _nothing_queued):
+        _tell(event)
 
 
 def _tell(event: threading.Event) -> None:
@@ -129,7 +142,8 @@ def at_work() -> Iterator[None]:
         if ONE_AT_A_TIME and streams():
             # From here on whoever drives the frames knows; those that it knew nothing of are one less.
             _fetched.clear()
-            _fetched.wait(EDGE_PATIENCE_S)
+            if not _resting:
+                _fetched.wait(EDGE_PATIENCE_S)
         yield
     finally:
         with _counting:
@@ -175,8 +189,9 @@ def load_begins(*about: Any) -> None:
         return
     _loaded.clear()
     _nothing_queued.clear()
-    _asks_to_load = True
-    _nothing_queued.wait(_LOAD_PATIENCE_S)
+    _asks_to_load = True  # a frame that comes meanwhile waits for it, also one that ends a rest
+    if not _resting:
+        _nothing_queued.wait(_LOAD_PATIENCE_S)
 
 
 def _drain() -> None:
@@ -196,7 +211,7 @@ def load_ends(*about: Any) -> None:
     _asks_to_load = False
     _queued.clear()
     _loaded.set()
-    if one_at_a_time() and streams():
+    if one_at_a_time() and streams() and not _resting:
         _queued.wait(_QUEUED_PATIENCE_S)
 
 

@@ -14,7 +14,12 @@ from typing import Any, cast
 import torch
 
 from sdbridge.clock import Clock, SystemClock
-from sdbridge.engine.accelerate.courtesy import before_the_next, frame_is_out, one_at_a_time
+from sdbridge.engine.accelerate.courtesy import (
+    before_the_next,
+    frame_is_out,
+    frames_rest,
+    one_at_a_time,
+)
 from sdbridge.engine.accelerate.precompile import start_early
 from sdbridge.engine.image.acceptance import check_prompts, take_size, take_steps
 from sdbridge.engine.image.device import choose_placement, give_back_memory, gpu_load, take_device
@@ -137,6 +142,10 @@ class ImageEngine:
     @gpu_output.setter
     def gpu_output(self, show: Callable[[torch.Tensor], None]) -> None:
         self.painter.outgoing.show = show
+
+    def rests(self) -> None:
+        """No frame is under way and none is there (``interface.OverlappingEngine``)."""
+        frames_rest()
 
     def load(self, values: Mapping[str, Value]) -> None:
         """Read the model (never the network) and embed the first prompts.

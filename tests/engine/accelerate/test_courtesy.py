@@ -17,6 +17,7 @@ from sdbridge.engine.accelerate.courtesy import (
     frame_begins,
     frame_is_out,
     frame_waits,
+    frames_rest,
     queueing_a_frame,
 )
 
@@ -192,6 +193,59 @@ def test_with_two_frames_in_flight_a_kernel_is_loaded_when_the_next_begins(
     run = Beside(job)
     assert not loaded.wait(0.2), "and nobody waits for a frame edge before it"
     assert run.ends_when(frame_begins) and loaded.is_set()
+
+
+def test_between_the_frames_of_a_slow_source_nobody_beside_waits(hooks, patient) -> None:
+    """They are sent, so somebody could be held up; but none is there now."""
+    frame_begins()
+    frame_waits()
+    frame_is_out(0)
+    frames_rest()
+    with courtesy.beside_the_frames():
+        assert courtesy.one_at_a_time() and courtesy.streams()
+        for _ in range(3):
+            hooks["start"]("module", "function", "name")
+            hooks["end"]("module", "function", "name")
+            courtesy.give_way()
+
+
+def test_a_frame_that_ends_a_rest_waits_for_what_is_being_loaded(hooks, patient) -> None:
+    loading, go_on, at = threading.Event(), threading.Event(), []
+
+    def job():
+        hooks["start"]("module", "function", "name")
+        loading.set()
+        assert go_on.wait(60)
+        at.append("loaded")
+        hooks["end"]("module", "function", "name")
+
+    frame_begins()
+    frame_waits()
+    run = Beside(job)
+    run.begin()
+    frames_rest()
+    assert loading.wait(60)
+    threading.Timer(0.05, go_on.set).start()
+    before_the_next(0)
+    at.append("queues")
+    assert run.ends_when(lambda: (frame_begins(), frame_waits()))
+    assert at == ["loaded", "queues"]
+
+
+def test_who_waits_for_a_frame_goes_on_when_the_frames_rest(patient) -> None:
+    done = threading.Event()
+
+    def job():
+        courtesy.once_a_frame_is_queued()
+        done.set()
+
+    frame_begins()
+    frame_waits()
+    run = Beside(job)
+    run.begin()
+    frame_is_out(0)
+    assert not done.wait(0.2)
+    assert run.ends_when(frames_rest) and done.is_set()
 
 
 def test_without_frames_nobody_beside_waits_for_any(hooks, patient, monkeypatch) -> None:
