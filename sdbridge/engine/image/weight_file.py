@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdbridge.engine.image.at_rest import wait_until_at_rest
 from sdbridge.engine.image.pickled import PickleRefusedError, unpickle
 from sdbridge.engine.image.stored import BrokenFileError, Source, in_memory, look_into
 from sdbridge.errors import SdbridgeError
@@ -68,6 +69,7 @@ def open_weight_file(path: Path, *, allow_pickle: bool = False) -> OpenedFile:
         read = _read_pickle(path, allow_pickle)
         return OpenedFile(path, read.tensors, read.metadata)
     with told_of_broken(path):
+        wait_until_at_rest(path)
         file = look_into(path)
     if not file.tensors:
         raise SdbridgeError("SDB-FILE-BROKEN", f"{path} is a safetensors file without any tensor")
