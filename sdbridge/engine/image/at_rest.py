@@ -11,7 +11,7 @@ import os
 import time
 from pathlib import Path
 
-from sdbridge.engine.image.stored import BrokenFileError
+from sdbridge.errors import SdbridgeError
 
 #: So many zeros at the end are suspicious. Smaller tensors of zeros are everywhere.
 TAIL = 64 << 10
@@ -26,7 +26,7 @@ PATIENCE_S = 10.0
 def wait_until_at_rest(path: Path) -> None:
     """Return when nobody writes on ``path``: mostly at once. Asks the disk, and may sleep.
 
-    Raises BrokenFileError where it is still being written after ``PATIENCE_S``, OSError where it is gone.
+    Raises SDB-FILE-BROKEN where it is still being written after ``PATIENCE_S``, OSError where it is gone.
     """
     if time.time() - path.stat().st_mtime > OLD_S:
         return
@@ -37,7 +37,11 @@ def wait_until_at_rest(path: Path) -> None:
         if _mark(path) == before:
             return
         if time.monotonic() > end:
-            raise BrokenFileError(f"is still being written: its last {zeros >> 10} KB are zeros so far")
+            raise SdbridgeError(
+                "SDB-FILE-BROKEN",
+                f"{path} is still being written: its last {zeros >> 10} KB are zeros so far",
+                "It comes in by itself once it is whole.",
+            )
 
 
 def _mark(path: Path) -> tuple[int, int, int]:

@@ -78,8 +78,10 @@ def test_one_that_is_written_for_long_is_named_and_said_so(
         SdbridgeError, match=r"lora\.safetensors is still being written: its last \d+ KB"
     ) as told:
         read_weight_file(path)
-    assert told.value.code == "SDB-FILE-BROKEN" and now[0] == pytest.approx(
-        at_rest.PATIENCE_S, abs=at_rest.REST_S
+    assert (
+        told.value.code == "SDB-FILE-BROKEN"
+        and "comes in by itself" in str(told.value)
+        and now[0] == pytest.approx(at_rest.PATIENCE_S, abs=at_rest.REST_S)
     )
 
 
