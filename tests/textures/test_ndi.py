@@ -1,7 +1,9 @@
 """NDI between processes, by address: what leaves arrives, what dies is met again, nobody is stalled."""
 
+import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +19,7 @@ from sdbridge.errors import SdbridgeError
 from sdbridge.frame import Frame
 from sdbridge.textures.auto import choose_sender
 from sdbridge.textures.ndi import finder, library
+from sdbridge.textures.ndi import receiver as receiver_module
 from sdbridge.textures.ndi.finder import Found
 from sdbridge.textures.ndi.metadata import from_xml, to_xml
 from sdbridge.textures.ndi.receiver import Receiver
@@ -125,6 +128,73 @@ def test_a_killed_source_gives_none_and_comes_back_on_another_port(peer) -> None
         assert receiver.receive(0.0) is None
     finally:
         receiver.close()
+
+
+@needs_ndi
+def test_a_connection_that_nobody_answers_is_made_again(peer, monkeypatch) -> None:
+    """As where a source was seen a moment before it could answer: the first caller is left hanging."""
+    monkeypatch.setattr(receiver_module, "_KNOCK_EVERY_S", 0.5)
+    source = peer("ndi_source.py", f"slow {ME}", 128, 128, 60)
+    source.line()
+    with Door(int(source.address().rpartition(":")[2])) as door:
+        receiver = Receiver(f"slow {ME}", {})
+        receiver._finder = seen = SeenByTest()
+        seen.show(f"VM (slow {ME})", f"127.0.0.1:{door.port}")
+        try:
+            frame_from(receiver)
+            assert door.callers >= 2
+            callers = door.callers
+            end = time.monotonic() + 1.5
+            while time.monotonic() < end:
+                receiver.receive(0.1)
+            assert door.callers == callers, "one that answers is not called again"
+        finally:
+            receiver.close()
+
+
+class Door:
+    """A port that leaves its first caller hanging and leads the others to ``port``."""
+
+    def __init__(self, port: int) -> None:
+        self._to = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.callers = 0
+        self._ends: list[socket.socket] = []
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                caller, _ = self._listener.accept()
+            except OSError:
+                return
+            self.callers += 1
+            self._ends.append(caller)
+            if self.callers == 1:
+                continue
+            inside = socket.create_connection(("127.0.0.1", self._to))
+            self._ends.append(inside)
+            for a, b in ((caller, inside), (inside, caller)):
+                threading.Thread(target=self._carry, args=(a, b), daemon=True).start()
+
+    @staticmethod
+    def _carry(a: socket.socket, b: socket.socket) -> None:
+        try:
+            while data := a.recv(65536):
+                b.sendall(data)
+        except OSError:
+            pass
+        for end in (a, b):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def __enter__(self) -> "Door":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for end in (self._listener, *self._ends):
+            end.close()
 
 
 @needs_ndi

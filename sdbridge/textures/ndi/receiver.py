@@ -53,6 +53,8 @@ class Receiver(stub.Receiver):
         self._size: tuple[int, int] | None = None
         self._last_frame_ns = 0
         self._last_look_ns = 0
+        self._knocked_ns = 0  # when this connection was made
+        self._answered = False  # by a frame
         self._vanished = False
         self._connected = False
 
@@ -84,7 +86,7 @@ class Receiver(stub.Receiver):
         pixels = self._capture(max(0, round(timeout_s * 1000)))
         now = self.clock.now_ns()
         if pixels is not None:
-            self._last_frame_ns = now
+            self._last_frame_ns, self._answered = now, True
             self._size = (pixels.shape[1], pixels.shape[0])
             if not self._connected:
                 self._connected = True
@@ -117,7 +119,8 @@ class Receiver(stub.Receiver):
     def _look(self) -> None:
         """Connect to what the name means now, unless that is where we wait already.
 
-        An address means the same always; it is tried anew now and then.
+        A connection that never gave a frame is tried anew now and then, and so is an address, which means the
+        same always.
         """
         now = self.clock.now_ns()
         every_s = _LOOK_EVERY_S if self._finder is not None else _KNOCK_EVERY_S
@@ -131,13 +134,16 @@ class Receiver(stub.Receiver):
         found = finder.choose(self.name, self._finder.sources(), library.own_names)
         if found is None:
             self._vanished = True
-        elif self._native is None or self._vanished or found != self._target:
+            return
+        unheard = not self._answered and now - self._knocked_ns > _KNOCK_EVERY_S * 1e9
+        if self._native is None or self._vanished or unheard or found != self._target:
             self._connect(found)
 
     def _connect(self, target: finder.Found) -> None:
         ndi = library.load()
         self._target = target
-        self._vanished = False
+        self._vanished = self._answered = False
+        self._knocked_ns = self.clock.now_ns()
         old, self._native = self._native, None
         if old is not None:
             library.destroy_receiver(old)  # a new one connects at once, an old one thinks for seconds
