@@ -22,18 +22,11 @@ from sdbridge.parameters.store import Rejection
 SLOTS = range(1, 5)
 
 
-@dataclass(frozen=True)
-class _Look:
-    """What came of a picture: its tokens ``[1, T, D]``, and itself as bytes if nothing else has it."""
-
-    tokens: Tensor
-    keepsake: bytes
-
-
 @dataclass
 class _Slot:
     stills: StillFile  # a file's picture
-    looks: Beside[_Look]
+    looks: Beside[Tensor]  # the tokens of the picture
+    keeps: Beside[bytes]  # the grabbed picture, packed
     source: str = "off"
     file: str = ""
     weight: float = 1.0
@@ -42,13 +35,14 @@ class _Slot:
     grabbed: Tensor | None = None  # [1, 3, h, w] of the live input
     looked_at: Tensor | None = None  # the picture that ``tokens`` were made of, or are being made of
     tokens: Tensor | None = None  # [1, T, D]
-    keepsake: bytes = b""  # the grabbed picture
+    keepsake: bytes = b""  # the grabbed picture, for an engine in this one's place
+    to_keep: Tensor | None = None  # grabbed and not packed yet
     missing: bool = False
 
     @property
     def rests(self) -> bool:
         """Whether it wants nothing, and nothing is on its way for it."""
-        busy = self.stills.busy or self.looks.busy
+        busy = self.stills.busy or self.looks.busy or self.keeps.busy or self.to_keep is not None
         return self.source == "off" and not (self.file or self.grab or busy)
 
     @property
@@ -73,6 +67,7 @@ class StyleImages(StreamExtension):
         self._slots = {
             n: _Slot(
                 StillFile(context, f"Style image {n}", _as_style),
+                Beside(context, f"Style image {n}"),
                 Beside(context, f"Style image {n}"),
             )
             for n in SLOTS
@@ -171,12 +166,12 @@ class StyleImages(StreamExtension):
             still = slot.stills.poll(watch=slot.source == "file")
             if still is not None and still.thing is not None:
                 slot.picture, changed = still.thing, True
-            look = slot.looks.poll()
-            if look is not None:
-                slot.tokens = None if look.thing is None else look.thing.tokens
-                slot.keepsake = look.thing.keepsake if look.thing is not None else slot.keepsake
+            tokens = slot.looks.poll()
+            if tokens is not None:
+                slot.tokens = tokens.thing
                 changed = True
             self._look(slot)
+            self._keep(slot)
         return changed
 
     def _look(self, slot: _Slot) -> None:
@@ -189,8 +184,16 @@ class StyleImages(StreamExtension):
         if still is None:
             slot.tokens = None
         elif network is not None:
-            grabbed, keepsake = still is slot.grabbed, slot.keepsake
-            slot.looks.start(lambda: _Look(network.tokens(still), _packed(still) if grabbed else keepsake))
+            slot.looks.start(lambda: network.tokens(still))
+
+    def _keep(self, slot: _Slot) -> None:
+        """Have the grabbed picture packed beside the loop, and take what came of it."""
+        picture, slot.to_keep = slot.to_keep, None
+        if picture is not None:
+            slot.keeps.start(lambda: _packed(picture))
+        packed = slot.keeps.poll()
+        if packed is not None and packed.thing is not None:
+            slot.keepsake = packed.thing
 
     def _attach(self, network: StyleNetwork) -> None:
         self._detach()
@@ -224,7 +227,8 @@ class StyleImages(StreamExtension):
             return (None,) * int(latent.shape[0])
         for slot in self._slots.values():
             if slot.grab and "main" in roles:
-                slot.grabbed, slot.grab = _in_bytes(shrink(roles["main"][-1:, :3])), False
+                slot.grabbed = slot.to_keep = _in_bytes(shrink(roles["main"][-1:, :3]))
+                slot.grab = False
             if slot.source == "input" and self._network is not None:
                 slot.missing = "style" not in roles
                 slot.looked_at = None
@@ -304,7 +308,8 @@ class StyleImages(StreamExtension):
         self._detach()
         for slot in self._slots.values():
             slot.stills.cancel()
-            slot.picture = slot.grabbed = None
+            slot.keeps.cancel()
+            slot.picture = slot.grabbed = slot.to_keep = None
 
 
 def _as_style(picture: Tensor) -> Tensor:

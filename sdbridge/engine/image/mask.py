@@ -141,7 +141,8 @@ class InpaintMask(StreamExtension):
         return True
 
     def keepsakes(self) -> Mapping[str, bytes]:
-        return {_FITTED: json.dumps(self._fitted if self._drawn is not None else None).encode()}
+        fitted = self._fitted if self._fitted and self._fitted[0] == self._file else None
+        return {_FITTED: json.dumps(fitted).encode()}
 
     def remember(self, keepsakes: Mapping[str, bytes]) -> None:
         fitted = json.loads(keepsakes.get(_FITTED, b"null"))

@@ -250,6 +250,10 @@ def test_live_and_grabbed_styles(encoder: Path) -> None:
     assert torch.equal(grabbed, first)  # and keeps it
     kept = images.keepsakes()
     assert images.keepsakes()["style.1.grabbed"] is kept["style.1.grabbed"], "asked for each second"
+    images.apply({"style.1.source": "file", "style.1.grab": True})  # grabbed for later
+    run(bench, images, {"main": picture(2)})
+    change(bench, images)
+    assert images.keepsakes() != kept
     bench = make_bench()  # another engine in its place
     successor = StyleImages(bench.context)
     successor.remember(kept)
