@@ -18,6 +18,8 @@ from sdbridge.frame import Frame
 from sdbridge.preview import PreviewRelay
 from sdbridge.slot import SharedSlot
 from sdbridge.testing import FakeClock, FakeReceiver, FakeSender, FakeTextures, number_of, numbered_picture
+from sdbridge.textures.served_paths import ServedPaths
+from sdbridge.textures.supply import Textures
 from sdbridge.textures.test_card import read_number
 
 
@@ -307,6 +309,52 @@ def test_a_second_input_is_switched_on_and_off_and_a_second_output_too():
         assert map_.is_open and [each.role for each in bridge.status().outputs] == ["control"]
         with pytest.raises(SdbridgeError, match="there is no output 1; there are 1"):
             bridge.drop_output(1)
+
+
+def test_outputs_served_on_our_own_port_each_have_their_path():
+    main = FakeReceiver("main")
+    twice = OutputConfig(backend="mjpeg", role="control")
+    settings = config(in_process=True).model_copy(
+        update={"output": (OutputConfig(backend="mjpeg"), twice, twice.model_copy())}
+    )
+    with Bridge(settings, textures=FakeTextures({"main": main}, []), control=False) as bridge:
+        bridge.textures._textures.sender = Textures().sender
+        bridge.start()
+
+        def served() -> list[str]:
+            return sorted(bridge.mounts())
+
+        wait_until(lambda: served() == ["/control.mjpeg", "/output-2.mjpeg", "/output.mjpeg"])
+        bridge.choose_output(3, "mjpeg", "Wall <2>")
+        assert "/wall-2.mjpeg" in served()
+        bridge.choose_output(0, "mjpeg", "another name")  # stays where it was
+        assert "/another-name.mjpeg" not in served() and "/output.mjpeg" in served()
+        bridge.choose_output(3, "mjpeg", "hall")  # and so does one of its own name
+        assert "/wall-2.mjpeg" in served() and "/hall.mjpeg" not in served()
+        with pytest.raises(SdbridgeError):
+            bridge.choose_output(0, "spout", "not here")
+        assert "/output.mjpeg" in served()
+        bridge.drop_output(0)
+        wait_until(lambda: served() == ["/control.mjpeg", "/output-2.mjpeg", "/wall-2.mjpeg"])
+        bridge.choose_output(3, "mjpeg", "again")
+        assert "/output.mjpeg" in served(), "it is free again"
+
+
+def test_two_outputs_that_name_the_same_path_are_told():
+    paths = ServedPaths()
+    first = OutputConfig(backend="mjpeg", options={"path": "/wall"})
+    second = first.model_copy()
+    assert paths.take(first, "mjpeg") == paths.take(first, "mjpeg") == "/wall"
+    with pytest.raises(SdbridgeError, match="another output is served at /wall already"):
+        paths.take(second, "mjpeg")
+    assert paths.take(second, "ndi") == ""
+    paths.hand_over(first, second)
+    assert paths.take(second, "webrtc") == "/wall"
+    other = OutputConfig(backend="webrtc", name="Side")
+    assert paths.take(other, "webrtc") == "/whep"
+    assert paths.take(other.model_copy(), "webrtc") == "/whep-side"
+    paths.release(second)
+    assert paths.take(first, "mjpeg") == "/wall"
 
 
 def test_an_output_sent_again_stays_unless_it_had_ended():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from sdbridge.slot import LatestSlot
 from sdbridge.status import SourceStatus
 from sdbridge.textures.geometry import fit_frame
 from sdbridge.textures.gpu_handover import GpuSide, HandoverSender, may_be_handed_over
+from sdbridge.textures.served_paths import USUAL, ServedPaths
 from sdbridge.textures.still import FallbackImage
 from sdbridge.textures.stub import Sender
 from sdbridge.textures.supply import Textures
@@ -70,6 +72,7 @@ class TextureDesk:
         self._fallback_input: Frame | None = None  # a lent input may be gone when it is wanted
         self._previews: dict[Role, PreviewRelay] = {role: PreviewRelay(clock) for role in INPUT_ROLES}
         self._frames_before = 0  # of receivers that were replaced
+        self._paths = ServedPaths()
         self._receivers: dict[Role, ReceiveThread] = {}
         for role in INPUT_ROLES:
             chosen = getattr(config.input, role)
@@ -176,6 +179,7 @@ class TextureDesk:
             thread = self._senders.pop(index)
         self._publish()
         thread.stop()
+        self._paths.release(thread.config)
 
     def _no_output(self, index: int) -> SdbridgeError:
         return SdbridgeError(
@@ -198,8 +202,16 @@ class TextureDesk:
         same = same and sent == base.role
         if same and old is not None and not old.ended:
             return  # two senders of one name would stand in each other's way
+        if old is not None:
+            self._paths.hand_over(old.config, config)
         thread = self._send_thread(config)
-        self._try(thread)
+        try:
+            self._try(thread)
+        except SdbridgeError:
+            self._paths.release(config)
+            if old is not None:
+                self._paths.take(old.config, old.backend)
+            raise
         with self._lock:
             self._senders[index : index + 1] = [thread]
         self._publish()
@@ -261,11 +273,19 @@ class TextureDesk:
 
     def _sender(self, config: OutputConfig) -> tuple[str, Sender]:
         backend, sender = self._textures.sender(config, self._name)
+        path = self._paths.take(config, backend)
+        if path and path != USUAL[backend] and "path" not in config.options:
+            options = {**config.options, "path": path}
+            backend, sender = self._textures.sender(
+                config.model_copy(update={"options": options}), self._name
+            )
         if self._gpu_side is not None and may_be_handed_over(backend, config):
             sender = HandoverSender(backend, sender, self._gpu_side, self._clock)
         return backend, sender
 
     def _send_thread(self, config: OutputConfig) -> SendThread:
+        with suppress(SdbridgeError):  # in the order of the outputs; what is wrong is told when it opens
+            self._paths.take(config, config.backend)
         return SendThread(
             config,
             lambda: self._sender(config),
