@@ -12,6 +12,7 @@ import numpy as np
 from sdbridge.errors import SdbridgeError
 
 Role = Literal["main", "control", "mask", "style", "generated"]
+InputRole = Literal["main", "control", "mask", "style"]
 OutputRole = Literal["generated", "control"]
 INPUT_ROLES: tuple[Role, ...] = ("main", "control", "mask", "style")
 OUTPUT_ROLES: tuple[Role, ...] = ("generated", "control")

@@ -129,9 +129,7 @@ class Drive:
         while not enough():
             due = max(due + 1 / fps, time.perf_counter())
             times.append(self.one())
-            rests = getattr(self.engine, "rests", None)
-            if callable(rests):
-                rests()
+            self.engine.rests()
             time.sleep(max(0.0, due - time.perf_counter()))
         return times
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Literal
 
 from pydantic import Field
 from starlette.requests import Request
@@ -14,7 +13,7 @@ from starlette.responses import Response
 from sdbridge.control.endpoint import Body, Endpoint, json_answer, read_body
 from sdbridge.control.view import BridgeView
 from sdbridge.errors import SdbridgeError
-from sdbridge.frame import OutputRole
+from sdbridge.frame import InputRole, OutputRole
 
 _LIST = {"type": "array", "items": {"type": "object"}}
 
@@ -22,7 +21,7 @@ _LIST = {"type": "array", "items": {"type": "object"}}
 class ChooseInput(Body):
     """Receive ``name`` by ``backend`` for ``role`` from now on; an empty name lets the backend choose."""
 
-    role: Literal["main", "control", "mask", "style"] = "main"
+    role: InputRole = "main"
     backend: str = Field(max_length=64)
     name: str = Field(default="", max_length=2048)
 
@@ -42,7 +41,7 @@ class ChooseOutput(Body):
 class DropInput(Body):
     """Receive nothing for ``role`` any more. The main input cannot be switched off."""
 
-    role: Literal["main", "control", "mask", "style"]
+    role: InputRole
 
 
 class DropOutput(Body):

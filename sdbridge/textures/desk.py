@@ -198,11 +198,10 @@ class TextureDesk:
         options = base.options if backend == base.backend else {}
         sent = role or base.role
         config = base.model_copy(update={"backend": backend, "name": name, "options": options, "role": sent})
-        same = old is not None and old.backend == backend and name in (old.config.name, old.status().name)
-        same = same and sent == base.role
-        if same and old is not None and not old.ended:
-            return  # two senders of one name would stand in each other's way
         if old is not None:
+            named = name in (old.config.name, old.status().name)
+            if named and old.backend == backend and sent == base.role and not old.ended:
+                return  # two senders of one name would stand in each other's way
             self._paths.hand_over(old.config, config)
         thread = self._send_thread(config)
         try:

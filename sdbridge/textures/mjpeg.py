@@ -16,6 +16,7 @@ from sdbridge.errors import SdbridgeError
 from sdbridge.frame import Frame
 from sdbridge.textures import stub
 from sdbridge.textures.options import option, read_options
+from sdbridge.textures.served_paths import USUAL
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +30,9 @@ _Send = Callable[[_Message], Awaitable[None]]
 
 @dataclass(frozen=True)
 class MjpegOptions:
-    """Where and how good. Two MJPEG outputs need two paths."""
+    """Where and how good. Of outputs that name no path, each gets one of its own (``served_paths.py``)."""
 
-    path: str = option("/output.mjpeg")
+    path: str = option(USUAL["mjpeg"])
     quality: int = option(85, low=1, high=100)
     viewers: int = option(16, low=1, high=256)
 

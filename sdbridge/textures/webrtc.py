@@ -27,6 +27,7 @@ from sdbridge.frame import Frame
 from sdbridge.textures import stub
 from sdbridge.textures.geometry import scaler, with_even_sides
 from sdbridge.textures.options import option, read_options
+from sdbridge.textures.served_paths import USUAL
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +42,9 @@ _Send = Callable[[_Message], Awaitable[None]]
 
 @dataclass(frozen=True)
 class WebrtcOptions:
-    """Two WebRTC outputs need two paths. ``h264`` is what some hardware players ask for; VP8 costs half."""
+    """``path`` as MJPEG's. ``h264`` is what some hardware players ask for; VP8 costs half."""
 
-    path: str = option("/whep")
+    path: str = option(USUAL["webrtc"])
     viewers: int = option(4, low=1, high=32)
     codec: str = option("vp8", choices=("vp8", "h264"))
 

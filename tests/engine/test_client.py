@@ -67,6 +67,14 @@ class Bench:
                     return got
         raise AssertionError(f"not within {timeout_s} s; got {[f.frame_id for f in got]}, {self.events}")
 
+    def control_out(self, number):
+        """What leaves in the control role when picture ``number`` came in by it, and a frame after it."""
+        self.offer(number, role="control")
+        time.sleep(0.05)
+        self.offer(1)
+        self.frames(lambda f: True)
+        return self.client.take("control")
+
     def wait(self, wanted, timeout_s=90.0):
         deadline = time.monotonic() + timeout_s
         while not wanted() and time.monotonic() < deadline:
@@ -205,11 +213,7 @@ def test_an_output_larger_than_its_slot_gets_a_new_slot():
 
 def test_an_input_that_is_switched_off_is_as_if_it_never_was_there():
     with Bench("passthrough") as bench:
-        bench.offer(50, role="control")
-        time.sleep(0.05)
-        bench.offer(1)
-        bench.frames(lambda f: True)
-        assert number_of(bench.client.take("control").pixels) == 50
+        assert number_of(bench.control_out(50).pixels) == 50
         bench.offer(51, role="control")  # lies in its slot, unread
         bench.client.withdraw("control")
         bench.offer_and_see_taken(2)  # which may have been faster than the order
@@ -226,11 +230,7 @@ def test_an_input_that_is_switched_off_is_as_if_it_never_was_there():
 
 def test_the_control_role_goes_in_and_out():
     with Bench("passthrough") as bench:
-        bench.offer(50, role="control")
-        time.sleep(0.05)
-        bench.offer(1)
-        bench.frames(lambda f: True)
-        control = bench.client.take("control")
+        control = bench.control_out(50)
         assert control is not None and number_of(control.pixels) == 50
 
 

@@ -11,6 +11,7 @@ import os
 import time
 from pathlib import Path
 
+from sdbridge.engine.image.stored import stamp_of
 from sdbridge.errors import SdbridgeError
 
 #: So many zeros at the end are suspicious. Smaller tensors of zeros are everywhere.
@@ -32,9 +33,9 @@ def wait_until_at_rest(path: Path) -> None:
         return
     end = time.monotonic() + PATIENCE_S
     while (zeros := _zeros_at_the_end(path)) >= TAIL:
-        before = _mark(path)
+        before = stamp_of(path.stat())
         time.sleep(REST_S)
-        if _mark(path) == before:
+        if stamp_of(path.stat()) == before:
             return
         if time.monotonic() > end:
             raise SdbridgeError(
@@ -42,11 +43,6 @@ def wait_until_at_rest(path: Path) -> None:
                 f"{path} is still being written: its last {zeros >> 10} KB are zeros so far",
                 "It comes in by itself once it is whole.",
             )
-
-
-def _mark(path: Path) -> tuple[int, int, int]:
-    about = path.stat()
-    return about.st_mtime_ns, about.st_size, about.st_ino
 
 
 def _zeros_at_the_end(path: Path) -> int:

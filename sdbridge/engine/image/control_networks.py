@@ -146,17 +146,14 @@ class ControlNetwork:
     def foresee(self, call: UnetCall, image: Tensor) -> UnetCall | None:
         """See ``Network``. A frame begins one thing at most: all at once were a millisecond of it."""
         picture, hint = self._pictures_like(call.sample, image)
-        things = (
-            lambda: foresee(self.embed, picture),
-            lambda: foresee(self.run, *self._tensors(call, hint)),
-            lambda: bool(self._residuals_like(call.sample)),
-        )
-        self._asked = min(self._asked + 1, len(things))
-        known = [thing() for thing in things[: self._asked]]
-        if self._asked < len(things) or not all(known):
+        self._asked += 1
+        ready = foresee(self.embed, picture)
+        if self._asked > 1:
+            ready = foresee(self.run, *self._tensors(call, hint)) and ready
+        if self._asked < 3:
             return None
         *down, mid = self._residuals_like(call.sample)
-        return replace(call, down_residuals=tuple(down), mid_residual=mid)
+        return replace(call, down_residuals=tuple(down), mid_residual=mid) if ready else None
 
     def _tensors(self, call: UnetCall, hint: Tensor) -> list[Tensor]:
         tensors = [call.sample[:, : self._channels], call.timesteps, call.encoder_hidden_states, hint]

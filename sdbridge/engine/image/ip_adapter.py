@@ -299,9 +299,9 @@ class StyleImages(StreamExtension):
 
     def remember(self, keepsakes: Mapping[str, bytes]) -> None:
         for n, slot in self._slots.items():
-            slot.keepsake = keepsakes.get(_grabbed(n), b"")
-            device = self._context.model.device
-            slot.grabbed = _unpacked(slot.keepsake, device) if slot.keepsake else None
+            if _grabbed(n) in keepsakes:
+                slot.keepsake = keepsakes[_grabbed(n)]
+                slot.grabbed = _unpacked(slot.keepsake, self._context.model.device)
 
     def unload(self) -> None:
         self._networks.cancel()

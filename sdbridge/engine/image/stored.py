@@ -58,7 +58,7 @@ class Stored:
     def open(self) -> FileIO:
         """Its file, to be closed by the caller. Raises BrokenFileError where that is another one by now."""
         file = self.path.open("rb", buffering=0)
-        if _stamp(os.fstat(file.fileno())) != self.stamp:
+        if stamp_of(os.fstat(file.fileno())) != self.stamp:
             file.close()
             raise BrokenFileError("was replaced while it was read")
         return file
@@ -130,7 +130,7 @@ def look_into(path: Path) -> StoredFile:
     try:
         header = json.loads(text)
         notes = dict(header.pop("__metadata__", None) or {})
-        tensors = {key: _stored(path, 8 + length, entry, _stamp(about)) for key, entry in header.items()}
+        tensors = {key: _stored(path, 8 + length, entry, stamp_of(about)) for key, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise BrokenFileError(f"has a damaged safetensors header ({error})") from None
     _check_extent(tensors, 8 + length, size)
@@ -148,7 +148,8 @@ def _stored(path: Path, data: int, entry: Mapping[str, Any], stamp: tuple[int, .
     return stored
 
 
-def _stamp(about: os.stat_result) -> tuple[int, ...]:
+def stamp_of(about: os.stat_result) -> tuple[int, ...]:
+    """What tells a file from another at its place, and from itself once it was written to."""
     return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
 
 
