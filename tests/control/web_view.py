@@ -37,6 +37,7 @@ class WebView:
         self.now = Status()
         self.delay_s = 0.0
         self.more_inputs: tuple[str, ...] = ()
+        self.more_outputs: tuple[str, ...] = ()
         self.source_line, self.source_there = "test pattern 256x256", True
 
     def status(self) -> Status:
@@ -63,7 +64,7 @@ class WebView:
             engine_line="embedded model on CPU, eager",
             device="cpu",
             inputs=(main, *(replace(main, role=role) for role in self.more_inputs)),
-            outputs=(out,),
+            outputs=(out, *(replace(out, role=role) for role in self.more_outputs)),
             version="0.1.0",
             schema=self.store.table.schema_hash(),
         )

@@ -81,9 +81,12 @@ function input(role, what, backends) {
 const following = []; // of the rows of outputs, which are drawn anew when there is one more or less
 
 async function buildOutputs(card) {
-  for (const end of following.splice(0)) end();
   const { outputs, backends } = await link.get("/api/outputs");
-  const redraw = () => buildOutputs(card);
+  for (const end of following.splice(0)) end();
+  // Whoever added or ended one: rows are known by their place, which then is another's.
+  following.push(followStatus((now) => {
+    if (now.outputs && now.outputs.length !== outputs.length) buildOutputs(card).catch(() => {}); // the next status asks again
+  }));
   const rows = outputs.map((output, index) => {
     const backend = backendSelect(backends, `Backend of output ${index + 1}`);
     const name = el("input", { type: "text", value: output.name, "aria-label": `Name of output ${index + 1}`, autocomplete: "off", spellcheck: "false" });
@@ -93,7 +96,7 @@ async function buildOutputs(card) {
       event.preventDefault();
       choose("/api/outputs", { index, backend: backend.value, name: name.value });
     };
-    const end = () => choose("/api/outputs/off", { index }, "Ended").then(redraw);
+    const end = () => choose("/api/outputs/off", { index }, "Ended");
     following.push(followStatus((now) => drawState(state, now.outputs?.[index], "")));
     return el(
       "form.texture", { onsubmit: use },
@@ -102,17 +105,17 @@ async function buildOutputs(card) {
       state,
     );
   });
-  fill(card, el("div.card-head", {}, el("h2", {}, "Outputs")), rows.length ? rows : el("p.empty", {}, "There is no output."), anotherOutput(outputs, backends, redraw));
+  fill(card, el("div.card-head", {}, el("h2", {}, "Outputs")), rows.length ? rows : el("p.empty", {}, "There is no output."), anotherOutput(outputs, backends));
 }
 
 /** A further output: the picture once more under another name, or a ControlNet's control image. */
-function anotherOutput(outputs, backends, redraw) {
+function anotherOutput(outputs, backends) {
   const backend = backendSelect(backends, "Backend of the new output");
   const role = el("select", { "aria-label": "Picture of the new output" }, el("option", { value: "generated" }, "generated"), el("option", { value: "control" }, "control"));
   const name = el("input", { type: "text", "aria-label": "Name of the new output", placeholder: "name", required: true, autocomplete: "off", spellcheck: "false" });
   const add = (event) => {
     event.preventDefault();
-    choose("/api/outputs", { index: outputs.length, backend: backend.value, name: name.value, role: role.value }, "Added").then(redraw);
+    choose("/api/outputs", { index: outputs.length, backend: backend.value, name: name.value, role: role.value }, "Added");
   };
   return el("form.texture", { onsubmit: add }, el("h3", {}, "One more"), el("div.texture-fields.four", {}, backend, role, name, el("button", { type: "submit" }, "Add")));
 }
